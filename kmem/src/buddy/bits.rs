@@ -1,0 +1,171 @@
+//! Free bits of one pageblock: 512 of them, one cache line.
+//!
+//! # Concepts
+//! Bit n is set while frame n of the pageblock is free. A block of order k is free when its 2^k
+//! aligned bits are all set; it is *maximal* when the block of order k+1 around it is not. Merging two
+//! buddies is therefore nothing but setting bits, and taking a free neighbour off a list is nothing at
+//! all: no link lives in the frames or their `Page`s.
+//!
+//! # Locking
+//! Written under the lock of the area that owns the pageblock; the loads are atomic so that reports may
+//! look without it.
+
+use crate::types::PAGEBLOCK_ORDER;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+const WORDS: usize = 8;
+
+/// `STARTS[k]`: the positions in a word where a block of order k can start.
+const STARTS: [u64; 6] = [
+    u64::MAX,
+    0x5555_5555_5555_5555,
+    0x1111_1111_1111_1111,
+    0x0101_0101_0101_0101,
+    0x0001_0001_0001_0001,
+    0x0000_0001_0000_0001,
+];
+
+/// Mask of the low 2^`order` bits.
+#[inline(always)]
+const fn low(order: u32) -> u64 {
+    if order >= 6 { u64::MAX } else { (1 << (1u32 << order)) - 1 }
+}
+
+/// Where blocks of `order` (at most 5) start in `word`, free and aligned.
+#[inline(always)]
+fn runs(word: u64, order: u32) -> u64 {
+    let mut w = word;
+    let mut k = 0;
+    while k < order {
+        w &= w >> (1u32 << k);
+        k += 1;
+    }
+    w & STARTS[order as usize]
+}
+
+/// Where *maximal* blocks of `order` (at most 5) start in `word`.
+#[inline(always)]
+fn maximal(word: u64, order: u32) -> u64 {
+    let at = runs(word, order);
+    let pairs = if order == 5 {
+        u64::from(word == u64::MAX)
+    } else {
+        at & (at >> (1u32 << order)) & STARTS[order as usize + 1]
+    };
+    at & !(pairs | pairs << (1u32 << order))
+}
+
+/// The free bits of one pageblock.
+#[repr(C, align(64))]
+pub(crate) struct FreeBits([AtomicU64; WORDS]);
+
+impl FreeBits {
+    #[inline(always)]
+    fn word(&self, i: usize) -> u64 {
+        self.0[i & (WORDS - 1)].load(Relaxed)
+    }
+
+    #[inline(always)]
+    fn put(&self, i: usize, w: u64) {
+        self.0[i & (WORDS - 1)].store(w, Relaxed);
+    }
+
+    /// Whether all frames of the aligned block are free.
+    #[inline(always)]
+    pub(crate) fn all(&self, pos: u32, order: u32) -> bool {
+        let i = (pos >> 6) as usize;
+        if order < 6 {
+            let mask = low(order) << (pos & 63);
+            return self.word(i) & mask == mask;
+        }
+        (i..i + (1 << (order - 6))).all(|i| self.word(i) == u64::MAX)
+    }
+
+    /// Whether any frame of the aligned block is free.
+    #[inline(always)]
+    pub(crate) fn any(&self, pos: u32, order: u32) -> bool {
+        let i = (pos >> 6) as usize;
+        if order < 6 {
+            return self.word(i) & (low(order) << (pos & 63)) != 0;
+        }
+        (i..i + (1 << (order - 6))).any(|i| self.word(i) != 0)
+    }
+
+    #[inline(always)]
+    pub(crate) fn set(&self, pos: u32, order: u32) {
+        let i = (pos >> 6) as usize;
+        if order < 6 {
+            self.put(i, self.word(i) | low(order) << (pos & 63));
+        } else {
+            (i..i + (1 << (order - 6))).for_each(|i| self.put(i, u64::MAX));
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn clear(&self, pos: u32, order: u32) {
+        let i = (pos >> 6) as usize;
+        if order < 6 {
+            self.put(i, self.word(i) & !(low(order) << (pos & 63)));
+        } else {
+            (i..i + (1 << (order - 6))).for_each(|i| self.put(i, 0));
+        }
+    }
+
+    /// The order of the maximal free block that a free block of `order` at `pos` belongs to.
+    #[inline]
+    pub(crate) fn enclosing(&self, pos: u32, order: u32) -> u32 {
+        let mut k = order;
+        while k < PAGEBLOCK_ORDER && self.all(pos & !((2 << k) - 1), k + 1) {
+            k += 1;
+        }
+        k
+    }
+
+    /// The first maximal block of `order` (at most 9).
+    #[inline]
+    pub(crate) fn find(&self, order: u32) -> Option<u32> {
+        if order < 6 {
+            for i in 0..WORDS {
+                let w = self.word(i);
+                if w == 0 {
+                    continue;
+                }
+                let at = maximal(w, order);
+                if at != 0 {
+                    return Some((i as u32) << 6 | at.trailing_zeros());
+                }
+            }
+            return None;
+        }
+        let mut pos = 0;
+        while pos < 1 << PAGEBLOCK_ORDER {
+            if self.all(pos, order) && self.enclosing(pos, order) == order {
+                return Some(pos);
+            }
+            pos += 1 << order;
+        }
+        None
+    }
+
+    /// Free frames.
+    pub(crate) fn count(&self) -> u32 {
+        (0..WORDS).map(|i| self.word(i).count_ones()).sum()
+    }
+
+    /// Number of maximal blocks of each order up to a pageblock's. For reports and audits: it looks
+    /// at every bit.
+    pub(crate) fn histogram(&self) -> [u32; PAGEBLOCK_ORDER as usize + 1] {
+        let mut h = [0; PAGEBLOCK_ORDER as usize + 1];
+        let mut pos = 0;
+        while pos < 1 << PAGEBLOCK_ORDER {
+            if self.all(pos, 0) {
+                let k = self.enclosing(pos, 0);
+                h[k as usize] += 1;
+                pos += 1 << k;
+            } else {
+                pos += 1;
+            }
+        }
+        h
+    }
+}

@@ -1,0 +1,314 @@
+//! Regions: 64 pageblocks whose wholly free ones are bits of one word.
+//!
+//! # Concepts
+//! A block of order 9 + k is a run of 2^k aligned set bits; what `bits` does for the frames of a
+//! pageblock, one word does here for the pageblocks of a region. Orders above 15 do not exist.
+//!
+//! # Implementation
+//! A region belongs to one zone; where two zones meet inside one, each has a region of its own with
+//! only its own bits. Bring-up sets a word per region and touches no pageblock: a terabyte is eight
+//! thousand words.
+//!
+//! # Locking
+//! As for the area.
+
+use super::{AlreadyFree, Area, NIL};
+use crate::{
+    memmap::PbFlags,
+    types::{MigrateType, PAGEBLOCK_ORDER},
+};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Orders a region can hold: 9 to 15.
+pub(super) const REGION_ORDERS: usize = 7;
+
+/// Pageblocks of a region as a power of two.
+pub(crate) const REGION_SHIFT: u32 = 6;
+
+const STARTS: [u64; REGION_ORDERS] = [
+    u64::MAX,
+    0x5555_5555_5555_5555,
+    0x1111_1111_1111_1111,
+    0x0101_0101_0101_0101,
+    0x0001_0001_0001_0001,
+    0x0000_0001_0000_0001,
+    1,
+];
+
+/// Bits of 2^`k` pageblocks.
+#[inline(always)]
+const fn low(k: u32) -> u64 {
+    if k >= 6 { u64::MAX } else { (1 << (1u32 << k)) - 1 }
+}
+
+/// Where runs of 2^`k` start in `word`.
+const fn runs(word: u64, k: u32) -> u64 {
+    let mut w = word;
+    let mut i = 0;
+    while i < k {
+        w &= w >> (1u32 << i);
+        i += 1;
+    }
+    w & STARTS[k as usize]
+}
+
+/// 64 pageblocks of one zone.
+pub(crate) struct Region {
+    whole: AtomicU64,
+    next: AtomicU32,
+    prev: AtomicU32,
+    /// Bin (largest order − 9) plus one; 0 for none.
+    bin: AtomicU8,
+}
+
+impl Region {
+    pub(crate) fn whole(&self) -> u64 {
+        self.whole.load(Relaxed)
+    }
+
+    /// Runs of each order that are not part of a larger one, up to `max_k`.
+    pub(crate) fn histogram(&self, max_k: u32) -> [u32; REGION_ORDERS] {
+        let mut h = [0; REGION_ORDERS];
+        let word = self.whole();
+        for k in 0..=max_k {
+            let mut at = runs(word, k);
+            if k < max_k {
+                let pairs = runs(word, k + 1);
+                at &= !(pairs | pairs << (1u32 << k));
+            }
+            h[k as usize] = at.count_ones();
+        }
+        h
+    }
+}
+
+impl Area<'_> {
+    fn region_of(&self, index: u32) -> (u32, u32) {
+        let pb = self.map.base_block() + index;
+        ((pb >> REGION_SHIFT) - self.region_base, pb & ((1 << REGION_SHIFT) - 1))
+    }
+
+    fn region(&self, r: u32) -> &Region {
+        &self.regions[r as usize]
+    }
+
+    fn max_k(&self) -> u32 {
+        self.lists.max_order.saturating_sub(PAGEBLOCK_ORDER)
+    }
+
+    fn rebin_region(&mut self, r: u32) {
+        let word = self.region(r).whole();
+        let max_k = self.max_k();
+        let mut want = 0;
+        if word != 0 {
+            let mut k = 0;
+            while k < max_k && runs(word, k + 1) != 0 {
+                k += 1;
+            }
+            want = k as u8 + 1;
+        }
+        let have = self.region(r).bin.load(Relaxed);
+        if have == want {
+            return;
+        }
+        if have != 0 {
+            let bin = usize::from(have) - 1;
+            let (next, prev) =
+                (self.region(r).next.load(Relaxed), self.region(r).prev.load(Relaxed));
+            if next != NIL {
+                self.region(next).prev.store(prev, Relaxed);
+            }
+            if prev != NIL {
+                self.region(prev).next.store(next, Relaxed);
+            } else {
+                self.lists.region_heads[bin] = next;
+                if next == NIL {
+                    self.lists.region_mask &= !(1 << bin);
+                }
+            }
+        }
+        self.region(r).bin.store(want, Relaxed);
+        if want != 0 {
+            let bin = usize::from(want) - 1;
+            let head = self.lists.region_heads[bin];
+            self.region(r).next.store(head, Relaxed);
+            self.region(r).prev.store(NIL, Relaxed);
+            if head != NIL {
+                self.region(head).prev.store(r, Relaxed);
+            }
+            self.lists.region_heads[bin] = r;
+            self.lists.region_mask |= 1 << bin;
+        }
+    }
+
+    pub(super) fn is_whole(&self, index: u32) -> bool {
+        let (r, bit) = self.region_of(index);
+        self.region(r).whole() >> bit & 1 == 1
+    }
+
+    /// The order of the maximal run around a whole pageblock.
+    pub(super) fn whole_order(&self, index: u32) -> u32 {
+        let (r, bit) = self.region_of(index);
+        let word = self.region(r).whole();
+        let mut k = 0;
+        while k < self.max_k() && runs(word, k + 1) >> (bit & !((2 << k) - 1)) & 1 == 1 {
+            k += 1;
+        }
+        PAGEBLOCK_ORDER + k
+    }
+
+    /// Sets the bits of a run that was not free, merging.
+    fn set_run(&mut self, r: u32, bit: u32, k: u32) {
+        let word = self.region(r).whole() | low(k) << bit;
+        let mut k = k;
+        while k < self.max_k() {
+            let buddy = bit & !((1 << k) - 1) ^ (1 << k);
+            let mask = low(k) << buddy;
+            if word & mask != mask {
+                break;
+            }
+            self.lists.nr_free[(PAGEBLOCK_ORDER + k) as usize] -= 1;
+            k += 1;
+        }
+        self.lists.nr_free[(PAGEBLOCK_ORDER + k) as usize] += 1;
+        self.region(r).whole.store(word, Relaxed);
+        self.rebin_region(r);
+    }
+
+    /// Clears the bits of the run of 2^`k` at `bit`, out of the maximal run of 2^`from` around it.
+    fn clear_run(&mut self, r: u32, bit: u32, k: u32, from: u32) {
+        let word = self.region(r).whole() & !(low(k) << bit);
+        self.lists.nr_free[(PAGEBLOCK_ORDER + from) as usize] -= 1;
+        for i in k..from {
+            self.lists.nr_free[(PAGEBLOCK_ORDER + i) as usize] += 1;
+        }
+        self.region(r).whole.store(word, Relaxed);
+        self.rebin_region(r);
+    }
+
+    /// Marks a broken pageblock, now all free and zeroed, as whole.
+    pub(super) fn set_whole(&mut self, index: u32) {
+        let (r, bit) = self.region_of(index);
+        self.set_run(r, bit, 0);
+    }
+
+    /// Finds the best run of 2^`k` pageblocks: the smallest maximal one in the region whose largest
+    /// is smallest.
+    fn find_run(&self, k: u32) -> Option<(u32, u32, u32)> {
+        let mask = self.lists.region_mask >> k;
+        if mask == 0 {
+            return None;
+        }
+        let bin = k + mask.trailing_zeros();
+        let r = self.lists.region_heads[bin as usize];
+        let word = self.region(r).whole();
+        let max_k = self.max_k();
+        for from in k..=bin {
+            let mut at = runs(word, from);
+            if from < max_k {
+                let pairs = runs(word, from + 1);
+                at &= !(pairs | pairs << (1u32 << from));
+            }
+            if at != 0 {
+                return Some((r, at.trailing_zeros(), from));
+            }
+        }
+        None
+    }
+
+    fn run_index(&self, r: u32, bit: u32) -> u32 {
+        ((self.region_base + r) << REGION_SHIFT) + bit - self.map.base_block()
+    }
+
+    /// Takes a block of `order` (a pageblock's or larger); its pageblocks become `mt`.
+    pub(crate) fn take_whole(&mut self, order: u32, mt: MigrateType) -> Option<u32> {
+        let k = order - PAGEBLOCK_ORDER;
+        let (r, bit, from) = self.find_run(k)?;
+        self.clear_run(r, bit, k, from);
+        let index = self.run_index(r, bit);
+        self.own_run(index, k, mt);
+        Some(self.first_pfn(index))
+    }
+
+    fn own_run(&mut self, index: u32, k: u32, mt: MigrateType) {
+        for i in index..index + (1 << k) {
+            if self.migratetype(i) != mt {
+                self.map.set_flags(self.first_pfn(i), PbFlags::new(self.slot, mt));
+            }
+        }
+    }
+
+    /// Takes exactly the block of `order` at `pfn`, if all of it is whole.
+    pub(super) fn claim_whole_at(&mut self, pfn: u32, order: u32) -> bool {
+        let k = order - PAGEBLOCK_ORDER;
+        let index = self.index(pfn);
+        let (r, bit) = self.region_of(index);
+        let mask = low(k) << bit;
+        if self.region(r).whole() & mask != mask {
+            return false;
+        }
+        let from = self.whole_order(index) - PAGEBLOCK_ORDER;
+        self.clear_run(r, bit, k, from);
+        true
+    }
+
+    /// Turns a whole pageblock into a broken one of mobility `mt`, all of it one free block.
+    pub(super) fn break_whole(&mut self, index: u32, mt: MigrateType) {
+        let (r, bit) = self.region_of(index);
+        let from = self.whole_order(index) - PAGEBLOCK_ORDER;
+        self.clear_run(r, bit, 0, from);
+        self.bits(index).set(0, PAGEBLOCK_ORDER);
+        let b = self.block(index);
+        b.add(PAGEBLOCK_ORDER);
+        b.add_free(1 << PAGEBLOCK_ORDER);
+        self.lists.nr_free[PAGEBLOCK_ORDER as usize] += 1;
+        self.rebin(index, mt);
+    }
+
+    /// Claims a whole pageblock for `mt` and breaks it.
+    pub(super) fn claim_whole(&mut self, mt: MigrateType) -> Option<u32> {
+        let (r, bit, _) = self.find_run(0)?;
+        let index = self.run_index(r, bit);
+        self.own_run(index, 0, mt);
+        self.break_whole(index, mt);
+        Some(index)
+    }
+
+    /// Gives a block of a pageblock's order or larger back.
+    pub(super) fn give_whole(&mut self, pfn: u32, order: u32) -> Result<(), AlreadyFree> {
+        if self.any_free(pfn, order) {
+            return Err(AlreadyFree);
+        }
+        let k = order - PAGEBLOCK_ORDER;
+        let index = self.index(pfn);
+        if (index..index + (1 << k)).all(|i| super::mixes(self.migratetype(i))) {
+            let (r, bit) = self.region_of(index);
+            self.set_run(r, bit, k);
+            return Ok(());
+        }
+        for i in index..index + (1 << k) {
+            self.set_whole(i);
+            let mt = self.migratetype(i);
+            if !super::mixes(mt) {
+                self.break_whole(i, mt);
+                if mt == MigrateType::HighAtomic {
+                    self.lists.free_highatomic += 1 << PAGEBLOCK_ORDER;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a run of wholly free pageblocks at bring-up. Order by order, so it costs a few steps per
+    /// region.
+    pub(crate) fn seed(&mut self, r: u32, word: u64) {
+        let old = self.region(r).histogram(self.max_k());
+        self.region(r).whole.store(self.region(r).whole() | word, Relaxed);
+        let new = self.region(r).histogram(self.max_k());
+        for k in 0..REGION_ORDERS {
+            let n = &mut self.lists.nr_free[PAGEBLOCK_ORDER as usize + k];
+            *n = *n + new[k] - old[k];
+        }
+        self.rebin_region(r);
+    }
+}

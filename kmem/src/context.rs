@@ -1,0 +1,506 @@
+//! Context: who is running, and what it may do.
+//!
+//! # Concepts
+//! Code runs in *process context* (may sleep), or in some *atomic context*: preemption off, a spin
+//! lock held, a softirq, a hard interrupt, interrupts masked, or an NMI. Asking for memory in a way
+//! that may sleep is a mistake in every atomic context \[C1\]. kmem shows it twice: the classic calls
+//! look at the CPU's context word and refuse; the typed calls take a capability, and the wrong one
+//! does not compile \[C2\].
+//!
+//! # Implementation
+//! One word per CPU, laid out as the kernel's `preempt_count`:
+//!
+//! ```text
+//!   31        23..20   19..16    15..8      7..0
+//!  +---------+--------+---------+----------+---------------+
+//!  | IRQ_OFF |  NMI   | hardirq | softirq  | preempt depth |
+//!  +---------+--------+---------+----------+---------------+
+//! ```
+//!
+//! The word is written by its own CPU only. An interrupt that lands on the CPU restores what it
+//! found before it returns, so plain loads and stores suffice; they are `Relaxed` atomics because an
+//! interrupt handler is, to the language, another thread.
+//!
+//! What belongs to the *task* and not to the CPU (scopes such as `memalloc_noio_save`, its cpuset, its
+//! memory policy) is in [`Task`]; interrupts do not inherit it.
+//!
+//! # Locking
+//! None; see above. [`Task`] is written by the task itself, read by others only for reports.
+
+use crate::types::NodeMask;
+use core::{
+    fmt,
+    marker::PhantomData,
+    ptr,
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+};
+
+const PREEMPT_UNIT: u32 = 1;
+const SOFTIRQ_UNIT: u32 = 1 << 8;
+const HARDIRQ_UNIT: u32 = 1 << 16;
+const NMI_UNIT: u32 = 1 << 20;
+const PREEMPT_MASK: u32 = 0xff;
+const SOFTIRQ_MASK: u32 = 0xff << 8;
+const HARDIRQ_MASK: u32 = 0xf << 16;
+const NMI_MASK: u32 = 0xf << 20;
+const IRQ_OFF: u32 = 1 << 31;
+
+/// The kinds of atomic section a CPU can be in, as units of its context word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Section {
+    /// Preemption is off (spin locks included).
+    Preempt = PREEMPT_UNIT,
+    /// A softirq runs, or softirqs are disabled.
+    Softirq = SOFTIRQ_UNIT,
+    /// A hard interrupt handler runs.
+    Hardirq = HARDIRQ_UNIT,
+    /// A non-maskable interrupt handler runs.
+    Nmi = NMI_UNIT,
+}
+
+/// A snapshot of a CPU's context word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Context(u32);
+
+impl Context {
+    /// Process context with everything enabled.
+    pub const PROCESS: Context = Context(0);
+
+    /// The context without one level of preemption-off: what the caller of a pinned section is in.
+    #[inline(always)]
+    pub(crate) const fn unpinned(self, preemptible: bool) -> Context {
+        Context(self.0.wrapping_sub(preemptible as u32))
+    }
+
+    /// Whether sleeping is allowed.
+    #[inline(always)]
+    pub const fn may_sleep(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether an NMI handler runs.
+    #[inline(always)]
+    pub const fn in_nmi(self) -> bool {
+        self.0 & NMI_MASK != 0
+    }
+
+    /// Whether a hard interrupt handler runs.
+    pub const fn in_hardirq(self) -> bool {
+        self.0 & HARDIRQ_MASK != 0
+    }
+
+    /// Whether a softirq runs or softirqs are disabled.
+    pub const fn in_softirq(self) -> bool {
+        self.0 & SOFTIRQ_MASK != 0
+    }
+
+    /// Whether any interrupt is being served (the kernel's `in_interrupt()`).
+    #[inline(always)]
+    pub const fn in_interrupt(self) -> bool {
+        self.0 & (NMI_MASK | HARDIRQ_MASK | SOFTIRQ_MASK) != 0
+    }
+
+    /// Whether interrupts are masked.
+    pub const fn irqs_off(self) -> bool {
+        self.0 & IRQ_OFF != 0
+    }
+
+    /// How deep preemption is disabled, spin locks included.
+    pub const fn preempt_depth(self) -> u32 {
+        self.0 & PREEMPT_MASK
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "in_atomic(): {}, irqs_disabled(): {}, nmi: {}, hardirq: {}, softirq: {}, preempt_count: {}",
+            u8::from(self.0 & !IRQ_OFF != 0),
+            u8::from(self.irqs_off()),
+            u8::from(self.in_nmi()),
+            u8::from(self.in_hardirq()),
+            u8::from(self.in_softirq()),
+            self.preempt_depth(),
+        )
+    }
+}
+
+/// The parts of the allocator an interrupt can land in \[C3\]. A CPU's current one is in
+/// [`Cpu::path`]; from [`Path::PcpAlloc`] on, the CPU's own lists are being worked on and a nested
+/// caller must take the locked path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Path {
+    /// Not in the allocator.
+    Idle = 0,
+    /// The slow path: watermarks, retries, choosing a zone.
+    Slow = 1,
+    /// Taking blocks straight from the buddy, under its lock.
+    BuddyAlloc = 2,
+    /// Giving a block straight to the buddy, under its lock.
+    BuddyFree = 3,
+    /// Taking a block from the CPU's own lists.
+    PcpAlloc = 4,
+    /// Putting a block on the CPU's own lists.
+    PcpFree = 5,
+    /// Refilling the CPU's own lists from the buddy.
+    Refill = 6,
+    /// Giving blocks of the CPU's own lists back to the buddy.
+    Drain = 7,
+    /// Several pages at once, through the CPU's own lists.
+    Bulk = 8,
+}
+
+/// Number of [`Path`]s.
+pub const NR_PATHS: usize = 9;
+
+impl Path {
+    /// All paths, in numeric order.
+    pub const ALL: [Path; NR_PATHS] = [
+        Path::Idle,
+        Path::Slow,
+        Path::BuddyAlloc,
+        Path::BuddyFree,
+        Path::PcpAlloc,
+        Path::PcpFree,
+        Path::Refill,
+        Path::Drain,
+        Path::Bulk,
+    ];
+
+    /// First path that owns the CPU's lists.
+    pub(crate) const FIRST_OWNER: u8 = Path::PcpAlloc as u8;
+}
+
+/// Work that others leave for a CPU to do when it is out of the allocator.
+pub(crate) const DEFER_DRAIN: u32 = 1;
+
+/// What the core keeps for one CPU. The platform owns one per possible CPU and says which one the
+/// caller is on.
+#[repr(align(64))]
+pub struct Cpu {
+    word: AtomicU32,
+    /// A [`Path`]; from `Path::FIRST_OWNER` on it is the ownership flag of the CPU's lists. Own CPU
+    /// only.
+    path: AtomicU8,
+    /// `DEFER_*` bits; set by anyone, cleared by the CPU.
+    pub(crate) deferred: AtomicU32,
+    id: u32,
+    node: u32,
+    task: AtomicPtr<Task>,
+    online: AtomicBool,
+}
+
+impl Cpu {
+    /// CPU `id` on node `node`, offline, in process context, running no task.
+    pub const fn new(id: u32, node: u32) -> Cpu {
+        Cpu {
+            word: AtomicU32::new(0),
+            path: AtomicU8::new(0),
+            deferred: AtomicU32::new(0),
+            id,
+            node,
+            task: AtomicPtr::new(ptr::null_mut()),
+            online: AtomicBool::new(false),
+        }
+    }
+
+    /// The CPU's number, dense from 0 (`smp_processor_id()`).
+    #[inline(always)]
+    pub fn id(&self) -> usize {
+        self.id as usize
+    }
+
+    /// The node the CPU belongs to.
+    #[inline(always)]
+    pub fn node(&self) -> usize {
+        self.node as usize
+    }
+
+    /// Whether the CPU is online.
+    pub fn online(&self) -> bool {
+        self.online.load(Relaxed)
+    }
+
+    /// Marks the CPU on- or offline. Called by the platform's bring-up and by
+    /// `Kmem::cpu_online`/`cpu_offline`.
+    pub(crate) fn set_online(&self, on: bool) {
+        self.online.store(on, Relaxed);
+    }
+
+    /// The context word now. Meaningful on the CPU itself.
+    #[inline(always)]
+    pub fn context(&self) -> Context {
+        Context(self.word.load(Relaxed))
+    }
+
+    /// Enters an atomic section. Called on the CPU itself; every entry needs its [`Cpu::leave`].
+    #[inline(always)]
+    pub fn enter(&self, section: Section) {
+        self.word.store(self.word.load(Relaxed).wrapping_add(section as u32), Relaxed);
+    }
+
+    /// Leaves an atomic section entered on the same CPU.
+    #[inline(always)]
+    pub fn leave(&self, section: Section) {
+        self.word.store(self.word.load(Relaxed).wrapping_sub(section as u32), Relaxed);
+    }
+
+    /// Masks interrupts in the context word and says whether they were masked before. For platforms
+    /// whose interrupt mask is this bit; hardware that has a mask of its own sets both.
+    #[inline(always)]
+    pub fn mask_irqs(&self) -> bool {
+        let w = self.word.load(Relaxed);
+        self.word.store(w | IRQ_OFF, Relaxed);
+        w & IRQ_OFF != 0
+    }
+
+    /// Unmasks interrupts in the context word.
+    #[inline(always)]
+    pub fn unmask_irqs(&self) {
+        self.word.store(self.word.load(Relaxed) & !IRQ_OFF, Relaxed);
+    }
+
+    /// The allocator path that runs on the CPU now.
+    pub fn path(&self) -> Path {
+        Path::ALL[usize::from(self.path.load(Relaxed)).min(NR_PATHS - 1)]
+    }
+
+    #[inline(always)]
+    pub(crate) fn path_raw(&self) -> u8 {
+        self.path.load(Relaxed)
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_path(&self, path: Path) {
+        self.path.store(path as u8, Relaxed);
+    }
+
+    /// Restores a path saved by a nested section.
+    #[inline(always)]
+    pub(crate) fn set_path_raw(&self, path: u8) {
+        self.path.store(path, Relaxed);
+    }
+
+    /// The task that runs on the CPU.
+    #[inline(always)]
+    pub fn current(&self) -> Option<&Task> {
+        // SAFETY: `set_current` is unsafe and demands that the task outlives its stay on the CPU;
+        // this CPU's current task is running this very code, or the pointer is null.
+        unsafe { self.task.load(Relaxed).as_ref() }
+    }
+
+    /// Names the task that runs on the CPU from now on.
+    ///
+    /// # Safety
+    /// `task`, if not null, stays valid until another task is named, and the call is made on this CPU
+    /// or while nothing runs on it.
+    pub unsafe fn set_current(&self, task: *const Task) {
+        self.task.store(task.cast_mut(), Relaxed);
+    }
+}
+
+/// Task flags that change what an allocation may do.
+pub(crate) const PF_MEMALLOC: u32 = 1 << 0;
+pub(crate) const PF_MEMALLOC_NOIO: u32 = 1 << 1;
+pub(crate) const PF_MEMALLOC_NOFS: u32 = 1 << 2;
+pub(crate) const PF_OOM_VICTIM: u32 = 1 << 3;
+pub(crate) const PF_KSWAPD: u32 = 1 << 4;
+/// The task's cpuset is not every node.
+pub(crate) const PF_CPUSET: u32 = 1 << 5;
+/// The task's memory policy is not the default.
+pub(crate) const PF_POLICY: u32 = 1 << 6;
+
+/// How a task spreads its allocations over nodes \[Z5\].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum MemPolicy {
+    /// The CPU's own node first.
+    #[default]
+    Default,
+    /// Only the nodes of the mask, nearest first.
+    Bind(u64),
+    /// The nodes of the mask in turn.
+    Interleave(u64),
+    /// One node first, then the others by distance.
+    Preferred(u8),
+}
+
+/// What the allocator knows of a task: scopes, cpuset and memory policy.
+pub struct Task {
+    flags: AtomicU32,
+    interleave: AtomicU32,
+    mems_allowed: AtomicU64,
+    policy_mode: AtomicU32,
+    policy_nodes: AtomicU64,
+}
+
+impl Default for Task {
+    fn default() -> Self {
+        Task::new()
+    }
+}
+
+impl Task {
+    /// A task without scopes, allowed on every node, with the default policy.
+    pub const fn new() -> Task {
+        Task {
+            flags: AtomicU32::new(0),
+            interleave: AtomicU32::new(0),
+            mems_allowed: AtomicU64::new(u64::MAX),
+            policy_mode: AtomicU32::new(0),
+            policy_nodes: AtomicU64::new(0),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn flags(&self) -> u32 {
+        self.flags.load(Relaxed)
+    }
+
+    fn save(&self, bit: u32) -> Saved {
+        let old = self.flags.fetch_or(bit, Relaxed);
+        Saved { had: old & bit, bit }
+    }
+
+    /// Opens a scope in which no allocation of the task starts block I/O \[G4\]
+    /// ([GFP masks from FS/IO context](https://docs.kernel.org/core-api/gfp_mask-from-fs-io.html)).
+    pub fn memalloc_noio_save(&self) -> Saved {
+        self.save(PF_MEMALLOC_NOIO)
+    }
+
+    /// Opens a scope in which no allocation of the task calls into a file system \[G4\].
+    pub fn memalloc_nofs_save(&self) -> Saved {
+        self.save(PF_MEMALLOC_NOFS)
+    }
+
+    /// Opens a scope in which the task may use the reserves and does not reclaim \[C4\].
+    pub fn memalloc_noreclaim_save(&self) -> Saved {
+        self.save(PF_MEMALLOC)
+    }
+
+    /// Closes a scope. Scopes nest; close them in the reverse order of opening.
+    pub fn memalloc_restore(&self, saved: Saved) {
+        if saved.had == 0 {
+            self.flags.fetch_and(!saved.bit, Relaxed);
+        }
+    }
+
+    pub(crate) fn mark(&self, bit: u32, on: bool) {
+        if on {
+            self.flags.fetch_or(bit, Relaxed);
+        } else {
+            self.flags.fetch_and(!bit, Relaxed);
+        }
+    }
+
+    /// Opens the reserves to the task because the OOM handler chose it, or closes them \[R3\].
+    pub fn set_oom_victim(&self, victim: bool) {
+        self.mark(PF_OOM_VICTIM, victim);
+    }
+
+    /// Whether the OOM handler chose the task.
+    pub fn is_oom_victim(&self) -> bool {
+        self.flags() & PF_OOM_VICTIM != 0
+    }
+
+    /// The nodes of the task's cpuset.
+    #[inline(always)]
+    pub fn mems_allowed(&self) -> NodeMask {
+        NodeMask(self.mems_allowed.load(Relaxed))
+    }
+
+    /// Sets the nodes of the task's cpuset. An empty mask allows nothing to `__GFP_HARDWALL` requests.
+    pub fn set_mems_allowed(&self, nodes: NodeMask) {
+        self.mems_allowed.store(nodes.0, Relaxed);
+        self.mark(PF_CPUSET, nodes != NodeMask::ALL);
+    }
+
+    /// The task's memory policy.
+    pub fn mempolicy(&self) -> MemPolicy {
+        let nodes = self.policy_nodes.load(Relaxed);
+        match self.policy_mode.load(Relaxed) {
+            1 => MemPolicy::Bind(nodes),
+            2 => MemPolicy::Interleave(nodes),
+            3 => MemPolicy::Preferred(nodes as u8),
+            _ => MemPolicy::Default,
+        }
+    }
+
+    /// Sets the task's memory policy. To be called by the task itself, or while it does not run.
+    pub fn set_mempolicy(&self, policy: MemPolicy) {
+        let (mode, nodes) = match policy {
+            MemPolicy::Default => (0, 0),
+            MemPolicy::Bind(n) => (1, n),
+            MemPolicy::Interleave(n) => (2, n),
+            MemPolicy::Preferred(n) => (3, u64::from(n)),
+        };
+        self.policy_nodes.store(nodes, Relaxed);
+        self.policy_mode.store(mode, Relaxed);
+        self.mark(PF_POLICY, mode != 0);
+    }
+
+    /// The next node of an interleave mask; `None` when the mask is empty.
+    pub(crate) fn next_interleave(&self, nodes: u64) -> Option<usize> {
+        let n = nodes.count_ones();
+        if n == 0 {
+            return None;
+        }
+        let turn = self.interleave.fetch_add(1, Relaxed) % n;
+        let mut mask = nodes;
+        for _ in 0..turn {
+            mask &= mask - 1;
+        }
+        Some(mask.trailing_zeros() as usize)
+    }
+}
+
+/// What a scope found when it opened; give it back to [`Task::memalloc_restore`].
+#[must_use = "the scope stays open until it is restored"]
+#[derive(Debug)]
+pub struct Saved {
+    had: u32,
+    bit: u32,
+}
+
+/// The capability to sleep: process context with nothing held \[C2\].
+///
+/// A blocking allocation takes `&Process`. Entering an atomic section takes `&mut Process` and hands
+/// the closure an [`Atomic`] instead, so nothing inside can reach the `Process`. It is neither `Send`
+/// nor `Sync`: context belongs to the thread of execution.
+pub struct Process {
+    _not_send: PhantomData<*mut ()>,
+}
+
+impl Process {
+    /// Claims process context.
+    ///
+    /// # Safety
+    /// The caller runs in process context, holds no spin lock, and no other `Process` exists on this
+    /// thread of execution for as long as this one does.
+    pub const unsafe fn new() -> Process {
+        Process { _not_send: PhantomData }
+    }
+}
+
+/// The capability of an atomic section: may allocate, may not sleep.
+///
+/// Interrupt handlers are given one of their own.
+#[derive(Clone, Copy)]
+pub struct Atomic<'a> {
+    _section: PhantomData<(&'a (), *mut ())>,
+}
+
+impl Atomic<'_> {
+    /// An atomic capability. Claiming less than one may do is always sound.
+    pub(crate) const fn new() -> Self {
+        Atomic { _section: PhantomData }
+    }
+
+    /// The capability of an interrupt handler, for platforms to hand to handlers. Claiming that one
+    /// may not sleep is always sound.
+    pub fn interrupt<R>(f: impl FnOnce(Atomic<'_>) -> R) -> R {
+        f(Atomic::new())
+    }
+}

@@ -1,0 +1,149 @@
+//! What can go wrong, as values.
+//!
+//! # Concepts
+//! Exhaustion and refusal are [`AllocError`]; a mistake in giving memory back is [`Misuse`]. Both are
+//! returned; a misuse is also reported, with what was misused and where, and leaves memory intact \[P5\].
+
+use crate::{gfp::GfpError, page::PageFlags, types::Pfn};
+use core::fmt;
+
+/// Why there is no memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AllocError {
+    /// None left after the retries that the flags allow.
+    NoMemory,
+    /// The flags or the order contradict themselves \[G3\].
+    Invalid(GfpError),
+    /// The request may sleep and its context may not, or it comes from an NMI \[C1\].
+    Context,
+}
+
+impl fmt::Display for AllocError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AllocError::NoMemory => f.write_str("out of memory"),
+            AllocError::Invalid(e) => write!(f, "invalid request: {e}"),
+            AllocError::Context => {
+                f.write_str("sleeping allocation in a context that cannot sleep")
+            }
+        }
+    }
+}
+
+impl core::error::Error for AllocError {}
+
+impl From<GfpError> for AllocError {
+    fn from(e: GfpError) -> Self {
+        AllocError::Invalid(e)
+    }
+}
+
+/// A mistake in giving memory back \[P5\]. Nothing was changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Misuse {
+    /// The block has another order.
+    WrongOrder {
+        /// First frame of the block.
+        pfn: Pfn,
+        /// The order the caller gave.
+        given: u32,
+        /// The order it was allocated with.
+        actual: u32,
+    },
+    /// The frame is inside a live block.
+    TailPage {
+        /// The frame.
+        pfn: Pfn,
+        /// First frame of the block.
+        head: Pfn,
+        /// Order of the block.
+        order: u32,
+    },
+    /// The block is free already: freed twice, or its reference count would underflow.
+    DoubleFree {
+        /// First frame of the block.
+        pfn: Pfn,
+    },
+    /// The frame was never the allocator's to hand out.
+    NeverAllocated {
+        /// The frame.
+        pfn: Pfn,
+    },
+    /// The page is still mapped.
+    StillMapped {
+        /// First frame of the block.
+        pfn: Pfn,
+        /// Mappings.
+        mapcount: u32,
+    },
+    /// The page still belongs to an address space.
+    StillInMapping {
+        /// First frame of the block.
+        pfn: Pfn,
+        /// Handle of the address space.
+        mapping: u32,
+    },
+    /// Flags say that the page is in use.
+    StillInUse {
+        /// First frame of the block.
+        pfn: Pfn,
+        /// Those flags.
+        flags: PageFlags,
+    },
+    /// The page is not in this machine's memory map.
+    NotAPage,
+    /// The address is not in the direct map, or not at the start of a frame.
+    BadAddress {
+        /// The address.
+        addr: usize,
+    },
+    /// The order is above the machine's MAX_ORDER.
+    BadOrder {
+        /// The order.
+        order: u32,
+    },
+    /// A reference was taken on, or a split asked for, a page that is not allocated.
+    NotAllocated {
+        /// The frame.
+        pfn: Pfn,
+    },
+    /// The page is shared where an exclusive one is needed.
+    Shared {
+        /// The frame.
+        pfn: Pfn,
+        /// References held.
+        count: u32,
+    },
+    /// An NMI handler tried to free memory.
+    InNmi,
+}
+
+impl fmt::Display for Misuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Misuse::WrongOrder { pfn, given, actual } => {
+                write!(f, "pfn:{pfn} freed with order {given}, allocated with order {actual}")
+            }
+            Misuse::TailPage { pfn, head, order } => {
+                write!(f, "pfn:{pfn} is a tail page of the order-{order} block at pfn:{head}")
+            }
+            Misuse::DoubleFree { pfn } => write!(f, "pfn:{pfn} is free already (double free)"),
+            Misuse::NeverAllocated { pfn } => write!(f, "pfn:{pfn} was never allocated"),
+            Misuse::StillMapped { pfn, mapcount } => {
+                write!(f, "pfn:{pfn} is still mapped (mapcount:{mapcount})")
+            }
+            Misuse::StillInMapping { pfn, mapping } => {
+                write!(f, "pfn:{pfn} still belongs to mapping {mapping:#x}")
+            }
+            Misuse::StillInUse { pfn, flags } => write!(f, "pfn:{pfn} is still in use: {flags:?}"),
+            Misuse::NotAPage => f.write_str("not a page of this machine"),
+            Misuse::BadAddress { addr } => write!(f, "address {addr:#x} is not that of a page"),
+            Misuse::BadOrder { order } => write!(f, "order {order} does not exist"),
+            Misuse::NotAllocated { pfn } => write!(f, "pfn:{pfn} is not allocated"),
+            Misuse::Shared { pfn, count } => write!(f, "pfn:{pfn} has {count} references"),
+            Misuse::InNmi => f.write_str("memory freed in an NMI handler"),
+        }
+    }
+}
+
+impl core::error::Error for Misuse {}

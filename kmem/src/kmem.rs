@@ -1,0 +1,62 @@
+//! One machine's memory manager.
+//!
+//! # Concepts
+//! [`Kmem`] puts the layers together. A kernel has one in a static; a hosted process can have twenty.
+//! It dereferences to its page allocator, whose calls are the classic ones.
+//!
+//! # Locking
+//! None of its own.
+
+use crate::{
+    memblock::Memblock,
+    page_alloc::{BringUpError, Config, PageAllocator},
+    platform::Platform,
+    reclaim::{OomHandler, Shrinker, ShrinkerError, ShrinkerId, Vmscan},
+};
+use core::ops::Deref;
+
+/// The memory manager of one machine.
+pub struct Kmem<P: Platform> {
+    pages: PageAllocator<P, Vmscan>,
+}
+
+impl<P: Platform> Kmem<P> {
+    /// Brings a machine up: takes what the boot allocator has left and ends its use \[B1\].
+    ///
+    /// # Errors
+    /// [`BringUpError`].
+    pub fn bring_up(platform: P, boot: Memblock, config: &Config) -> Result<Kmem<P>, BringUpError> {
+        let pages = PageAllocator::bring_up(platform, boot, config, Vmscan::new())?;
+        Ok(Kmem { pages })
+    }
+
+    /// Registers a shrinker \[R1\].
+    ///
+    /// # Errors
+    /// [`ShrinkerError::Full`].
+    pub fn register_shrinker(&self, s: &'static dyn Shrinker) -> Result<ShrinkerId, ShrinkerError> {
+        self.pages.reclaim().register(&self.pages, s)
+    }
+
+    /// Unregisters a shrinker and waits until it no longer runs. May sleep.
+    ///
+    /// # Errors
+    /// [`ShrinkerError::Unknown`].
+    pub fn unregister_shrinker(&self, id: ShrinkerId) -> Result<(), ShrinkerError> {
+        self.pages.reclaim().unregister(&self.pages, id)
+    }
+
+    /// Names the OOM handler, or none \[R3\].
+    pub fn set_oom_handler(&self, handler: Option<&'static dyn OomHandler>) {
+        self.pages.reclaim().set_oom_handler(&self.pages, handler);
+    }
+}
+
+impl<P: Platform> Deref for Kmem<P> {
+    type Target = PageAllocator<P, Vmscan>;
+
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        &self.pages
+    }
+}

@@ -1,0 +1,42 @@
+#![no_std]
+#![deny(unsafe_op_in_unsafe_fn)]
+//! The Linux kernel's memory allocator as a library.
+//!
+//! Modules form a ladder; each uses what is below it and nothing above:
+//!
+//! ```text
+//!   types  gfp  platform  context  sync  error  trace  fault  vmstat     words everything else speaks
+//!   memblock                       memory before the page allocator
+//!   page                           what is known of one frame
+//!   buddy  memmap                  free blocks; the map of all frames
+//!   zone                           zones, watermarks, zonelists
+//!   page_alloc                     per-CPU lists, fast path, slow path
+//!   reclaim                        shrinkers, kswapd, OOM: behind the slow path, through a trait
+//!   kmem                           one machine
+//! ```
+
+mod buddy;
+pub mod context;
+mod error;
+pub mod fault;
+pub mod gfp;
+mod kmem;
+pub mod memblock;
+mod memmap;
+pub mod page;
+pub mod page_alloc;
+pub mod platform;
+pub mod reclaim;
+pub mod sync;
+pub mod trace;
+pub mod types;
+pub mod vmstat;
+pub mod zone;
+
+pub use error::{AllocError, Misuse};
+pub use gfp::{Gfp, classic::*};
+pub use kmem::Kmem;
+pub use page::{Page, PageFlags};
+pub use page_alloc::{Audit, BringUpError, Config, PageAllocator};
+pub use platform::Platform;
+pub use types::{MigrateType, Pfn, ZoneType};

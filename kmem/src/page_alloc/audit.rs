@@ -1,0 +1,172 @@
+//! The audit: is every frame where exactly one place says it is?
+//!
+//! # Concepts
+//! Every managed frame is in the free lists, on a per-CPU list, or in a live block. The audit looks at
+//! every frame and every list and checks that the three agree with each other and with the counters. It
+//! is for tests, torture runs and debugging: it walks all of memory, and the machine must be quiet.
+//!
+//! # Locking
+//! Areas' locks, one at a time.
+
+use super::{
+    PageAllocator,
+    pcp::{Pcp, list_order},
+    slow::Reclaim,
+};
+use crate::{
+    page::PageFlags,
+    platform::Platform,
+    types::{PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn},
+};
+use core::fmt;
+
+/// What an audit counted, in frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Audit {
+    /// In the free lists.
+    pub free: u64,
+    /// On per-CPU lists.
+    pub pcp: u64,
+    /// In live blocks.
+    pub allocated: u64,
+    /// Managed in all.
+    pub managed: u64,
+}
+
+/// What an audit found wrong first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AuditError {
+    /// A frame in two states, or in none; the frame, and how many say it is theirs.
+    Frame(Pfn, u32),
+    /// A zone's counter of free frames differs from its lists; the slot, counter and lists.
+    FreeCount(usize, u64, u64),
+    /// A zone's counter of free blocks of an order differs; slot, order, counter, lists.
+    NrFree(usize, u32, u64, u64),
+    /// A pageblock's descriptor differs from its bits; the first frame.
+    Pageblock(Pfn),
+    /// Managed frames differ from those accounted for.
+    Total(Audit),
+}
+
+impl fmt::Display for AuditError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AuditError::Frame(pfn, n) => write!(f, "pfn:{pfn} is claimed {n} times"),
+            AuditError::FreeCount(slot, a, b) => {
+                write!(f, "zone {slot}: {a} frames counted free, {b} on lists")
+            }
+            AuditError::NrFree(slot, order, a, b) => {
+                write!(f, "zone {slot}, order {order}: {a} blocks counted, {b} on lists")
+            }
+            AuditError::Pageblock(pfn) => {
+                write!(f, "pageblock pfn:{pfn}: descriptor and bits differ")
+            }
+            AuditError::Total(a) => write!(f, "frames do not add up: {a:?}"),
+        }
+    }
+}
+
+impl core::error::Error for AuditError {}
+
+impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
+    /// Checks every frame, list and counter. The machine must be quiet: what others do meanwhile shows
+    /// as an error.
+    ///
+    /// # Errors
+    /// The first thing found wrong.
+    pub fn audit(&self) -> Result<Audit, AuditError> {
+        let mut sum = Audit::default();
+        for zone in self.zones {
+            sum.managed += zone.managed_frames();
+            let (free, nr_free) = self.audit_blocks(zone)?;
+            if free != zone.free_frames() {
+                return Err(AuditError::FreeCount(zone.slot, zone.free_frames(), free));
+            }
+            for (order, (have, want)) in self.nr_free(zone).iter().zip(nr_free).enumerate() {
+                if *have != want {
+                    return Err(AuditError::NrFree(zone.slot, order as u32, *have, want));
+                }
+            }
+            sum.free += free;
+            for cpu in 0..self.p.nr_cpu_ids() {
+                let Some(pcp) = self.pcp_of(cpu, zone.slot) else { continue };
+                sum.pcp += pcp.frames();
+                self.audit_pcp(pcp)?;
+            }
+        }
+        let (start, end) = self.map.span();
+        let mut pfn = start;
+        while pfn < end {
+            if self.map.flags_of(pfn).zone_slot().is_none() {
+                pfn += PAGEBLOCK_FRAMES;
+                continue;
+            }
+            let state = self.map.page_in_map(pfn).state();
+            if !state.is_allocated() {
+                pfn += 1;
+                continue;
+            }
+            let n = 1 << state.order();
+            if state.count() == 0 {
+                return Err(AuditError::Frame(Pfn(pfn), 0));
+            }
+            for f in pfn..pfn + n {
+                let other_head = f != pfn && self.map.page_in_map(f).state().is_allocated();
+                if self.buddy_order(Pfn(f)).is_some() || other_head {
+                    return Err(AuditError::Frame(Pfn(f), 2));
+                }
+            }
+            sum.allocated += u64::from(n);
+            pfn += n;
+        }
+        if sum.free + sum.pcp + sum.allocated != sum.managed {
+            return Err(AuditError::Total(sum));
+        }
+        Ok(sum)
+    }
+
+    fn audit_blocks(&self, zone: &crate::zone::Zone) -> Result<(u64, [u64; 16]), AuditError> {
+        let mut free = 0;
+        let mut nr_free = [0; 16];
+        for region in zone.regions() {
+            free += u64::from(region.whole().count_ones()) << PAGEBLOCK_ORDER;
+            let h = region.histogram(self.max_order - PAGEBLOCK_ORDER);
+            for (k, n) in h.iter().enumerate() {
+                nr_free[PAGEBLOCK_ORDER as usize + k] += u64::from(*n);
+            }
+        }
+        for pfn in self.map.pageblocks() {
+            if self.map.flags_of(pfn).zone_slot() != Some(zone.slot) {
+                continue;
+            }
+            let Some(i) = self.map.block_index(pfn) else { continue };
+            let (bits, desc) = (&self.map.bits[i], &self.map.blocks[i]);
+            let h = bits.histogram();
+            let largest = h.iter().rposition(|n| *n > 0).map(|k| k as u32);
+            let agrees = bits.count() == desc.free()
+                && (0..=PAGEBLOCK_ORDER).all(|k| desc.count(k) == h[k as usize])
+                && desc.bin() == largest;
+            if !agrees {
+                return Err(AuditError::Pageblock(Pfn(pfn)));
+            }
+            free += u64::from(bits.count());
+            for (k, n) in h.iter().enumerate() {
+                nr_free[k] += u64::from(*n);
+            }
+        }
+        Ok((free, nr_free))
+    }
+
+    fn audit_pcp(&self, pcp: &Pcp) -> Result<(), AuditError> {
+        for (list, pfn) in pcp.blocks() {
+            for f in pfn..pfn + (1 << list_order(list)) {
+                let live = self.map.page_in_map(f).state().is_allocated();
+                let reserved = self.map.page_in_map(f).flags().contains(PageFlags::RESERVED);
+                if live || reserved || self.buddy_order(Pfn(f)).is_some() {
+                    return Err(AuditError::Frame(Pfn(f), 2));
+                }
+            }
+        }
+        Ok(())
+    }
+}

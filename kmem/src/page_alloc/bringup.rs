@@ -1,0 +1,482 @@
+//! Bring-up: from the boot allocator's ranges to zones with free lists \[B1, F4, F5, Z1\].
+//!
+//! # Concepts
+//! Once, on one CPU: name the populated zones, take memory for the tables, hand every free frame over,
+//! compute reserves and watermarks.
+//!
+//! # Implementation
+//! The tables start as zero-filled memory, and zero means "nothing known", so the work is proportional to
+//! pageblocks (two bytes each) and regions (one word each), not to frames: a terabyte of 4 KiB frames
+//! takes half a million two-byte stores.
+//!
+//! # Locking
+//! None: nobody else knows the allocator yet.
+
+use super::{
+    PageAllocator,
+    pcp::{Limits, Pcp},
+    slow::Reclaim,
+};
+use crate::{
+    buddy::{AreaLists, FreeBits, Pageblock, REGION_SHIFT, Region},
+    fault::Fault,
+    gfp::Gfp,
+    memblock::{Memblock, MemblockError},
+    memmap::{MemMap, PbFlags},
+    page::Page,
+    platform::Platform,
+    sync::IrqLock,
+    types::{
+        DEFAULT_MAX_ORDER, MAX_CPUS, MAX_MAX_ORDER, MAX_NODES, MAX_NR_ZONES, MigrateType,
+        PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, PfnRange, ZoneType,
+    },
+    vmstat::VmCounters,
+    zone::{
+        self, Layout, LayoutError, MAX_AREAS, Zone,
+        zonelist::{NO_SLOT, Zonelists},
+    },
+};
+use core::{
+    fmt,
+    mem::MaybeUninit,
+    ops::Range,
+    ptr::NonNull,
+    sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64},
+};
+use crossbeam_utils::CachePadded;
+
+/// Settings of a machine.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Division into zones.
+    pub layout: Layout,
+    /// Largest order of a request: 9 to 15 \[P1\].
+    pub max_order: u32,
+    /// `min_free_kbytes`; computed from the size of low memory if `None` \[Z4\].
+    pub min_free_kbytes: Option<u64>,
+    /// `watermark_scale_factor`, in ten-thousandths of a zone.
+    pub watermark_scale_factor: u64,
+    /// `lowmem_reserve_ratio` by zone type; 0 for no reserve \[Z3\].
+    pub lowmem_reserve_ratio: [u32; MAX_NR_ZONES],
+    /// Distance between two nodes; 10 is local.
+    pub distance: fn(usize, usize) -> u32,
+    /// Areas (locks) a zone is divided into at most; `None` for one per CPU and half a gigabyte.
+    pub areas: Option<usize>,
+    /// Flags that requests may use at first (`gfp_allowed_mask`) \[G1\].
+    pub gfp_allowed_mask: Gfp,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            layout: Layout::x86_64(),
+            max_order: DEFAULT_MAX_ORDER,
+            min_free_kbytes: None,
+            watermark_scale_factor: 10,
+            lowmem_reserve_ratio: [256, 256, 32, 0, 0, 0],
+            distance: |a, b| if a == b { 10 } else { 20 },
+            areas: None,
+            gfp_allowed_mask: Gfp::all(),
+        }
+    }
+}
+
+/// Why a machine could not be brought up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BringUpError {
+    /// The layout makes no sense for this frame size.
+    Layout(LayoutError),
+    /// `max_order` is not in 9..=15.
+    MaxOrder(u32),
+    /// The boot allocator knows no memory in any zone.
+    NoMemory,
+    /// A frame number above 32 bits; the physical byte address.
+    TooHigh(u64),
+    /// Two nodes meet inside a pageblock; the frame.
+    NodesShareAPageblock(u32),
+    /// More zones are populated than the tables can name.
+    TooManyZones,
+    /// No CPU, or more than the machine may have.
+    Cpus(usize),
+    /// The platform has no memory for the tables; the bytes asked for.
+    NoMetadata(usize),
+    /// The boot allocator refused.
+    Boot(MemblockError),
+    /// `PAGE_SHIFT` is not that of a supported frame size.
+    PageShift(u32),
+}
+
+impl fmt::Display for BringUpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BringUpError::Layout(e) => write!(f, "zone layout: {e}"),
+            BringUpError::MaxOrder(n) => write!(f, "max_order {n} is not in 9..=15"),
+            BringUpError::NoMemory => f.write_str("no memory in any zone"),
+            BringUpError::TooHigh(a) => write!(f, "memory at {a:#x} is beyond 2^32 frames"),
+            BringUpError::NodesShareAPageblock(p) => {
+                write!(f, "two nodes share the pageblock of pfn:{p:#x}")
+            }
+            BringUpError::TooManyZones => f.write_str("too many populated zones"),
+            BringUpError::Cpus(n) => write!(f, "{n} CPUs (at least 1, at most {MAX_CPUS})"),
+            BringUpError::NoMetadata(n) => write!(f, "no memory for a table of {n} bytes"),
+            BringUpError::Boot(e) => write!(f, "boot allocator: {e}"),
+            BringUpError::PageShift(n) => write!(f, "frames of 2^{n} bytes are not supported"),
+        }
+    }
+}
+
+impl core::error::Error for BringUpError {}
+
+impl From<MemblockError> for BringUpError {
+    fn from(e: MemblockError) -> Self {
+        BringUpError::Boot(e)
+    }
+}
+
+/// Slots that pageblock flags can name.
+const MAX_SLOTS: usize = NO_SLOT as usize;
+
+/// A populated zone, before it is one.
+#[derive(Clone, Copy)]
+struct Plan {
+    node: u32,
+    zone: ZoneType,
+    spanned: PfnRange,
+    present: u64,
+}
+
+/// The frames of a machine as its memory regions say, split at zone boundaries.
+fn pieces<'a, P: Platform>(
+    boot: &'a Memblock,
+    layout: &'a Layout,
+) -> impl Iterator<Item = (u32, ZoneType, Range<u64>)> + 'a {
+    let frame = 1u64 << P::PAGE_SHIFT;
+    boot.memory().flat_map(move |m| {
+        let (start, end) = (m.base.div_ceil(frame), m.end() / frame);
+        layout.ranges().filter_map(move |(zone, zs, ze)| {
+            let s = start.max(zs / frame);
+            let e = end.min(if ze == u64::MAX { u64::MAX } else { ze / frame });
+            (s < e).then_some((m.node, zone, s..e))
+        })
+    })
+}
+
+/// Zero-filled tables from the platform.
+struct Tables<'a, P: Platform> {
+    p: &'a P,
+    boot: &'a mut Memblock,
+}
+
+impl<P: Platform> Tables<'_, P> {
+    fn raw<T>(&mut self, n: usize) -> Result<NonNull<T>, BringUpError> {
+        const { assert!(align_of::<T>() <= 4096) };
+        let bytes = n.saturating_mul(size_of::<T>()).max(1);
+        let at = self.p.metadata(self.boot, bytes).ok_or(BringUpError::NoMetadata(bytes))?;
+        Ok(at.cast())
+    }
+
+    /// `n` values of a type for which all-zero bytes are a value.
+    ///
+    /// # Safety
+    /// All-zero bytes are a valid `T`.
+    unsafe fn zeroed<T>(&mut self, n: usize) -> Result<&'static [T], BringUpError> {
+        let at = self.raw::<T>(n)?;
+        // SAFETY: `Platform::metadata` returns zero-filled memory of the size, frame-aligned, used
+        // for nothing else and kept as long as the platform, which the allocator owns and does not
+        // outlive; zero is a valid T by this function's contract.
+        Ok(unsafe { core::slice::from_raw_parts(at.as_ptr(), n) })
+    }
+
+    fn uninit<T>(&mut self, n: usize) -> Result<&'static mut [MaybeUninit<T>], BringUpError> {
+        let at = self.raw::<MaybeUninit<T>>(n)?;
+        // SAFETY: as in `zeroed`; MaybeUninit is valid whatever the bytes, and nobody else has the
+        // memory.
+        Ok(unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), n) })
+    }
+
+    /// `n` values made by `make`.
+    fn made<T>(
+        &mut self,
+        n: usize,
+        mut make: impl FnMut(usize) -> T,
+    ) -> Result<&'static [T], BringUpError> {
+        let slots = self.uninit::<T>(n)?;
+        for (i, s) in slots.iter_mut().enumerate() {
+            s.write(make(i));
+        }
+        // SAFETY: every element was written above.
+        Ok(unsafe { core::slice::from_raw_parts(slots.as_ptr().cast(), n) })
+    }
+
+    /// A table with one `T` per `per` frames of the span, of which only what covers the populated
+    /// pageblocks is backed.
+    fn sparse<T>(
+        &mut self,
+        layout: &Layout,
+        span: PfnRange,
+        per: u32,
+    ) -> Result<NonNull<T>, BringUpError> {
+        let bytes = (span.len() / per) as usize * size_of::<T>();
+        let map = self.boot.clone();
+        let mut used = pieces::<P>(&map, layout).map(|(_, _, r)| {
+            let first = (r.start as u32 & !(PAGEBLOCK_FRAMES - 1)) - span.start;
+            let last = (r.end as u32).next_multiple_of(PAGEBLOCK_FRAMES) - span.start;
+            (first / per) as usize * size_of::<T>()..(last / per) as usize * size_of::<T>()
+        });
+        let at = self
+            .p
+            .sparse_metadata(self.boot, bytes, &mut used)
+            .ok_or(BringUpError::NoMetadata(bytes))?;
+        Ok(at.cast())
+    }
+}
+
+fn plan<P: Platform>(
+    boot: &Memblock,
+    layout: &Layout,
+) -> Result<([Option<Plan>; MAX_SLOTS], usize, PfnRange), BringUpError> {
+    let mut plans: [Option<Plan>; MAX_SLOTS] = [None; MAX_SLOTS];
+    let mut n = 0;
+    let mut span: Option<(u64, u64)> = None;
+    let mut last: Option<(u64, u32)> = None;
+    let limit = u64::from(!(PAGEBLOCK_FRAMES - 1));
+    for (node, zone, r) in pieces::<P>(boot, layout) {
+        if r.end > limit {
+            return Err(BringUpError::TooHigh(r.end << P::PAGE_SHIFT));
+        }
+        if let Some((end, prev)) = last
+            && prev != node
+            && end.div_ceil(PAGEBLOCK_FRAMES.into()) > r.start / u64::from(PAGEBLOCK_FRAMES)
+        {
+            return Err(BringUpError::NodesShareAPageblock(r.start as u32));
+        }
+        last = Some((r.end, node));
+        span = Some(span.map_or((r.start, r.end), |(s, e)| (s.min(r.start), e.max(r.end))));
+        let found = plans[..n].iter_mut().flatten().find(|p| p.node == node && p.zone == zone);
+        let frames = PfnRange::new(r.start as u32, r.end as u32);
+        match found {
+            Some(p) => {
+                p.spanned =
+                    PfnRange::new(p.spanned.start.min(frames.start), p.spanned.end.max(frames.end));
+                p.present += u64::from(frames.len());
+            }
+            None => {
+                let slot = plans.get_mut(n).ok_or(BringUpError::TooManyZones)?;
+                *slot = Some(Plan { node, zone, spanned: frames, present: frames.len().into() });
+                n += 1;
+            }
+        }
+    }
+    plans[..n].sort_unstable_by_key(|p| p.map(|p| (p.node, p.zone)));
+    let (start, end) = span.ok_or(BringUpError::NoMemory)?;
+    let start = start as u32 & !(PAGEBLOCK_FRAMES - 1);
+    let end = (end as u32).next_multiple_of(PAGEBLOCK_FRAMES);
+    Ok((plans, n, PfnRange::new(start, end)))
+}
+
+impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
+    /// Brings a machine up: takes what the boot allocator has left and ends its use \[B1\].
+    ///
+    /// # Errors
+    /// [`BringUpError`]; the boot allocator's memory is then gone with it.
+    pub(crate) fn bring_up(
+        p: P,
+        mut boot: Memblock,
+        config: &Config,
+        reclaim: R,
+    ) -> Result<Self, BringUpError> {
+        if !matches!(P::PAGE_SHIFT, 12 | 13 | 14 | 16) {
+            return Err(BringUpError::PageShift(P::PAGE_SHIFT));
+        }
+        if !(PAGEBLOCK_ORDER..=MAX_MAX_ORDER).contains(&config.max_order) {
+            return Err(BringUpError::MaxOrder(config.max_order));
+        }
+        let cpus = p.nr_cpu_ids();
+        if cpus == 0 || cpus > MAX_CPUS {
+            return Err(BringUpError::Cpus(cpus));
+        }
+        let layout = &config.layout;
+        layout
+            .check_alignment(u64::from(PAGEBLOCK_FRAMES) << P::PAGE_SHIFT)
+            .map_err(BringUpError::Layout)?;
+        let (plans, nr_zones, span) = plan::<P>(&boot, layout)?;
+        let plans = &plans[..nr_zones];
+
+        let mut tables = Tables { p: &p, boot: &mut boot };
+        let blocks = (span.len() / PAGEBLOCK_FRAMES) as usize;
+        let per_block = PAGEBLOCK_FRAMES;
+        let pages = tables.sparse::<Page>(layout, span, 1)?;
+        let flags = tables.sparse::<AtomicU16>(layout, span, per_block)?;
+        let bits = tables.sparse::<FreeBits>(layout, span, per_block)?;
+        let descs = tables.sparse::<Pageblock>(layout, span, per_block)?;
+        // SAFETY: the tables are zero-filled, made of atomics for which zero is a value, sized for the span,
+        // and live as long as the platform that the allocator will own.
+        let map = unsafe {
+            MemMap::new(
+                pages,
+                span.start,
+                span.len(),
+                core::slice::from_raw_parts(flags.as_ptr(), blocks),
+                core::slice::from_raw_parts(bits.as_ptr(), blocks),
+                core::slice::from_raw_parts(descs.as_ptr(), blocks),
+            )
+        };
+
+        let zone_slots = tables.uninit::<Zone>(nr_zones)?;
+        for (slot, (at, plan)) in zone_slots.iter_mut().zip(plans.iter().flatten()).enumerate() {
+            let region = |pfn: u32| pfn >> (PAGEBLOCK_ORDER + REGION_SHIFT);
+            let nr_regions =
+                (region(plan.spanned.end - 1) - region(plan.spanned.start) + 1) as usize;
+            let nr_areas = config.areas.unwrap_or(nr_regions / 4).clamp(1, MAX_AREAS.min(cpus));
+            // SAFETY: a region is atomics; zero is one without whole pageblocks, in no bin.
+            let regions = unsafe { tables.zeroed::<Region>(nr_regions)? };
+            let areas = tables.made(nr_areas, |_| {
+                CachePadded::new(IrqLock::new(AreaLists::new(config.max_order)))
+            })?;
+            Zone::init(at, plan.zone, plan.node, slot, plan.spanned, plan.present, areas, regions);
+        }
+        // SAFETY: every element was initialised by the loop above: the plans are `nr_zones` long.
+        let zones: &'static [Zone] =
+            unsafe { core::slice::from_raw_parts(zone_slots.as_ptr().cast(), nr_zones) };
+        // SAFETY: lists are atomics; zero is an empty list that is off.
+        let pcps = unsafe { tables.zeroed::<Pcp>(nr_zones * cpus)? };
+        // SAFETY: counters are atomics; zero is zero.
+        let counters = unsafe { tables.zeroed::<VmCounters>(cpus + 1)? };
+
+        for (node, zone, r) in pieces::<P>(&boot, layout) {
+            let slot = zones
+                .iter()
+                .position(|z| z.zone_type() == zone && z.node() == node as usize)
+                .ok_or(BringUpError::NoMemory)?;
+            let mut pfn = r.start as u32 & !(PAGEBLOCK_FRAMES - 1);
+            while pfn < r.end as u32 {
+                map.set_flags(pfn, PbFlags::new(slot, MigrateType::Movable));
+                pfn += PAGEBLOCK_FRAMES;
+            }
+        }
+        // The tables are reserved now; with this the free ranges are final.
+        let mut tables = Tables { p: &p, boot: &mut boot };
+        let limit_slots = tables.uninit::<Limits>(nr_zones)?;
+        boot.hand_over()?;
+        for range in boot.free_ranges(P::PAGE_SHIFT) {
+            for (_, zone, piece) in pieces::<P>(&boot, layout) {
+                let (s, e) = (range.start.max(piece.start), range.end.min(piece.end));
+                if s < e && zone != ZoneType::Device {
+                    hand_over(&p, &map, zones, s as u32, e as u32);
+                }
+            }
+        }
+        for r in boot.reserved() {
+            for (_, _, piece) in pieces::<P>(&boot, layout) {
+                let s = (r.base >> P::PAGE_SHIFT).max(piece.start);
+                let e = r.end().div_ceil(1 << P::PAGE_SHIFT).min(piece.end);
+                for pfn in s..e {
+                    map.page_in_map(pfn as u32).mark_reserved();
+                }
+            }
+        }
+
+        for (at, zone) in limit_slots.iter_mut().zip(zones) {
+            at.write(Limits::for_zone(zone.managed_frames(), cpus));
+        }
+        // SAFETY: every element was written: there are as many zones as slots.
+        let limits: &'static [Limits] =
+            unsafe { core::slice::from_raw_parts(limit_slots.as_ptr().cast(), nr_zones) };
+        for (i, pcp) in pcps.iter().enumerate() {
+            pcp.reset_high(&limits[i % nr_zones]);
+        }
+        let mut lists = Zonelists::empty();
+        let nodes = plans.iter().flatten().map(|p| p.node as usize + 1).max().unwrap_or(1);
+        lists.build(nodes.min(MAX_NODES), config.distance, |node, zone| {
+            zones
+                .iter()
+                .position(|z| {
+                    z.node() == node
+                        && z.zone_type() as usize == zone
+                        && z.zone_type() != ZoneType::Device
+                        && z.managed_frames() > 0
+                })
+                .map_or(NO_SLOT, |s| s as u8)
+        });
+        let mut serves = [0u8; MAX_NR_ZONES];
+        for zone in ZoneType::ALL {
+            serves[zone as usize] = layout.serve(zone) as u8;
+        }
+        lists.redirect(&serves);
+
+        let lowmem_kbytes = zones
+            .iter()
+            .filter(|z| z.zone_type() <= ZoneType::Normal)
+            .map(|z| z.managed_frames() << (P::PAGE_SHIFT - 10))
+            .sum();
+        let min_free =
+            config.min_free_kbytes.unwrap_or_else(|| zone::min_free_kbytes_for(lowmem_kbytes));
+        zone::reserve(zones, &config.lowmem_reserve_ratio);
+        let (stray, counters) = counters.split_last().ok_or(BringUpError::Cpus(0))?;
+        let pages = PageAllocator {
+            p,
+            map,
+            zones,
+            limits,
+            lists,
+            pcps,
+            counters,
+            stray_counters: stray,
+            gate: AtomicU32::new(0),
+            allowed: AtomicU32::new(u32::MAX),
+            max_order: config.max_order,
+            min_free_kbytes: AtomicU64::new(min_free),
+            watermark_scale: AtomicU64::new(config.watermark_scale_factor.min(3000)),
+            fault: Fault::new(),
+            tracer: IrqLock::new(None),
+            panic_on_misuse: AtomicBool::new(false),
+            failure_reports: AtomicU64::new(0),
+            reclaim,
+        };
+        pages.spread_watermarks();
+        pages.set_gfp_allowed_mask(config.gfp_allowed_mask);
+        Ok(pages)
+    }
+}
+
+/// Puts the free frames `start..end` of one zone on its lists.
+fn hand_over<P: Platform>(p: &P, map: &MemMap, zones: &[Zone], start: u32, end: u32) {
+    let Some(zone) = map.flags_of(start).zone_slot().and_then(|s| zones.get(s)) else { return };
+    let mut pfn = start;
+    while pfn < end {
+        let region_end = (pfn | ((1 << (PAGEBLOCK_ORDER + REGION_SHIFT)) - 1)).saturating_add(1);
+        let stop = end.min(region_end);
+        let first_whole = pfn.next_multiple_of(PAGEBLOCK_FRAMES).min(stop);
+        let last_whole = (stop & !(PAGEBLOCK_FRAMES - 1)).max(first_whole);
+        zone.with_area(p, map, zone.area_of(pfn), |area| {
+            let mut give = |mut at: u32, to: u32| {
+                while at < to {
+                    let aligned = at.trailing_zeros().min(PAGEBLOCK_ORDER - 1);
+                    let order = aligned.min((to - at).ilog2());
+                    // Frames handed over twice do not exist: free ranges are disjoint.
+                    let _ = area.give(at, order);
+                    at += 1 << order;
+                }
+            };
+            give(pfn, first_whole);
+            give(last_whole, stop);
+            let n = (last_whole - first_whole) >> PAGEBLOCK_ORDER;
+            if n > 0 {
+                let bit = (first_whole >> PAGEBLOCK_ORDER) & ((1 << REGION_SHIFT) - 1);
+                let word = (u64::MAX >> (64 - n)) << bit;
+                area.seed(
+                    (first_whole >> (PAGEBLOCK_ORDER + REGION_SHIFT)) - zone_region(zone),
+                    word,
+                );
+            }
+        });
+        let n = u64::from(stop - pfn);
+        zone.add_managed(n);
+        zone.free.fetch_add(n as i64, core::sync::atomic::Ordering::Relaxed);
+        pfn = stop;
+    }
+}
+
+fn zone_region(zone: &Zone) -> u32 {
+    zone.start_pfn() >> (PAGEBLOCK_ORDER + REGION_SHIFT)
+}

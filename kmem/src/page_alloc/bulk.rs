@@ -1,0 +1,165 @@
+//! Many single pages at once \[P1\].
+//!
+//! # Concepts
+//! One check, one ownership, then a pop and a state word per page. What the CPU's list cannot give comes from
+//! the general path, one page at a time.
+//!
+//! # Locking
+//! As for the fast path.
+
+use super::{PageAllocator, pcp::list_of, slow::Reclaim};
+use crate::{
+    context::Path,
+    error::{AllocError, Misuse},
+    gfp::Gfp,
+    page::Page,
+    platform::Platform,
+    trace::Event,
+    types::{MIGRATE_PCPTYPES, Pfn},
+    vmstat::VmEvent,
+    zone::AllocFlags,
+};
+use core::sync::atomic::Ordering::Relaxed;
+
+impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
+    /// `alloc_pages_bulk`: fills the empty places of `pages` with single pages and returns how many
+    /// places are filled then, from the front; places that were filled count and are left alone.
+    ///
+    /// Stops at the first page it cannot get. The first missing page is asked for with all that `gfp`
+    /// allows, so 0 for an empty array means that there is no memory.
+    ///
+    /// Context: as [`alloc_pages`](Self::alloc_pages).
+    ///
+    /// # Errors
+    /// [`AllocError`] for requests that are wrong; running out of memory is a smaller number.
+    ///
+    /// See [`alloc_pages_bulk`](https://docs.kernel.org/core-api/mm-api.html).
+    #[track_caller]
+    pub fn alloc_pages_bulk<'a>(
+        &'a self,
+        gfp: Gfp,
+        pages: &mut [Option<&'a Page>],
+    ) -> Result<usize, AllocError> {
+        let r = self.decide(gfp, 0, None)?;
+        let mut at = pages.iter().position(Option::is_none).unwrap_or(pages.len());
+        if self.gate.load(Relaxed) == 0 && !r.gfp.intersects(Gfp::COLD) {
+            let flags = AllocFlags { cpuset: true, ..AllocFlags::LOW };
+            if let Some(zone) = self.zones_for(&r, flags).next()
+                && let Some(list) = list_of(0, r.mt as usize)
+                && let Some(cpu) = self.p.get_cpu()
+            {
+                if let Some(pcp) = self.pcp_of(cpu.id(), zone.slot)
+                    && let Some(owned) = self.own(cpu, Path::Bulk)
+                {
+                    let state = Self::initial_state(&r);
+                    let mut taken = 0;
+                    for place in pages[at..].iter_mut() {
+                        if place.is_some() {
+                            continue;
+                        }
+                        let pfn = match pcp.pop_hot(list) {
+                            Some(pfn) => pfn,
+                            None => {
+                                let room = zone.room(r.highest, flags);
+                                let more = room > 0 && pcp.high(list) > 0;
+                                let pfn =
+                                    more.then(|| self.refill(cpu, zone, pcp, list, room)).flatten();
+                                cpu.set_path(Path::Bulk);
+                                match pfn {
+                                    Some(pfn) => pfn,
+                                    None => break,
+                                }
+                            }
+                        };
+                        *place = self.dress(pfn, state);
+                        taken += u64::from(place.is_some());
+                    }
+                    self.counters_of(cpu).owned(VmEvent::pgalloc(zone.zone_type()), taken);
+                    self.disown(owned);
+                }
+                self.p.put_cpu(cpu);
+            }
+            if r.gfp.contains(Gfp::ZERO) {
+                for page in pages[at..].iter().map_while(|p| *p) {
+                    if let Some(pfn) = self.map.pfn(page) {
+                        self.p.zero_frames(Pfn(pfn), 1);
+                    }
+                }
+            }
+        }
+        while at < pages.len() {
+            if pages[at].is_none() {
+                match self.alloc_general(gfp, 0, None) {
+                    Ok(page) => pages[at] = Some(page),
+                    Err(AllocError::NoMemory) => break,
+                    Err(e) => return Err(e),
+                }
+            }
+            at += 1;
+        }
+        Ok(at)
+    }
+
+    /// Frees every page in `pages` and empties their places (`release_pages`). Each is checked as by
+    /// [`__free_pages`](Self::__free_pages) with order 0.
+    ///
+    /// # Errors
+    /// The first [`Misuse`], after all the others were freed; the places of pages that could not be
+    /// freed keep them.
+    #[track_caller]
+    pub fn free_pages_bulk(&self, pages: &mut [Option<&Page>]) -> Result<(), Misuse> {
+        let mut result = Ok(());
+        let mut from = 0;
+        while from < pages.len() {
+            from += self.free_run(&mut pages[from..]);
+            // What the run stopped at is not plain; the general path says what it is.
+            if let Some(Some(page)) = pages.get(from).copied() {
+                match self.__free_pages(page, 0) {
+                    Ok(()) => {
+                        self.trace(&Event::PageFreeBatched {
+                            pfn: self.page_to_pfn(page).unwrap_or_default(),
+                        });
+                        pages[from] = None;
+                    }
+                    Err(e) => result = result.and(Err(e)),
+                }
+            }
+            from += 1;
+        }
+        result
+    }
+
+    /// Frees plain single pages from the front of `pages` under one ownership; returns where it
+    /// stopped.
+    fn free_run(&self, pages: &mut [Option<&Page>]) -> usize {
+        let Some(cpu) = self.p.get_cpu() else { return 0 };
+        let mut done = 0;
+        if self.gate.load(Relaxed) == 0
+            && !cpu.context().in_nmi()
+            && let Some(owned) = self.own(cpu, Path::Bulk)
+        {
+            let mut freed = 0;
+            for place in pages.iter_mut() {
+                if let Some(page) = *place {
+                    let Some(pfn) = self.map.pfn(page) else { break };
+                    let pb = self.map.flags_of(pfn);
+                    let (Some(slot), mt) = (pb.zone_slot(), pb.mt_index()) else { break };
+                    let Some(pcp) = self.pcp_of(cpu.id(), slot) else { break };
+                    if mt >= MIGRATE_PCPTYPES || !page.try_free(0) {
+                        break;
+                    }
+                    if !pcp.push_hot(mt, pfn) {
+                        self.spill(cpu, slot, mt, pfn);
+                    }
+                    *place = None;
+                    freed += 1;
+                }
+                done += 1;
+            }
+            self.counters_of(cpu).owned(VmEvent::PgFree, freed);
+            self.disown(owned);
+        }
+        self.p.put_cpu(cpu);
+        done
+    }
+}

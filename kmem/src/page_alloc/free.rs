@@ -1,0 +1,227 @@
+//! Freeing: every free checked, a wrong one refused with memory intact \[P5\].
+//!
+//! # Concepts
+//! A free is right when the page heads a live block of the given order, has exactly one reference,
+//! is not mapped, belongs to no address space and carries no flag of use. All of that but the last two words is
+//! in the state word, so the check and the transition to "free" are one compare-and-exchange.
+//! Whatever fails it is looked at closely by [`PageAllocator::free_doubtful`]: a further reference makes it a
+//! plain put, everything else is a [`Misuse`].
+//!
+//! # Locking
+//! Ownership of the CPU's lists, or an area's lock.
+
+use super::{
+    PageAllocator,
+    pcp::{PCP_MAX_SMALL, list_of},
+    slow::Reclaim,
+};
+use crate::{
+    context::{Cpu, Path},
+    error::Misuse,
+    page::{Page, PageFlags, PageState, Put},
+    platform::Platform,
+    trace::Event,
+    types::{MIGRATE_PCPTYPES, Pfn},
+    vmstat::VmEvent,
+    zone::Zone,
+};
+use core::sync::atomic::Ordering::Relaxed;
+
+impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
+    /// `__free_pages`: gives a block of `order` back \[P1\]. If someone else holds a reference, drops
+    /// one reference; the last put frees the block.
+    ///
+    /// Context: any but NMI.
+    ///
+    /// # Errors
+    /// [`Misuse`], reported as well, and nothing changed.
+    ///
+    /// See [`__free_pages`](https://docs.kernel.org/core-api/mm-api.html#c.__free_pages).
+    #[inline]
+    #[track_caller]
+    pub fn __free_pages(&self, page: &Page, order: u32) -> Result<(), Misuse> {
+        if let Some(cpu) = self.p.get_cpu() {
+            let done = self.free_owned(cpu, page, order);
+            self.p.put_cpu(cpu);
+            if done {
+                return Ok(());
+            }
+        }
+        self.free_general(page, order)
+    }
+
+    /// `__free_page`: as [`__free_pages`](Self::__free_pages) with order 0.
+    ///
+    /// # Errors
+    /// As [`__free_pages`](Self::__free_pages).
+    #[inline]
+    #[track_caller]
+    pub fn __free_page(&self, page: &Page) -> Result<(), Misuse> {
+        self.__free_pages(page, 0)
+    }
+
+    #[inline(always)]
+    fn free_owned(&self, cpu: &Cpu, page: &Page, order: u32) -> bool {
+        if order > PCP_MAX_SMALL
+            || self.gate.load(Relaxed) != 0
+            || cpu.path_raw() != Path::Idle as u8
+            || cpu.context().in_nmi()
+        {
+            return false;
+        }
+        let Some(pfn) = self.map.pfn(page) else { return false };
+        let pb = self.map.flags_of(pfn);
+        let (Some(slot), mt) = (pb.zone_slot(), pb.mt_index()) else { return false };
+        if mt >= MIGRATE_PCPTYPES {
+            return false;
+        }
+        let Some(pcp) = self.pcp_of(cpu.id(), slot) else { return false };
+        if !page.try_free(order) {
+            return false;
+        }
+        let list = order as usize * MIGRATE_PCPTYPES + mt;
+        let Some(owned) = self.own(cpu, Path::PcpFree) else {
+            self.free_frames(pfn, order);
+            return true;
+        };
+        if !pcp.push_hot(list, pfn) {
+            self.spill(cpu, slot, list, pfn);
+        }
+        self.counters_of(cpu).owned(VmEvent::PgFree, 1 << order);
+        self.disown(owned);
+        true
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn free_general(&self, page: &Page, order: u32) -> Result<(), Misuse> {
+        if self.context().in_nmi() {
+            return Err(self.misuse(Misuse::InNmi));
+        }
+        let Some(pfn) = self.map.pfn(page) else { return Err(self.misuse(Misuse::NotAPage)) };
+        if order > self.max_order {
+            return Err(self.misuse(Misuse::BadOrder { order }));
+        }
+        if !page.try_free(order) && !self.free_doubtful(pfn, page, order)? {
+            return Ok(());
+        }
+        if self.tracing() {
+            self.trace(&Event::PageFree { pfn: Pfn(pfn), order });
+        }
+        self.free_frames(pfn, order);
+        Ok(())
+    }
+
+    /// A free that is not the plain case: `Ok(true)` if the block became free after all, `Ok(false)`
+    /// if others still hold it.
+    #[track_caller]
+    fn free_doubtful(&self, pfn: u32, page: &Page, order: u32) -> Result<bool, Misuse> {
+        match page.put(Some(order)) {
+            Put::Remaining => Ok(false),
+            Put::Last(_) => Ok(true),
+            Put::None => Err(self.misuse(self.not_live(pfn))),
+            Put::Busy(state) if state.order() != order => Err(self.misuse(Misuse::WrongOrder {
+                pfn: Pfn(pfn),
+                given: order,
+                actual: state.order(),
+            })),
+            Put::Busy(state) => Err(self.misuse(Self::in_use(pfn, page, state))),
+        }
+    }
+
+    /// What speaks against freeing a live block.
+    pub(super) fn in_use(pfn: u32, page: &Page, state: PageState) -> Misuse {
+        let pfn = Pfn(pfn);
+        if page.mapcount() != 0 {
+            Misuse::StillMapped { pfn, mapcount: page.mapcount() }
+        } else if page.mapping() != 0 {
+            Misuse::StillInMapping { pfn, mapping: page.mapping() }
+        } else {
+            Misuse::StillInUse { pfn, flags: state.flags() & PageFlags::CHECK_AT_FREE }
+        }
+    }
+
+    /// What a frame is that heads no live block.
+    pub(super) fn not_live(&self, pfn: u32) -> Misuse {
+        let flags = self.map.flags_of(pfn);
+        let zone = flags.zone_slot().and_then(|s| self.zones.get(s));
+        let Some(zone) = zone else { return Misuse::NeverAllocated { pfn: Pfn(pfn) } };
+        if self.map.page_in_map(pfn).flags().contains(PageFlags::RESERVED) {
+            return Misuse::NeverAllocated { pfn: Pfn(pfn) };
+        }
+        if let Some((head, order)) = self.head_of(pfn) {
+            return Misuse::TailPage { pfn: Pfn(pfn), head: Pfn(head), order };
+        }
+        let _ = zone;
+        Misuse::DoubleFree { pfn: Pfn(pfn) }
+    }
+
+    /// The live block around a frame that does not head one: its first frame and order. A block is
+    /// naturally aligned, so there is one place to look per order.
+    pub(super) fn head_of(&self, pfn: u32) -> Option<(u32, u32)> {
+        (1..=self.max_order).find_map(|order| {
+            let head = Pfn(pfn).align_down(order).0;
+            if head == pfn {
+                return None;
+            }
+            let state = self.map.page(Pfn(head))?.state();
+            (state.is_allocated() && state.order() >= order).then_some((head, state.order()))
+        })
+    }
+
+    /// Gives frames whose page is already in the free state to a list. Any context but NMI.
+    pub(super) fn free_frames(&self, pfn: u32, order: u32) {
+        let pb = self.map.flags_of(pfn);
+        let Some(zone) = pb.zone_slot().and_then(|s| self.zones.get(s)) else { return };
+        if let Some(list) = list_of(order, pb.mt_index())
+            && let Some(cpu) = self.p.get_cpu()
+        {
+            let done = self.free_to_pcp(cpu, zone, list, pfn, order);
+            self.p.put_cpu(cpu);
+            if done {
+                return;
+            }
+        }
+        self.count(VmEvent::PgFree, 1 << order);
+        self.free_to_buddy(zone, pfn, order);
+    }
+
+    fn free_to_pcp(&self, cpu: &Cpu, zone: &Zone, list: usize, pfn: u32, order: u32) -> bool {
+        let Some(pcp) = self.pcp_of(cpu.id(), zone.slot) else { return false };
+        if pcp.high(list) == 0 {
+            return false;
+        }
+        let Some(owned) = self.own(cpu, Path::PcpFree) else { return false };
+        if !pcp.push_hot(list, pfn) {
+            self.spill(cpu, zone.slot, list, pfn);
+        }
+        self.counters_of(cpu).owned(VmEvent::PgFree, 1 << order);
+        self.disown(owned);
+        true
+    }
+
+    /// Gives one block to the buddy.
+    pub(super) fn free_to_buddy(&self, zone: &Zone, pfn: u32, order: u32) {
+        let given = self.marked(Path::BuddyFree, || {
+            zone.with_area(&self.p, &self.map, zone.area_of(pfn), |a| a.give(pfn, order))
+        });
+        match given {
+            Ok(()) => {
+                let free = zone.free.fetch_add(1 << order, Relaxed) + (1 << order);
+                self.relieve(zone, free);
+            }
+            // The state word said live, the bitmap free: one of them was overwritten.
+            Err(crate::buddy::AlreadyFree) => {
+                self.misuse(Misuse::DoubleFree { pfn: Pfn(pfn) });
+            }
+        }
+    }
+
+    /// Ends the pressure on the zone's lists once it is above its high watermark.
+    pub(super) fn relieve(&self, zone: &Zone, free: i64) {
+        if zone.pressed.load(Relaxed) != 0 && free > zone.watermarks().high as i64 {
+            zone.pressed.store(0, Relaxed);
+        }
+    }
+}

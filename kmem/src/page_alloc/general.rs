@@ -1,0 +1,455 @@
+//! The general path: every request, with all that its flags and its context say.
+//!
+//! # Concepts
+//! A [`Request`] is what remains of flags, scopes, policy and cpuset once they are decided. It is tried
+//! on each zone of the zonelist, first against the low watermark; `rmqueue` then takes the block from the
+//! CPU's list or from the buddy, with stealing between mobilities last.
+//!
+//! # Locking
+//! As for the fast path. Nothing is held between zones.
+
+use super::{
+    Owned, PageAllocator,
+    pcp::{Pcp, list_of, list_order},
+    slow::Reclaim,
+};
+use crate::{
+    context::{
+        Cpu, MemPolicy, PF_CPUSET, PF_MEMALLOC_NOFS, PF_MEMALLOC_NOIO, PF_OOM_VICTIM, PF_POLICY,
+        Path,
+    },
+    error::AllocError,
+    gfp::{Gfp, GfpError},
+    page::{Page, PageFlags, PageState},
+    platform::{Level, Platform},
+    trace::Event,
+    types::{MIGRATE_PCPTYPES, MigrateType, PAGEBLOCK_ORDER, Pfn, ZoneType},
+    vmstat::VmEvent,
+    zone::{AllocFlags, Zone},
+};
+use core::{panic::Location, sync::atomic::Ordering::Relaxed};
+
+/// A request, decided.
+#[derive(Clone, Copy)]
+pub(super) struct Request {
+    pub(super) gfp: Gfp,
+    pub(super) order: u32,
+    pub(super) highest: usize,
+    pub(super) mt: MigrateType,
+    /// Node to start from.
+    pub(super) node: usize,
+    /// Nodes the memory policy allows.
+    pub(super) nodes: u64,
+    /// Nodes the cpuset allows.
+    pub(super) cpuset: u64,
+    /// Who asked.
+    pub(super) at: &'static Location<'static>,
+}
+
+impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
+    /// `alloc_pages_node`: as [`alloc_pages`](Self::alloc_pages), from node `nid` first; −1 is the
+    /// caller's node \[Z5\]. The memory policy does not apply.
+    ///
+    /// # Errors
+    /// As [`alloc_pages`](Self::alloc_pages), and `Invalid` for a node that does not exist.
+    #[track_caller]
+    pub fn alloc_pages_node(&self, nid: i32, gfp: Gfp, order: u32) -> Result<&Page, AllocError> {
+        if nid == -1 {
+            return self.alloc_pages(gfp, order);
+        }
+        match usize::try_from(nid) {
+            Ok(n) if n < self.lists.nodes() => self.alloc_general(gfp, order, Some(n)),
+            _ => Err(self.refuse(gfp, order, GfpError::NoSuchNode)),
+        }
+    }
+
+    /// Reports a request that contradicts itself.
+    #[cold]
+    #[track_caller]
+    pub(super) fn refuse(&self, gfp: Gfp, order: u32, e: GfpError) -> AllocError {
+        let at = Location::caller();
+        self.p.report(
+            Level::Bug,
+            format_args!(
+                "WARNING: bad allocation request: {e}: order:{order}, mode:{:#x}({gfp}), at {}:{}",
+                gfp.bits(),
+                at.file(),
+                at.line()
+            ),
+        );
+        AllocError::Invalid(e)
+    }
+
+    #[cold]
+    #[track_caller]
+    fn refuse_context(&self, gfp: Gfp, order: u32) -> AllocError {
+        let at = Location::caller();
+        let context = self.context();
+        let what = if context.in_nmi() {
+            "allocation in NMI context"
+        } else {
+            "sleeping function called from invalid context"
+        };
+        self.p.report(
+            Level::Bug,
+            format_args!(
+                "BUG: {what} at {}:{}: {context:?}, order:{order}, mode:{:#x}({gfp})",
+                at.file(),
+                at.line(),
+                gfp.bits()
+            ),
+        );
+        AllocError::Context
+    }
+
+    /// Checks a request and decides it; the boot mask, scopes, policy and cpuset are in the result.
+    #[track_caller]
+    pub(super) fn decide(
+        &self,
+        gfp: Gfp,
+        order: u32,
+        node: Option<usize>,
+    ) -> Result<Request, AllocError> {
+        if order > self.max_order {
+            return Err(self.refuse(gfp, order, GfpError::OrderTooLarge));
+        }
+        if let Err(e) = gfp.check(order) {
+            return Err(self.refuse(gfp, order, e));
+        }
+        let context = self.context();
+        let mut gfp = gfp & Gfp::from_bits_retain(self.allowed.load(Relaxed));
+        if context.in_nmi() || (gfp.may_block() && !context.may_sleep()) {
+            return Err(self.refuse_context(gfp, order));
+        }
+        let highest = match gfp.zone_index() {
+            Some(z) => self.lists.served_by(z),
+            None => return Err(self.refuse(gfp, order, GfpError::TwoZones)),
+        };
+        let local = self.p.this_cpu().map_or(0, Cpu::node);
+        let mut r = Request {
+            gfp,
+            order,
+            highest,
+            mt: gfp.migratetype(),
+            node: node.unwrap_or(local),
+            nodes: u64::MAX,
+            cpuset: u64::MAX,
+            at: Location::caller(),
+        };
+        self.with_task(|task| {
+            let Some(task) = task else { return };
+            let flags = task.flags();
+            if flags & PF_MEMALLOC_NOIO != 0 {
+                gfp.remove(Gfp::IO | Gfp::FS);
+            }
+            if flags & PF_MEMALLOC_NOFS != 0 {
+                gfp.remove(Gfp::FS);
+            }
+            if flags & PF_CPUSET != 0 && flags & PF_OOM_VICTIM == 0 {
+                r.cpuset = task.mems_allowed().0;
+            }
+            if flags & PF_POLICY != 0 && node.is_none() && !gfp.contains(Gfp::THISNODE) {
+                match task.mempolicy() {
+                    MemPolicy::Default => {}
+                    MemPolicy::Bind(nodes) => {
+                        r.nodes = nodes;
+                        if nodes >> local & 1 == 0 {
+                            let nearest =
+                                self.lists.nodes_from(local).find(|n| nodes >> n & 1 == 1);
+                            r.node = nearest.unwrap_or(local);
+                        }
+                    }
+                    MemPolicy::Interleave(nodes) => {
+                        if let Some(n) =
+                            task.next_interleave(nodes).filter(|n| *n < self.lists.nodes())
+                        {
+                            r.node = n;
+                            self.count(VmEvent::NumaInterleave, 1);
+                        }
+                    }
+                    MemPolicy::Preferred(n) if usize::from(n) < self.lists.nodes() => {
+                        r.node = usize::from(n);
+                    }
+                    MemPolicy::Preferred(_) => {}
+                }
+            }
+        });
+        r.gfp = gfp;
+        Ok(r)
+    }
+
+    /// The general path of one allocation.
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    pub(super) fn alloc_general(
+        &self,
+        gfp: Gfp,
+        order: u32,
+        node: Option<usize>,
+    ) -> Result<&Page, AllocError> {
+        let r = self.decide(gfp, order, node)?;
+        let got = if self.fault.strikes() && !r.gfp.contains(Gfp::NOFAIL) {
+            self.fail(&r)
+        } else {
+            // The first attempt stays within the cpuset, whoever asks.
+            let flags = AllocFlags { cpuset: true, ..AllocFlags::LOW };
+            match self.marked(Path::Slow, || self.try_zonelist(&r, flags)) {
+                Some(page) => Ok(page),
+                None => self.alloc_slow(&r),
+            }
+        };
+        if let Ok(page) = got
+            && r.gfp.contains(Gfp::ZERO)
+            && let Some(pfn) = self.map.pfn(page)
+        {
+            self.p.zero_frames(Pfn(pfn), 1 << order);
+        }
+        if self.tracing() {
+            self.trace(&Event::PageAlloc {
+                pfn: got.ok().and_then(|p| self.map.pfn(p)).map(Pfn),
+                order,
+                gfp: r.gfp,
+                migratetype: r.mt,
+            });
+        }
+        got
+    }
+
+    /// The state a block of this request starts in.
+    pub(super) fn initial_state(r: &Request) -> PageState {
+        let head = r.order > 0 && r.gfp.contains(Gfp::COMP);
+        PageState::allocated(r.order, if head { PageFlags::HEAD } else { PageFlags::empty() })
+    }
+
+    /// Tries each zone of the request's zonelist.
+    pub(super) fn try_zonelist(&self, r: &Request, flags: AllocFlags) -> Option<&Page> {
+        self.zones_for(r, flags).find_map(|zone| {
+            let room = zone.room(r.highest, flags) - ((1 << r.order) - 1);
+            if room <= 0 {
+                return None;
+            }
+            if r.order > 0 && !zone.has_block(&self.p, r.order, r.mt, flags.highatomic) {
+                // A block of a list may still do; the list of the CPU's own is asked below.
+                list_of(r.order, r.mt as usize)?;
+            }
+            loop {
+                let pfn = self.rmqueue(zone, r, flags, room)?;
+                if let Some(page) = self.dress(pfn, Self::initial_state(r)) {
+                    self.count_numa(zone, r);
+                    return Some(page);
+                }
+            }
+        })
+    }
+
+    /// The zones a request may have, best first.
+    pub(super) fn zones_for<'s>(
+        &'s self,
+        r: &Request,
+        flags: AllocFlags,
+    ) -> impl Iterator<Item = &'s Zone> + use<'s, P, R> {
+        let r = *r;
+        self.lists.walk(r.node, r.highest).map(|slot| &self.zones[slot]).filter(move |zone| {
+            let node = zone.node();
+            let bit = 1u64 << node;
+            r.nodes & bit != 0
+                && (!flags.cpuset || r.cpuset & bit != 0)
+                && (!r.gfp.contains(Gfp::THISNODE) || node == r.node)
+        })
+    }
+
+    fn count_numa(&self, zone: &Zone, r: &Request) {
+        let local = self.p.this_cpu().map_or(0, Cpu::node);
+        self.count(if zone.node() == r.node { VmEvent::NumaHit } else { VmEvent::NumaMiss }, 1);
+        if zone.node() != r.node {
+            self.count(VmEvent::NumaForeign, 1);
+        }
+        self.count(if zone.node() == local { VmEvent::NumaLocal } else { VmEvent::NumaOther }, 1);
+    }
+
+    /// Takes one block of a zone: from the CPU's list if there is one and it is not owned, else from
+    /// the buddy.
+    fn rmqueue(&self, zone: &Zone, r: &Request, flags: AllocFlags, room: i64) -> Option<u32> {
+        if let Some(list) = list_of(r.order, r.mt as usize)
+            && let Some(cpu) = self.p.get_cpu()
+        {
+            let pfn = self.rmqueue_pcp(cpu, zone, list, r, room);
+            self.p.put_cpu(cpu);
+            match pfn {
+                Some(Some(pfn)) => return Some(pfn),
+                Some(None) if !flags.highatomic && !flags.oom && !flags.non_block => return None,
+                _ => {}
+            }
+        }
+        let pfn = self.rmqueue_buddy(zone, r, flags)?;
+        self.count(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
+        self.count(VmEvent::PcpBypass, 1);
+        Some(pfn)
+    }
+
+    /// `None`: the CPU has no list to use; `Some(None)`: the list is empty and cannot be refilled.
+    fn rmqueue_pcp(
+        &self,
+        cpu: &Cpu,
+        zone: &Zone,
+        list: usize,
+        r: &Request,
+        room: i64,
+    ) -> Option<Option<u32>> {
+        let pcp = self.pcp_of(cpu.id(), zone.slot)?;
+        if pcp.high(list) == 0 {
+            return None;
+        }
+        let owned: Owned<'_> = self.own(cpu, Path::PcpAlloc)?;
+        let pfn = if r.gfp.contains(Gfp::COLD) { pcp.pop_cold(list) } else { pcp.pop_hot(list) };
+        let pfn = pfn.or_else(|| self.refill(cpu, zone, pcp, list, room));
+        if pfn.is_some() {
+            self.counters_of(cpu).owned(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
+        }
+        self.disown(owned);
+        Some(pfn)
+    }
+
+    /// Refills a list that ran empty, and takes one block of it. The caller owns the lists. Takes no
+    /// more than `room` frames, so that a batch does not go below the watermark that one block
+    /// respected.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn refill(
+        &self,
+        cpu: &Cpu,
+        zone: &Zone,
+        pcp: &Pcp,
+        list: usize,
+        room: i64,
+    ) -> Option<u32> {
+        cpu.set_path(Path::Refill);
+        let order = list_order(list);
+        let mt = MigrateType::ALL[list % MIGRATE_PCPTYPES];
+        let limits = &self.limits[zone.slot];
+        let counters = self.counters_of(cpu);
+        let pressed = zone.pressed.load(Relaxed) != 0;
+        if self.fault.strikes() {
+            return None;
+        }
+        pcp.note_refill(list, limits, pressed);
+        let batch = limits.batch[list / MIGRATE_PCPTYPES].min(pcp.high(list)).max(1);
+        let want = i64::from(batch).min((room >> order) + 1).max(1) as u32;
+        let mut got = 0;
+        let home = cpu.id() % zone.nr_areas();
+        for i in 0..zone.nr_areas() {
+            let n = (home + i) % zone.nr_areas();
+            got = zone.with_area(&self.p, &self.map, n, |area| {
+                if order == PAGEBLOCK_ORDER {
+                    (0..want)
+                        .map_while(|_| area.take_whole(order, mt))
+                        .map(|pfn| pcp.push_cold(list, pfn))
+                        .count() as u32
+                } else {
+                    area.take_many(order, mt, want, |pfn| pcp.push_cold(list, pfn))
+                }
+            });
+            if got > 0 {
+                break;
+            }
+        }
+        if got == 0 && order < PAGEBLOCK_ORDER {
+            got = u32::from(
+                self.steal(zone, home, order, mt).map(|p| pcp.push_cold(list, p)).is_some(),
+            );
+        }
+        zone.free.fetch_sub(i64::from(got) << order, Relaxed);
+        counters.owned(VmEvent::PcpRefill, 1);
+        if self.tracing() {
+            for (l, pfn) in pcp.blocks().filter(|(l, _)| *l == list) {
+                self.trace(&Event::PageAllocZoneLocked {
+                    pfn: Pfn(pfn),
+                    order: list_order(l),
+                    migratetype: mt,
+                    percpu_refill: true,
+                });
+            }
+        }
+        cpu.set_path(Path::PcpAlloc);
+        pcp.pop_hot(list)
+    }
+
+    /// Takes a block from another mobility's pageblocks.
+    fn steal(&self, zone: &Zone, home: usize, order: u32, mt: MigrateType) -> Option<u32> {
+        (0..zone.nr_areas()).find_map(|i| {
+            let n = (home + i) % zone.nr_areas();
+            let s = zone.with_area(&self.p, &self.map, n, |area| area.steal(order, mt))?;
+            self.count(VmEvent::ExtfragSteal, 1);
+            if s.converted {
+                self.count(VmEvent::ExtfragConvert, 1);
+            }
+            if self.tracing() {
+                self.trace(&Event::PageAllocExtfrag {
+                    pfn: Pfn(s.pfn),
+                    order,
+                    alloc_migratetype: mt,
+                    fallback_migratetype: s.from,
+                    change_ownership: s.converted,
+                });
+            }
+            Some(s.pfn)
+        })
+    }
+
+    /// Takes one block straight from the buddy.
+    fn rmqueue_buddy(&self, zone: &Zone, r: &Request, flags: AllocFlags) -> Option<u32> {
+        if self.fault.strikes() {
+            return None;
+        }
+        let home = self.p.this_cpu().map_or(0, Cpu::id) % zone.nr_areas();
+        let areas = || (0..zone.nr_areas()).map(move |i| (home + i) % zone.nr_areas());
+        let pfn = self.marked(Path::BuddyAlloc, || {
+            let reserved = || {
+                areas().find_map(|n| {
+                    zone.with_area(&self.p, &self.map, n, |a| a.take_reserved(r.order))
+                })
+            };
+            let ordinary = || {
+                areas()
+                    .find_map(|n| {
+                        zone.with_area(&self.p, &self.map, n, |a| {
+                            if r.order >= PAGEBLOCK_ORDER {
+                                a.take_whole(r.order, r.mt)
+                            } else {
+                                a.take(r.order, r.mt)
+                            }
+                        })
+                    })
+                    .or_else(|| {
+                        (r.order < PAGEBLOCK_ORDER)
+                            .then(|| self.steal(zone, home, r.order, r.mt))
+                            .flatten()
+                    })
+            };
+            if flags.highatomic {
+                reserved().or_else(ordinary)
+            } else if flags.oom || flags.non_block {
+                // In the last resort an atomic request may eat into the high-order reserve.
+                ordinary().or_else(reserved)
+            } else {
+                ordinary()
+            }
+        })?;
+        zone.free.fetch_sub(1 << r.order, Relaxed);
+        if self.tracing() {
+            self.trace(&Event::PageAllocZoneLocked {
+                pfn: Pfn(pfn),
+                order: r.order,
+                migratetype: r.mt,
+                percpu_refill: false,
+            });
+        }
+        Some(pfn)
+    }
+
+    /// The highest zone of the request as a type.
+    pub(super) fn highest_zone(r: &Request) -> ZoneType {
+        ZoneType::ALL[r.highest]
+    }
+}

@@ -1,0 +1,395 @@
+//! The page allocator: `alloc_pages` and its family \[P1–P8, G1–G4, C1–C4\].
+//!
+//! # Concepts
+//! A request goes down until something can answer it:
+//!
+//! ```text
+//!   alloc_pages ─ fast path ─ own CPU's list of the preferred zone       (fast.rs)
+//!        │ anything unusual, or the list and the zone's low watermark say no
+//!        ▼
+//!   general path: checks, scopes, policy, each zone of the zonelist      (general.rs)
+//!        │ no zone is above its low watermark
+//!        ▼
+//!   slow path: wake kswapd, min watermark, reserves, reclaim, drain, OOM (slow.rs)
+//! ```
+//!
+//! # Implementation
+//! *Ownership.* The fast path takes the CPU's lists by storing a [`Path`] in its `Cpu`, works, and
+//! stores `Idle` again; no interrupt is masked and no shared cache line written. An interrupt that lands in
+//! between finds the path set and goes to the buddy, under the area's lock. Locks mask interrupts, so
+//! no interrupt ever finds its own CPU's lock held.
+//!
+//! *Draining.* Nobody touches another CPU's lists. To have them drained one sets `DEFER_DRAIN` in the
+//! CPU's `deferred` word and kicks it; the kick's handler drains at once if the lists are not owned, else the
+//! owner does it when it lets go: it stores `Idle` first and looks at `deferred` after, so a request
+//! made in between is seen by one of the two.
+//!
+//! *The gate.* Tracing, fault injection and the early-boot mask close [`PageAllocator::gate`]; then
+//! every operation takes the general path, which knows about them. Open, they cost nothing.
+//!
+//! # Locking
+//! Ownership of the CPU's lists, then an area's lock. Areas are leaves; no two are held at once.
+//!
+//! See [memory management APIs](https://docs.kernel.org/core-api/mm-api.html).
+
+mod addressed;
+mod audit;
+mod bringup;
+mod bulk;
+mod drain;
+mod fast;
+mod free;
+mod general;
+mod highatomic;
+mod pageref;
+mod pcp;
+mod slow;
+mod typed;
+
+pub use audit::Audit;
+pub use bringup::{BringUpError, Config};
+pub use slow::{Reclaim, ReclaimRequest};
+
+use crate::{
+    context::{Context, Cpu, Path, Task},
+    error::Misuse,
+    fault::{Fault, FaultPlan},
+    gfp::Gfp,
+    memmap::MemMap,
+    page::Page,
+    platform::{Level, Platform},
+    sync::IrqLock,
+    trace::{Event, TraceSink},
+    types::{MigrateType, Pfn},
+    vmstat::{VmCounters, VmEvent},
+    zone::{MAX_AREAS, Watermarks, Zone, zonelist::Zonelists},
+};
+use core::{
+    ptr::NonNull,
+    sync::atomic::Ordering::SeqCst,
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence},
+};
+use pcp::{Limits, Pcp};
+
+/// Reasons for the gate to be closed.
+const GATE_BOOT_MASK: u32 = 1;
+const GATE_TRACE: u32 = 2;
+const GATE_FAULT: u32 = 4;
+
+const _: () = assert!(MAX_AREAS <= 64);
+
+/// The page allocator of one machine. `R` is what stands behind its slow path.
+pub struct PageAllocator<P: Platform, R> {
+    p: P,
+    map: MemMap,
+    zones: &'static [Zone],
+    limits: &'static [Limits],
+    lists: Zonelists,
+    pcps: &'static [Pcp],
+    counters: &'static [VmCounters],
+    /// For callers on no CPU.
+    stray_counters: &'static VmCounters,
+    gate: AtomicU32,
+    allowed: AtomicU32,
+    max_order: u32,
+    min_free_kbytes: AtomicU64,
+    watermark_scale: AtomicU64,
+    fault: Fault,
+    tracer: IrqLock<Option<&'static dyn TraceSink>>,
+    panic_on_misuse: AtomicBool,
+    failure_reports: AtomicU64,
+    reclaim: R,
+}
+
+/// Ownership of a CPU's lists.
+struct Owned<'a> {
+    cpu: &'a Cpu,
+    before: u8,
+}
+
+impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
+    /// The platform.
+    pub fn platform(&self) -> &P {
+        &self.p
+    }
+
+    /// What stands behind the slow path.
+    pub fn reclaim(&self) -> &R {
+        &self.reclaim
+    }
+
+    /// Largest order of a request.
+    pub fn max_order(&self) -> u32 {
+        self.max_order
+    }
+
+    /// Frame size in bytes.
+    pub const fn page_size(&self) -> usize {
+        1 << P::PAGE_SHIFT
+    }
+
+    /// The populated zones: nodes ascending, within a node the lowest zone first.
+    pub fn zones(&self) -> &[Zone] {
+        self.zones
+    }
+
+    /// Number of nodes.
+    pub fn nr_nodes(&self) -> usize {
+        self.lists.nodes()
+    }
+
+    /// Nodes by distance from `node`, itself first.
+    pub fn nodes_from(&self, node: usize) -> impl Iterator<Item = usize> + '_ {
+        self.lists.nodes_from(node)
+    }
+
+    /// The page of a frame; `None` where there is no memory \[F3\].
+    #[inline]
+    pub fn pfn_to_page(&self, pfn: Pfn) -> Option<&Page> {
+        self.map.page(pfn)
+    }
+
+    /// The frame of a page; `None` for a page of another machine \[F3\].
+    #[inline]
+    pub fn page_to_pfn(&self, page: &Page) -> Option<Pfn> {
+        self.map.pfn(page).map(Pfn)
+    }
+
+    /// Where the page's frame is mapped; `None` for a high frame that is not mapped \[F3\].
+    pub fn page_address(&self, page: &Page) -> Option<NonNull<u8>> {
+        self.p.direct_map(self.page_to_pfn(page)?)
+    }
+
+    /// The page whose frame the direct map shows at `addr`; `None` for any other address \[F3\].
+    pub fn virt_to_page(&self, addr: *const u8) -> Option<&Page> {
+        self.pfn_to_page(self.p.direct_unmap(addr)?)
+    }
+
+    /// The zone of a frame; `None` where there is no memory.
+    pub fn page_zone(&self, pfn: Pfn) -> Option<&Zone> {
+        self.zones.get(self.map.flags_of(pfn.0).zone_slot()?)
+    }
+
+    /// Mobility of the frame's pageblock; `None` where there is no memory.
+    pub fn pageblock_migratetype(&self, pfn: Pfn) -> Option<MigrateType> {
+        let flags = self.map.flags_of(pfn.0);
+        flags.zone_slot().map(|_| flags.migratetype())
+    }
+
+    /// Changes the mobility of the frame's pageblock; its free blocks go with it. `false` where there
+    /// is no memory.
+    pub fn set_pageblock_migratetype(&self, pfn: Pfn, mt: MigrateType) -> bool {
+        let Some(zone) = self.page_zone(pfn) else { return false };
+        zone.with_area(&self.p, &self.map, zone.area_of(pfn.0), |a| a.set_migratetype(pfn.0, mt));
+        true
+    }
+
+    /// Free frames of the machine, those on per-CPU lists left out.
+    pub fn nr_free_pages(&self) -> u64 {
+        self.zones.iter().map(Zone::free_frames).sum()
+    }
+
+    /// Frames the allocator manages.
+    pub fn totalram_pages(&self) -> u64 {
+        self.zones.iter().map(Zone::managed_frames).sum()
+    }
+
+    /// Frames on the per-CPU lists of a zone, by CPU.
+    pub fn pcp_frames(&self, zone: &Zone) -> impl Iterator<Item = u64> + '_ {
+        let slot = zone.slot;
+        (0..self.p.nr_cpu_ids()).map(move |cpu| self.pcp_of(cpu, slot).map_or(0, Pcp::frames))
+    }
+
+    /// Batch and present limit of the order-0 lists of a zone on a CPU, in frames.
+    pub fn pcp_limits(&self, zone: &Zone, cpu: usize) -> (u32, u32) {
+        let high = self.pcp_of(cpu, zone.slot).map_or(0, |p| p.high(MigrateType::Movable as usize));
+        (self.limits[zone.slot].batch[0], high)
+    }
+
+    /// Maximal free blocks of a zone by order, from order 0 to [`max_order`](Self::max_order).
+    pub fn nr_free(&self, zone: &Zone) -> [u64; 16] {
+        zone.nr_free(&self.p)
+    }
+
+    #[inline(always)]
+    fn pcp_of(&self, cpu: usize, slot: usize) -> Option<&Pcp> {
+        self.pcps.get(cpu * self.zones.len() + slot)
+    }
+
+    #[inline(always)]
+    fn counters_of(&self, cpu: &Cpu) -> &VmCounters {
+        self.counters.get(cpu.id()).unwrap_or(self.stray_counters)
+    }
+
+    /// Counts an event from anywhere.
+    pub(crate) fn count(&self, event: VmEvent, n: u64) {
+        match self.p.this_cpu() {
+            Some(cpu) => self.counters_of(cpu).shared(event, n),
+            None => self.stray_counters.shared(event, n),
+        }
+    }
+
+    /// The machine's count of an event since bring-up \[R5\].
+    pub fn vm_event(&self, event: VmEvent) -> u64 {
+        let cpus: u64 = self.counters.iter().map(|c| c.get(event)).sum();
+        cpus + self.stray_counters.get(event)
+    }
+
+    /// Takes the CPU's lists, if nobody beneath the caller owns them.
+    #[inline(always)]
+    fn own<'a>(&self, cpu: &'a Cpu, path: Path) -> Option<Owned<'a>> {
+        let before = cpu.path_raw();
+        if before >= Path::FIRST_OWNER {
+            return None;
+        }
+        cpu.set_path(path);
+        // An interrupt handler on this CPU must see the flag before any change of the lists.
+        compiler_fence(SeqCst);
+        Some(Owned { cpu, before })
+    }
+
+    /// Lets the CPU's lists go, and does what others left for that moment.
+    #[inline(always)]
+    fn disown(&self, owned: Owned<'_>) {
+        // An interrupt handler on this CPU must see every change of the lists before the flag falls.
+        compiler_fence(SeqCst);
+        owned.cpu.set_path_raw(owned.before);
+        // The flag falls before the look at `deferred`: a request that comes before the look is seen
+        // by it, one that comes after is served by its own interrupt.
+        compiler_fence(SeqCst);
+        if owned.cpu.deferred.load(Relaxed) != 0 {
+            self.run_deferred(owned.cpu);
+        }
+    }
+
+    /// Runs `f` with the CPU's path marked, for the statistics of where interrupts land. The lists are not
+    /// owned by this.
+    fn marked<T>(&self, path: Path, f: impl FnOnce() -> T) -> T {
+        match self.p.get_cpu() {
+            None => f(),
+            Some(cpu) => {
+                let before = cpu.path_raw();
+                if before < Path::FIRST_OWNER {
+                    cpu.set_path(path);
+                }
+                compiler_fence(SeqCst);
+                let r = f();
+                compiler_fence(SeqCst);
+                cpu.set_path_raw(before);
+                self.p.put_cpu(cpu);
+                r
+            }
+        }
+    }
+
+    /// The caller's context; process context for callers on no CPU.
+    fn context(&self) -> Context {
+        self.p.this_cpu().map_or(Context::PROCESS, Cpu::context)
+    }
+
+    /// Runs `f` on the current task, unless an interrupt runs.
+    fn with_task<T>(&self, f: impl FnOnce(Option<&Task>) -> T) -> T {
+        match self.p.this_cpu() {
+            Some(cpu) if !cpu.context().in_interrupt() => f(cpu.current()),
+            _ => f(None),
+        }
+    }
+
+    fn gate_set(&self, bit: u32, closed: bool) {
+        if closed {
+            self.gate.fetch_or(bit, Relaxed);
+        } else {
+            self.gate.fetch_and(!bit, Relaxed);
+        }
+    }
+
+    /// Restricts what every request may do, as before interrupts and kswapd run (`gfp_allowed_mask`): bits
+    /// outside `mask` are stripped from every request \[G1\]. [`Gfp::all`] lifts it.
+    pub fn set_gfp_allowed_mask(&self, mask: Gfp) {
+        self.allowed.store(mask.bits(), Relaxed);
+        self.gate_set(GATE_BOOT_MASK, mask != Gfp::all());
+    }
+
+    /// Sends every event to `sink`, or to nobody \[T2\].
+    pub fn set_tracer(&self, sink: Option<&'static dyn TraceSink>) {
+        *self.tracer.lock(&self.p) = sink;
+        self.gate_set(GATE_TRACE, sink.is_some());
+    }
+
+    #[inline(always)]
+    fn tracing(&self) -> bool {
+        self.gate.load(Relaxed) & GATE_TRACE != 0
+    }
+
+    fn trace(&self, event: &Event) {
+        if self.tracing() {
+            let sink = *self.tracer.lock(&self.p);
+            if let Some(sink) = sink {
+                sink.event(self.p.this_cpu().map(Cpu::id), event);
+            }
+        }
+    }
+
+    /// Makes inner allocations fail by plan \[D1\].
+    pub fn set_fault_plan(&self, plan: FaultPlan) {
+        self.fault.set(plan);
+        self.gate_set(GATE_FAULT, plan != FaultPlan::Off);
+    }
+
+    /// How many inner allocations were made to fail since bring-up.
+    pub fn faults_injected(&self) -> u64 {
+        self.fault.failed()
+    }
+
+    /// Whether a misuse panics after it was reported (`PanicOnMisuse`). Off by default.
+    pub fn set_panic_on_misuse(&self, on: bool) {
+        self.panic_on_misuse.store(on, Relaxed);
+    }
+
+    /// Reports a misuse and returns it.
+    #[cold]
+    #[track_caller]
+    fn misuse(&self, what: Misuse) -> Misuse {
+        let at = core::panic::Location::caller();
+        self.count(VmEvent::Misuse, 1);
+        self.p.report(
+            Level::Bug,
+            format_args!("BUG: Bad page state: {what}, at {}:{}", at.file(), at.line()),
+        );
+        if self.panic_on_misuse.load(Relaxed) {
+            panic!("{what}");
+        }
+        what
+    }
+
+    /// `min_free_kbytes` now.
+    pub fn min_free_kbytes(&self) -> u64 {
+        self.min_free_kbytes.load(Relaxed)
+    }
+
+    /// Sets `min_free_kbytes` and, with it, every zone's watermarks \[Z4\].
+    pub fn set_min_free_kbytes(&self, kbytes: u64) {
+        self.min_free_kbytes.store(kbytes, Relaxed);
+        self.spread_watermarks();
+    }
+
+    /// Sets `watermark_scale_factor`, in ten-thousandths of a zone \[Z4\].
+    pub fn set_watermark_scale_factor(&self, scale: u64) {
+        self.watermark_scale.store(scale.min(3000), Relaxed);
+        self.spread_watermarks();
+    }
+
+    /// Sets one zone's watermarks, whatever `min_free_kbytes` says, until that is set again.
+    pub fn set_watermarks(&self, zone: &Zone, marks: Watermarks) {
+        zone.set_watermarks(marks);
+    }
+
+    fn spread_watermarks(&self) {
+        crate::zone::distribute(
+            self.zones,
+            P::PAGE_SHIFT,
+            self.min_free_kbytes.load(Relaxed),
+            self.watermark_scale.load(Relaxed),
+        );
+    }
+}

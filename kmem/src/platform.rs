@@ -1,0 +1,129 @@
+//! What an embedder supplies \[X3\].
+//!
+//! # Concepts
+//! The core knows no operating system and no processor. It asks a [`Platform`] which CPU it runs on,
+//! where frames are mapped, how to mask interrupts, how to wait and wake, and where reports go.
+//!
+//! # Locking
+//! No method is called with a lock of the core held, save where it says so.
+
+use crate::{context::Cpu, memblock::Memblock, types::Pfn};
+use core::{fmt, ops::Range, ptr::NonNull, sync::atomic::AtomicU32};
+
+/// How serious a report is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Level {
+    /// A misuse of the allocator (`BUG:`).
+    Bug,
+    /// Something worth a look (`WARNING:`, allocation failures).
+    Warning,
+    /// Information.
+    Info,
+}
+
+/// What interrupt masking found; restored as it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "interrupts stay masked until this is restored"]
+pub struct IrqState(pub usize);
+
+/// One machine, as the core sees it.
+///
+/// # Safety
+/// The core's soundness rests on these promises:
+/// - [`this_cpu`](Platform::this_cpu) returns the `Cpu` that the caller runs on, and as long as the
+///   caller neither sleeps nor enables preemption nobody else runs on it, save interrupt handlers,
+///   which nest strictly;
+/// - [`cpu`](Platform::cpu) returns the same `Cpu` for the same number for the platform's lifetime;
+/// - [`direct_map`](Platform::direct_map) returns an address at which the frame's whole content can be
+///   read and written, the same each time, distinct frames at distinct places;
+/// - [`metadata`](Platform::metadata) returns zero-filled memory of the size asked for, used for nothing
+///   else until the platform value is dropped;
+/// - between [`local_irq_save`](Platform::local_irq_save) and the matching restore no interrupt
+///   handler runs on the CPU.
+pub unsafe trait Platform: Sync {
+    /// Frame size as a power of two: 12 (4 KiB), 13, 14 or 16 \[F5\].
+    const PAGE_SHIFT: u32 = 12;
+
+    /// Whether an interrupt can make the CPU switch to another task while its context word is zero.
+    /// Such a platform implements [`get_cpu`](Platform::get_cpu) and [`put_cpu`](Platform::put_cpu).
+    const PREEMPTIBLE: bool = false;
+
+    /// The CPU the caller runs on; `None` when it runs on none (a thread that never attached, or one
+    /// that is being torn down). Such callers are served, without per-CPU lists.
+    fn this_cpu(&self) -> Option<&Cpu>;
+
+    /// Pins the caller to its CPU: one level of preemption-off in the CPU's context word, counted
+    /// indivisibly with finding the CPU. Where tasks switch only of their own accord nothing need be
+    /// counted.
+    #[inline(always)]
+    fn get_cpu(&self) -> Option<&Cpu> {
+        self.this_cpu()
+    }
+
+    /// Undoes [`get_cpu`](Platform::get_cpu).
+    #[inline(always)]
+    fn put_cpu(&self, _cpu: &Cpu) {}
+
+    /// The possible CPU with number `id`.
+    fn cpu(&self, id: usize) -> Option<&Cpu>;
+
+    /// Number of possible CPUs; their numbers are `0..nr_cpu_ids()`.
+    fn nr_cpu_ids(&self) -> usize;
+
+    /// Masks interrupts on this CPU and returns what to restore.
+    fn local_irq_save(&self) -> IrqState;
+
+    /// Restores the mask; interrupts that came in between are served before this returns, if they
+    /// are unmasked now.
+    fn local_irq_restore(&self, state: IrqState);
+
+    /// Where the direct map shows the frame; `None` for high memory and frames that do not exist.
+    fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>>;
+
+    /// The frame that the direct map shows at `addr`; `None` when the address is not in it.
+    fn direct_unmap(&self, addr: *const u8) -> Option<Pfn>;
+
+    /// Zero-fills `count` frames from `pfn`, wherever they are: this is the only way the core touches
+    /// a high frame's contents. Must not sleep and must not allocate. May be called with interrupts
+    /// masked.
+    fn zero_frames(&self, pfn: Pfn, count: u32);
+
+    /// Zero-filled memory for the core's own tables, `bytes` long, aligned to at least a frame and
+    /// kept as long as the platform. Called at bring-up only. A plain kernel takes it from `boot`
+    /// through the direct map; a host may take it from elsewhere. `None` when there is none.
+    fn metadata(&self, boot: &mut Memblock, bytes: usize) -> Option<NonNull<u8>>;
+
+    /// Address space for a table of `bytes` of which only the byte ranges in `used` will be touched
+    /// (ascending, disjoint): a machine with holes in its memory backs no more than those \[F5\].
+    /// What is backed is zero-filled. A platform without page tables to play with backs everything.
+    fn sparse_metadata(
+        &self,
+        boot: &mut Memblock,
+        bytes: usize,
+        _used: &mut dyn Iterator<Item = Range<usize>>,
+    ) -> Option<NonNull<u8>> {
+        self.metadata(boot, bytes)
+    }
+
+    /// Makes CPU `cpu` call [`Kmem::handle_ipi`](crate::Kmem::handle_ipi) soon. For a CPU that runs
+    /// nothing the platform may make the call itself, posing as that CPU. Called from any context.
+    fn kick(&self, cpu: usize);
+
+    /// Waits until `word` no longer holds `expected`, a wake-up on it, or `timeout_ns` nanoseconds.
+    /// May return early. Called in process context only; gives the CPU to others meanwhile.
+    fn wait(&self, word: &AtomicU32, expected: u32, timeout_ns: u64);
+
+    /// Wakes everyone in [`wait`](Platform::wait) on `word`. Called from any context.
+    fn wake(&self, word: &AtomicU32);
+
+    /// One turn of a spin loop. A host may give the time slice away now and then.
+    fn relax(&self) {
+        core::hint::spin_loop();
+    }
+
+    /// Nanoseconds since some fixed moment, never running backwards on one CPU.
+    fn now_ns(&self) -> u64;
+
+    /// A report for people. Called from any context, interrupts included, never with a lock held.
+    fn report(&self, level: Level, message: fmt::Arguments<'_>);
+}

@@ -1,0 +1,151 @@
+//! Reclaim: what stands behind the page allocator's slow path \[R1–R5, G4\].
+//!
+//! # Concepts
+//! Memory comes back from *sources*. Shrinkers are the first: caches that can count and give up objects.
+//! (LRU lists, swap and page cache join as further sources of [`Vmscan::shrink_node`].) Two callers ask: *kswapd*,
+//! one task per node, woken at the low watermark and working up to the high one; and *direct reclaim*, a
+//! request that would fail otherwise. When neither gets anywhere, the OOM handler decides.
+//!
+//! # Implementation
+//! Pressure is a *priority* from 12 down to 0: a source is asked for 1/2^priority of what it has, so
+//! the first rounds are gentle. `__GFP_IO` and `__GFP_FS` are kept by not asking a shrinker whose
+//! [`needs`](Shrinker::needs) the request lacks; what it would have scanned is owed and asked for later.
+//!
+//! # Locking
+//! The registry's lock is held while a shrinker is looked up, never while it runs.
+//!
+//! See [shrinkers](https://docs.kernel.org/core-api/mm-api.html) and
+//! [concepts](https://docs.kernel.org/admin-guide/mm/concepts.html).
+
+mod kswapd;
+mod oom;
+mod shrinker;
+
+pub use oom::OomHandler;
+pub use shrinker::{ShrinkControl, Shrinker, ShrinkerError, ShrinkerId};
+
+use crate::{
+    gfp::Gfp,
+    page_alloc::{PageAllocator, Reclaim, ReclaimRequest},
+    platform::Platform,
+    sync::IrqLock,
+    types::{MAX_NODES, ZoneType},
+};
+use kswapd::NodeState;
+use shrinker::Registry;
+
+/// Where the pressure starts.
+const DEF_PRIORITY: u32 = 12;
+/// Objects a direct reclaimer is content with.
+const SWAP_CLUSTER_MAX: u64 = 32;
+
+/// The reclaim of one machine.
+pub struct Vmscan {
+    shrinkers: Registry,
+    nodes: [NodeState; MAX_NODES],
+    oom: IrqLock<Option<&'static dyn OomHandler>>,
+}
+
+impl Default for Vmscan {
+    fn default() -> Self {
+        Vmscan::new()
+    }
+}
+
+impl Vmscan {
+    /// No shrinkers, no kswapd, no OOM handler.
+    pub const fn new() -> Vmscan {
+        Vmscan {
+            shrinkers: Registry::new(),
+            nodes: [const { NodeState::new() }; MAX_NODES],
+            oom: IrqLock::new(None),
+        }
+    }
+
+    /// Asks every source of a node for its share at this priority; returns the objects freed.
+    fn shrink_node<P: Platform>(
+        &self,
+        pages: &PageAllocator<P, Self>,
+        node: usize,
+        gfp: Gfp,
+        priority: u32,
+    ) -> u64 {
+        self.shrinkers.shrink(pages, node, gfp, priority)
+    }
+}
+
+impl Reclaim for Vmscan {
+    fn wake_kswapd<P: Platform>(
+        &self,
+        pages: &PageAllocator<P, Self>,
+        node: usize,
+        order: u32,
+        highest: ZoneType,
+    ) {
+        if let Some(n) = self.nodes.get(node) {
+            n.wake(pages.platform(), order, highest);
+        }
+    }
+
+    fn try_to_free_pages<P: Platform>(
+        &self,
+        pages: &PageAllocator<P, Self>,
+        r: &ReclaimRequest,
+    ) -> u64 {
+        let target = SWAP_CLUSTER_MAX.max(1 << r.order);
+        let mut freed = 0;
+        for priority in (0..=DEF_PRIORITY).rev() {
+            for node in pages.nodes_from(r.node).filter(|n| r.nodes >> n & 1 == 1) {
+                freed += self.shrink_node(pages, node, r.gfp, priority);
+            }
+            if freed >= target {
+                break;
+            }
+        }
+        if freed > 0 {
+            // kswapd that had given up may find something now.
+            for n in &self.nodes {
+                n.encourage();
+            }
+        }
+        freed
+    }
+
+    fn reclaimable<P: Platform>(&self, pages: &PageAllocator<P, Self>, node: usize) -> u64 {
+        self.shrinkers.count(pages, node)
+    }
+
+    fn out_of_memory<P: Platform>(
+        &self,
+        pages: &PageAllocator<P, Self>,
+        r: &ReclaimRequest,
+    ) -> bool {
+        oom::call(self, pages, r)
+    }
+}
+
+impl Vmscan {
+    pub(crate) fn register<P: Platform>(
+        &self,
+        pages: &PageAllocator<P, Self>,
+        s: &'static dyn Shrinker,
+    ) -> Result<ShrinkerId, ShrinkerError> {
+        self.shrinkers.register(pages.platform(), s)
+    }
+
+    pub(crate) fn unregister<P: Platform>(
+        &self,
+        pages: &PageAllocator<P, Self>,
+        id: ShrinkerId,
+    ) -> Result<(), ShrinkerError> {
+        self.shrinkers.unregister(pages.platform(), id)
+    }
+
+    pub(crate) fn set_oom_handler<P: Platform>(
+        &self,
+        pages: &PageAllocator<P, Self>,
+        handler: Option<&'static dyn OomHandler>,
+    ) {
+        *self.oom.lock(pages.platform()) = handler;
+    }
+}

@@ -1,0 +1,142 @@
+//! Tracepoints of the page allocator, with the kernel's names and fields \[T2\].
+//!
+//! # Concepts
+//! A [`TraceSink`] is given every event. While none is attached the fast paths do not know that tracing
+//! exists: attaching one closes the machine's gate, and the gate is tested anyway.
+//!
+//! # Locking
+//! The sink is called in the context of the operation, interrupts included, sometimes with interrupts
+//! masked and an area's lock held; it must not allocate from the machine it traces.
+//!
+//! See [`events-kmem`](https://docs.kernel.org/trace/events-kmem.html).
+
+use crate::{
+    gfp::Gfp,
+    types::{MigrateType, Pfn},
+};
+
+/// An event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// `mm_page_alloc`: a request was answered; `pfn` is `None` if it failed.
+    PageAlloc {
+        /// First frame.
+        pfn: Option<Pfn>,
+        /// Order.
+        order: u32,
+        /// Flags of the request.
+        gfp: Gfp,
+        /// Mobility of the request.
+        migratetype: MigrateType,
+    },
+    /// `mm_page_free`: a block was freed.
+    PageFree {
+        /// First frame.
+        pfn: Pfn,
+        /// Order.
+        order: u32,
+    },
+    /// `mm_page_free_batched`: a page was freed as one of several.
+    PageFreeBatched {
+        /// The frame.
+        pfn: Pfn,
+    },
+    /// `mm_page_alloc_zone_locked`: a block was taken from the buddy.
+    PageAllocZoneLocked {
+        /// First frame.
+        pfn: Pfn,
+        /// Order.
+        order: u32,
+        /// Mobility of the request.
+        migratetype: MigrateType,
+        /// Whether it refills a per-CPU list.
+        percpu_refill: bool,
+    },
+    /// `mm_page_pcpu_drain`: a block went from a per-CPU list back to the buddy.
+    PagePcpuDrain {
+        /// First frame.
+        pfn: Pfn,
+        /// Order.
+        order: u32,
+        /// Mobility of the list.
+        migratetype: MigrateType,
+    },
+    /// `mm_page_alloc_extfrag`: a block was stolen from another mobility.
+    PageAllocExtfrag {
+        /// First frame.
+        pfn: Pfn,
+        /// Order of the request.
+        order: u32,
+        /// Mobility of the request.
+        alloc_migratetype: MigrateType,
+        /// Mobility of the pageblock before.
+        fallback_migratetype: MigrateType,
+        /// Whether the pageblock changed its mobility.
+        change_ownership: bool,
+    },
+}
+
+impl Event {
+    /// The kernel's name of the tracepoint.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Event::PageAlloc { .. } => "mm_page_alloc",
+            Event::PageFree { .. } => "mm_page_free",
+            Event::PageFreeBatched { .. } => "mm_page_free_batched",
+            Event::PageAllocZoneLocked { .. } => "mm_page_alloc_zone_locked",
+            Event::PagePcpuDrain { .. } => "mm_page_pcpu_drain",
+            Event::PageAllocExtfrag { .. } => "mm_page_alloc_extfrag",
+        }
+    }
+}
+
+impl core::fmt::Display for Event {
+    /// The fields as the kernel prints them after the event's name.
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match *self {
+            Event::PageAlloc { pfn: Some(pfn), order, gfp, migratetype } => write!(
+                f,
+                "page=pfn:{pfn} pfn={pfn} order={order} migratetype={} gfp_flags={gfp}",
+                migratetype as u8
+            ),
+            Event::PageAlloc { pfn: None, order, gfp, migratetype } => write!(
+                f,
+                "page=(nil) pfn=0x0 order={order} migratetype={} gfp_flags={gfp}",
+                migratetype as u8
+            ),
+            Event::PageFree { pfn, order } => write!(f, "page=pfn:{pfn} pfn={pfn} order={order}"),
+            Event::PageFreeBatched { pfn } => write!(f, "page=pfn:{pfn} pfn={pfn} order=0"),
+            Event::PageAllocZoneLocked { pfn, order, migratetype, percpu_refill } => write!(
+                f,
+                "page=pfn:{pfn} pfn={pfn} order={order} migratetype={} percpu_refill={}",
+                migratetype as u8,
+                u8::from(percpu_refill)
+            ),
+            Event::PagePcpuDrain { pfn, order, migratetype } => write!(
+                f,
+                "page=pfn:{pfn} pfn={pfn} order={order} migratetype={}",
+                migratetype as u8
+            ),
+            Event::PageAllocExtfrag {
+                pfn,
+                order,
+                alloc_migratetype,
+                fallback_migratetype,
+                change_ownership,
+            } => write!(
+                f,
+                "page=pfn:{pfn} pfn={pfn} alloc_order={order} \
+                 alloc_migratetype={} fallback_migratetype={} change_ownership={}",
+                alloc_migratetype as u8,
+                fallback_migratetype as u8,
+                u8::from(change_ownership)
+            ),
+        }
+    }
+}
+
+/// Who is told.
+pub trait TraceSink: Sync {
+    /// An event on CPU `cpu` (`None`: on a thread that runs on none).
+    fn event(&self, cpu: Option<usize>, event: &Event);
+}
