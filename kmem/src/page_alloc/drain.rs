@@ -178,26 +178,44 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if !self.context().may_sleep() {
             return;
         }
-        let mut patience = DRAIN_PATIENCE;
-        while patience > 0 && others().any(|c| c.deferred.load(Acquire) & DEFER_DRAIN != 0) {
-            patience -= 1;
-            self.p.relax();
-        }
+        self.await_drains(|c| Some(c.id()) != here);
     }
 
-    /// Brings the CPU the caller runs on into service.
-    pub fn cpu_online(&self) {
-        if let Some(cpu) = self.p.this_cpu() {
+    /// Notes that CPU `id` is in service: the platform lets code run on it.
+    pub fn cpu_online(&self, id: usize) {
+        if let Some(cpu) = self.p.cpu(id) {
             cpu.set_online(true);
         }
     }
 
-    /// Takes the CPU the caller runs on out of service: its lists are drained, and it must not allocate
-    /// until [`cpu_online`](Self::cpu_online) \[P3\].
-    pub fn cpu_offline(&self) {
-        if let Some(cpu) = self.p.this_cpu() {
-            cpu.set_online(false);
+    /// Takes CPU `id` out of service: its lists are drained \[P3\]. To be called on that CPU before it
+    /// stops, or on another one once nothing runs on it any more; the platform's
+    /// [`kick`](Platform::kick) then poses as it.
+    ///
+    /// Context: process context.
+    pub fn cpu_offline(&self, id: usize) {
+        let Some(cpu) = self.p.cpu(id) else { return };
+        cpu.set_online(false);
+        if self.p.this_cpu().map(Cpu::id) == Some(id) {
             self.drain_this_cpu();
+            return;
+        }
+        self.ask_to_drain(cpu);
+        self.await_drains(|c| c.id() == id);
+    }
+
+    /// Waits a little until the CPUs that were asked have drained their lists.
+    fn await_drains(&self, of: impl Fn(&Cpu) -> bool) {
+        let pending = || {
+            (0..self.p.nr_cpu_ids())
+                .filter_map(|id| self.p.cpu(id))
+                // Acquire pairs with the AcqRel in `run_deferred`.
+                .any(|c| of(c) && c.deferred.load(Acquire) & DEFER_DRAIN != 0)
+        };
+        let mut patience = DRAIN_PATIENCE;
+        while patience > 0 && pending() {
+            patience -= 1;
+            self.p.relax();
         }
     }
 }

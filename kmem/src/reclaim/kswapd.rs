@@ -92,6 +92,13 @@ impl<P: Platform> PageAllocator<P, Vmscan> {
         self.mark_current(PF_KSWAPD | PF_MEMALLOC, false);
     }
 
+    /// Wakes kswapd of every node, so that it looks at its `stop` at once.
+    pub fn nudge_kswapd(&self) {
+        for state in self.reclaim().nodes.iter().take(self.nr_nodes()) {
+            state.wake(self.platform(), 0, ZoneType::Dma);
+        }
+    }
+
     fn mark_current(&self, bits: u32, on: bool) {
         if let Some(task) = self.platform().this_cpu().and_then(|cpu| cpu.current()) {
             task.mark(bits, on);
