@@ -32,7 +32,7 @@ use core::{
     fmt,
     marker::PhantomData,
     ptr,
-    sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
 const PREEMPT_UNIT: u32 = 1;
@@ -44,19 +44,23 @@ const SOFTIRQ_MASK: u32 = 0xff << 8;
 const HARDIRQ_MASK: u32 = 0xf << 16;
 const NMI_MASK: u32 = 0xf << 20;
 const IRQ_OFF: u32 = 1 << 31;
+const PATH_SHIFT: u32 = 32;
+/// State bits in which a request that does not sleep may still take the fast path: any atomic section
+/// but an NMI, outside the allocator.
+pub(crate) const ATOMIC_OUTSIDE: u64 = !NMI_MASK as u64;
 
 /// The kinds of atomic section a CPU can be in, as units of its context word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
+#[repr(u64)]
 pub enum Section {
     /// Preemption is off (spin locks included).
-    Preempt = PREEMPT_UNIT,
+    Preempt = PREEMPT_UNIT as u64,
     /// A softirq runs, or softirqs are disabled.
-    Softirq = SOFTIRQ_UNIT,
+    Softirq = SOFTIRQ_UNIT as u64,
     /// A hard interrupt handler runs.
-    Hardirq = HARDIRQ_UNIT,
+    Hardirq = HARDIRQ_UNIT as u64,
     /// A non-maskable interrupt handler runs.
-    Nmi = NMI_UNIT,
+    Nmi = NMI_UNIT as u64,
 }
 
 /// A snapshot of a CPU's context word.
@@ -66,12 +70,6 @@ pub struct Context(u32);
 impl Context {
     /// Process context with everything enabled.
     pub const PROCESS: Context = Context(0);
-
-    /// The context without one level of preemption-off: what the caller of a pinned section is in.
-    #[inline(always)]
-    pub(crate) const fn unpinned(self, preemptible: bool) -> Context {
-        Context(self.0.wrapping_sub(preemptible as u32))
-    }
 
     /// Whether sleeping is allowed.
     #[inline(always)]
@@ -181,10 +179,9 @@ pub(crate) const DEFER_DRAIN: u32 = 1;
 /// caller is on.
 #[repr(align(64))]
 pub struct Cpu {
-    word: AtomicU32,
-    /// A [`Path`]; from `Path::FIRST_OWNER` on it is the ownership flag of the CPU's lists. Own CPU
-    /// only.
-    path: AtomicU8,
+    /// Low half: the context word. Above it: a [`Path`], which from `Path::FIRST_OWNER` on is the
+    /// ownership flag of the CPU's lists. Zero: process context, outside the allocator. Own CPU only.
+    state: AtomicU64,
     /// `DEFER_*` bits; set by anyone, cleared by the CPU.
     pub(crate) deferred: AtomicU32,
     id: u32,
@@ -197,12 +194,11 @@ impl Cpu {
     /// CPU `id` on node `node`, offline, in process context, running no task.
     pub const fn new(id: u32, node: u32) -> Cpu {
         Cpu {
-            word: AtomicU32::new(0),
-            path: AtomicU8::new(0),
+            state: AtomicU64::new(0),
             deferred: AtomicU32::new(0),
             id,
             node,
-            task: AtomicPtr::new(ptr::null_mut()),
+            task: AtomicPtr::new((&raw const NO_TASK).cast_mut()),
             online: AtomicBool::new(false),
         }
     }
@@ -230,66 +226,90 @@ impl Cpu {
         self.online.store(on, Relaxed);
     }
 
+    /// Context word and path in one look; zero is process context, outside the allocator.
+    #[inline(always)]
+    pub(crate) fn state(&self) -> u64 {
+        self.state.load(Relaxed)
+    }
+
+    /// Writes the state word: `state`, outside the allocator, with this path.
+    #[inline(always)]
+    pub(crate) fn set_state(&self, state: u64, path: Path) {
+        self.state.store(state | (path as u64) << PATH_SHIFT, Relaxed);
+    }
+
     /// The context word now. Meaningful on the CPU itself.
     #[inline(always)]
     pub fn context(&self) -> Context {
-        Context(self.word.load(Relaxed))
+        Context(self.state() as u32)
     }
 
     /// Enters an atomic section. Called on the CPU itself; every entry needs its [`Cpu::leave`].
     #[inline(always)]
     pub fn enter(&self, section: Section) {
-        self.word.store(self.word.load(Relaxed).wrapping_add(section as u32), Relaxed);
+        self.state.store(self.state().wrapping_add(section as u64), Relaxed);
     }
 
     /// Leaves an atomic section entered on the same CPU.
     #[inline(always)]
     pub fn leave(&self, section: Section) {
-        self.word.store(self.word.load(Relaxed).wrapping_sub(section as u32), Relaxed);
+        self.state.store(self.state().wrapping_sub(section as u64), Relaxed);
     }
 
     /// Masks interrupts in the context word and says whether they were masked before. For platforms
     /// whose interrupt mask is this bit; hardware that has a mask of its own sets both.
     #[inline(always)]
     pub fn mask_irqs(&self) -> bool {
-        let w = self.word.load(Relaxed);
-        self.word.store(w | IRQ_OFF, Relaxed);
-        w & IRQ_OFF != 0
+        let w = self.state();
+        self.state.store(w | u64::from(IRQ_OFF), Relaxed);
+        w & u64::from(IRQ_OFF) != 0
     }
 
     /// Unmasks interrupts in the context word.
     #[inline(always)]
     pub fn unmask_irqs(&self) {
-        self.word.store(self.word.load(Relaxed) & !IRQ_OFF, Relaxed);
+        self.state.store(self.state() & !u64::from(IRQ_OFF), Relaxed);
     }
 
     /// The allocator path that runs on the CPU now.
     pub fn path(&self) -> Path {
-        Path::ALL[usize::from(self.path.load(Relaxed)).min(NR_PATHS - 1)]
+        Path::ALL[usize::from(self.path_raw()).min(NR_PATHS - 1)]
     }
 
     #[inline(always)]
     pub(crate) fn path_raw(&self) -> u8 {
-        self.path.load(Relaxed)
+        (self.state() >> PATH_SHIFT) as u8
     }
 
     #[inline(always)]
     pub(crate) fn set_path(&self, path: Path) {
-        self.path.store(path as u8, Relaxed);
+        self.set_path_raw(path as u8);
     }
 
     /// Restores a path saved by a nested section.
     #[inline(always)]
     pub(crate) fn set_path_raw(&self, path: u8) {
-        self.path.store(path, Relaxed);
+        let context = self.state() & u64::from(u32::MAX);
+        self.state.store(context | u64::from(path) << PATH_SHIFT, Relaxed);
+    }
+
+    /// Whether the task on the CPU has a scope, a cpuset, a policy or another speciality.
+    #[inline(always)]
+    pub(crate) fn task_is_special(&self) -> bool {
+        // SAFETY: as in `current`; the pointer is never null.
+        unsafe { (*self.task.load(Relaxed)).flags() != 0 }
     }
 
     /// The task that runs on the CPU.
     #[inline(always)]
     pub fn current(&self) -> Option<&Task> {
+        let task = self.task.load(Relaxed).cast_const();
+        if ptr::eq(task, &raw const NO_TASK) {
+            return None;
+        }
         // SAFETY: `set_current` is unsafe and demands that the task outlives its stay on the CPU;
-        // this CPU's current task is running this very code, or the pointer is null.
-        unsafe { self.task.load(Relaxed).as_ref() }
+        // this CPU's current task is running this very code.
+        unsafe { task.as_ref() }
     }
 
     /// Names the task that runs on the CPU from now on.
@@ -298,9 +318,14 @@ impl Cpu {
     /// `task`, if not null, stays valid until another task is named, and the call is made on this CPU
     /// or while nothing runs on it.
     pub unsafe fn set_current(&self, task: *const Task) {
+        let task = if task.is_null() { &raw const NO_TASK } else { task };
         self.task.store(task.cast_mut(), Relaxed);
     }
 }
+
+/// Stands for no task, so that the fast path need not ask whether there is one. Nobody is given a
+/// reference to it, so its flags stay clear.
+static NO_TASK: Task = Task::new();
 
 /// Task flags that change what an allocation may do.
 pub(crate) const PF_MEMALLOC: u32 = 1 << 0;

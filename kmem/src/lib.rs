@@ -5,13 +5,15 @@
 //! Modules form a ladder; each uses what is below it and nothing above:
 //!
 //! ```text
-//!   types  gfp  platform  context  sync  error  trace  fault  vmstat     words everything else speaks
+//!   types  gfp  platform  context  sync  error  trace  fault             words everything else speaks
+//!   vmstat  page_state             what happened; what frames are used for
 //!   memblock                       memory before the page allocator
 //!   page                           what is known of one frame
 //!   buddy  memmap                  free blocks; the map of all frames
 //!   zone                           zones, watermarks, zonelists
 //!   page_alloc                     per-CPU lists, fast path, slow path
 //!   reclaim                        shrinkers, kswapd, OOM: behind the slow path, through a trait
+//!   proc                           the machine as Linux's /proc texts
 //!   kmem                           one machine
 //! ```
 
@@ -25,7 +27,9 @@ pub mod memblock;
 mod memmap;
 pub mod page;
 pub mod page_alloc;
+pub mod page_state;
 pub mod platform;
+pub mod proc;
 pub mod reclaim;
 pub mod sync;
 pub mod trace;

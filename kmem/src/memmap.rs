@@ -140,6 +140,17 @@ impl MemMap {
         unsafe { self.pages.add(off as usize).as_ref() }
     }
 
+    /// The frame of a page and the flags of its pageblock; `None` when the page is not of this map.
+    #[inline(always)]
+    pub(crate) fn locate(&self, page: &Page) -> Option<(u32, PbFlags)> {
+        let pfn = self.pfn(page)?;
+        let i = ((pfn - self.base) >> PAGEBLOCK_ORDER) as usize;
+        // SAFETY: `pfn` returned a frame of the map, and by `new`'s contract `flags` has an entry for
+        // every pageblock of it.
+        let flags = unsafe { self.flags.get_unchecked(i) };
+        Some((pfn, PbFlags(flags.load(Relaxed))))
+    }
+
     /// The frame of a page; `None` when the page is not of this map.
     #[inline(always)]
     pub(crate) fn pfn(&self, page: &Page) -> Option<u32> {

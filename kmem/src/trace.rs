@@ -12,7 +12,7 @@
 
 use crate::{
     gfp::Gfp,
-    types::{MigrateType, Pfn},
+    types::{MigrateType, PAGEBLOCK_ORDER, Pfn},
 };
 
 /// An event.
@@ -58,7 +58,7 @@ pub enum Event {
         pfn: Pfn,
         /// Order.
         order: u32,
-        /// Mobility of the list.
+        /// Mobility of the block's pageblock.
         migratetype: MigrateType,
     },
     /// `mm_page_alloc_extfrag`: a block was stolen from another mobility.
@@ -66,7 +66,9 @@ pub enum Event {
         /// First frame.
         pfn: Pfn,
         /// Order of the request.
-        order: u32,
+        alloc_order: u32,
+        /// Order of the free block that was taken from.
+        fallback_order: u32,
         /// Mobility of the request.
         alloc_migratetype: MigrateType,
         /// Mobility of the pageblock before.
@@ -96,42 +98,63 @@ impl core::fmt::Display for Event {
         match *self {
             Event::PageAlloc { pfn: Some(pfn), order, gfp, migratetype } => write!(
                 f,
-                "page=pfn:{pfn} pfn={pfn} order={order} migratetype={} gfp_flags={gfp}",
+                "page={} pfn={pfn} order={order} migratetype={} gfp_flags={gfp}",
+                PageId(pfn),
                 migratetype as u8
             ),
             Event::PageAlloc { pfn: None, order, gfp, migratetype } => write!(
                 f,
-                "page=(nil) pfn=0x0 order={order} migratetype={} gfp_flags={gfp}",
-                migratetype as u8
+                "page={:016x} pfn=0x0 order={order} migratetype={} gfp_flags={gfp}",
+                0, migratetype as u8
             ),
-            Event::PageFree { pfn, order } => write!(f, "page=pfn:{pfn} pfn={pfn} order={order}"),
-            Event::PageFreeBatched { pfn } => write!(f, "page=pfn:{pfn} pfn={pfn} order=0"),
+            Event::PageFree { pfn, order } => {
+                write!(f, "page={} pfn={pfn} order={order}", PageId(pfn))
+            }
+            Event::PageFreeBatched { pfn } => {
+                write!(f, "page={} pfn={pfn} order=0", PageId(pfn))
+            }
             Event::PageAllocZoneLocked { pfn, order, migratetype, percpu_refill } => write!(
                 f,
-                "page=pfn:{pfn} pfn={pfn} order={order} migratetype={} percpu_refill={}",
+                "page={} pfn={pfn} order={order} migratetype={} percpu_refill={}",
+                PageId(pfn),
                 migratetype as u8,
                 u8::from(percpu_refill)
             ),
             Event::PagePcpuDrain { pfn, order, migratetype } => write!(
                 f,
-                "page=pfn:{pfn} pfn={pfn} order={order} migratetype={}",
+                "page={} pfn={pfn} order={order} migratetype={}",
+                PageId(pfn),
                 migratetype as u8
             ),
             Event::PageAllocExtfrag {
                 pfn,
-                order,
+                alloc_order,
+                fallback_order,
                 alloc_migratetype,
                 fallback_migratetype,
                 change_ownership,
             } => write!(
                 f,
-                "page=pfn:{pfn} pfn={pfn} alloc_order={order} \
-                 alloc_migratetype={} fallback_migratetype={} change_ownership={}",
+                "page={} pfn={pfn} alloc_order={alloc_order} fallback_order={fallback_order} \
+                 pageblock_order={PAGEBLOCK_ORDER} alloc_migratetype={} fallback_migratetype={} \
+                 fragmenting={} change_ownership={}",
+                PageId(pfn),
                 alloc_migratetype as u8,
                 fallback_migratetype as u8,
+                u8::from(fallback_order < PAGEBLOCK_ORDER),
                 u8::from(change_ownership)
             ),
         }
+    }
+}
+
+/// What stands for the address of a frame's page, where the kernel prints it hashed: another number for
+/// each frame, and never null.
+struct PageId(Pfn);
+
+impl core::fmt::Display for PageId {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{:016x}", 1 << 32 | u64::from(self.0.0))
     }
 }
 

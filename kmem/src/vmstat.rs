@@ -11,7 +11,7 @@
 //! # Locking
 //! None.
 
-use crate::types::ZoneType;
+use crate::{page_state::StatRow, types::ZoneType};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 macro_rules! items {
@@ -77,7 +77,18 @@ items! {
     Misuse = "misuse_reported",
 }
 
+/// Number of events that are counted by zone: those named `numa_*`.
+pub(crate) const NR_NUMA_EVENTS: usize = 6;
+
+/// A CPU's counts of events by zone, and of blocks that the general path took from the CPU's lists.
+pub(crate) type NumaRow = StatRow<{ NR_NUMA_EVENTS + 1 }>;
+
 impl VmEvent {
+    /// Index among the events that are counted by zone; `None` for all others.
+    pub(crate) const fn numa_index(self) -> Option<usize> {
+        if (self as usize) < NR_NUMA_EVENTS { Some(self as usize) } else { None }
+    }
+
     /// `pgalloc_*` of a zone type.
     pub const fn pgalloc(zone: ZoneType) -> VmEvent {
         VmEvent::ALL[VmEvent::PgAllocDma as usize + zone as usize]

@@ -23,6 +23,8 @@ const FALLBACKS: [[MigrateType; 2]; 3] = [
 /// A block taken from another mobility.
 pub(crate) struct Stolen {
     pub(crate) pfn: u32,
+    /// Order of the free block it was taken from.
+    pub(crate) order: u32,
     /// Mobility of the pageblock before.
     pub(crate) from: MigrateType,
     /// Whether the whole pageblock changed its mobility.
@@ -45,13 +47,13 @@ impl Area<'_> {
                 self.set_migratetype(self.first_pfn(index), mt);
                 let found = self.smallest_in(index, order);
                 let pfn = self.carve(index, mt, found, order)?;
-                return Some(Stolen { pfn, from, converted: true });
+                return Some(Stolen { pfn, order: found, from, converted: true });
             }
             let bin = if mt == MigrateType::Movable { smallest } else { largest };
             let index = self.lists.heads[from as usize][bin as usize];
             let found = self.smallest_in(index, order);
             let pfn = self.carve(index, from, found, order)?;
-            return Some(Stolen { pfn, from, converted: false });
+            return Some(Stolen { pfn, order: found, from, converted: false });
         }
         None
     }

@@ -8,11 +8,7 @@
 //! # Locking
 //! Areas' locks, one at a time.
 
-use super::{
-    PageAllocator,
-    pcp::{Pcp, list_order},
-    slow::Reclaim,
-};
+use super::{PageAllocator, pcp::Pcp, slow::Reclaim};
 use crate::{
     page::PageFlags,
     platform::Platform,
@@ -159,7 +155,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     fn audit_pcp(&self, pcp: &Pcp) -> Result<(), AuditError> {
         for (list, pfn) in pcp.blocks() {
-            for f in pfn..pfn + (1 << list_order(list)) {
+            for f in pfn..pfn + (1 << list.order()) {
                 let live = self.map.page_in_map(f).state().is_allocated();
                 let reserved = self.map.page_in_map(f).flags().contains(PageFlags::RESERVED);
                 if live || reserved || self.buddy_order(Pfn(f)).is_some() {

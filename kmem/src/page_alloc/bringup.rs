@@ -24,6 +24,7 @@ use crate::{
     memblock::{Memblock, MemblockError},
     memmap::{MemMap, PbFlags},
     page::Page,
+    page_state::StatRow,
     platform::Platform,
     sync::IrqLock,
     types::{
@@ -342,6 +343,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let pcps = unsafe { tables.zeroed::<Pcp>(nr_zones * cpus)? };
         // SAFETY: counters are atomics; zero is zero.
         let counters = unsafe { tables.zeroed::<VmCounters>(cpus + 1)? };
+        // SAFETY: rows are atomics; zero is zero.
+        let numa = unsafe { tables.zeroed(nr_zones * (cpus + 1))? };
+        let nodes = plans.iter().flatten().map(|p| p.node as usize + 1).max().unwrap_or(1);
+        // SAFETY: as above.
+        let node_stats = unsafe { tables.zeroed(nodes.min(MAX_NODES))? };
+        // SAFETY: as above.
+        let zone_stats = unsafe { tables.zeroed(nr_zones)? };
 
         for (node, zone, r) in pieces::<P>(&boot, layout) {
             let slot = zones
@@ -386,7 +394,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             pcp.reset_high(&limits[i % nr_zones]);
         }
         let mut lists = Zonelists::empty();
-        let nodes = plans.iter().flatten().map(|p| p.node as usize + 1).max().unwrap_or(1);
         lists.build(nodes.min(MAX_NODES), config.distance, |node, zone| {
             zones
                 .iter()
@@ -422,6 +429,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             pcps,
             counters,
             stray_counters: stray,
+            numa,
+            node_stats,
+            zone_stats,
+            system_stats: StatRow::new(),
             gate: AtomicU32::new(0),
             allowed: AtomicU32::new(u32::MAX),
             max_order: config.max_order,

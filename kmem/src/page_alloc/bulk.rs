@@ -7,7 +7,7 @@
 //! # Locking
 //! As for the fast path.
 
-use super::{PageAllocator, pcp::list_of, slow::Reclaim};
+use super::{PageAllocator, pcp::ListId, slow::Reclaim};
 use crate::{
     context::Path,
     error::{AllocError, Misuse},
@@ -15,8 +15,7 @@ use crate::{
     page::Page,
     platform::Platform,
     trace::Event,
-    types::{MIGRATE_PCPTYPES, Pfn},
-    vmstat::VmEvent,
+    types::Pfn,
     zone::AllocFlags,
 };
 use core::sync::atomic::Ordering::Relaxed;
@@ -45,7 +44,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if self.gate.load(Relaxed) == 0 && !r.gfp.intersects(Gfp::COLD) {
             let flags = AllocFlags { cpuset: true, ..AllocFlags::LOW };
             if let Some(zone) = self.zones_for(&r, flags).next()
-                && let Some(list) = list_of(0, r.mt as usize)
+                && let Some(list) = ListId::small(0, r.mt as usize)
                 && let Some(cpu) = self.p.get_cpu()
             {
                 if let Some(pcp) = self.pcp_of(cpu.id(), zone.slot)
@@ -74,7 +73,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                         *place = self.dress(pfn, state);
                         taken += u64::from(place.is_some());
                     }
-                    self.counters_of(cpu).owned(VmEvent::pgalloc(zone.zone_type()), taken);
+                    pcp.count_allocs(list, taken);
                     self.disown(owned);
                 }
                 self.p.put_cpu(cpu);
@@ -138,25 +137,24 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             && !cpu.context().in_nmi()
             && let Some(owned) = self.own(cpu, Path::Bulk)
         {
-            let mut freed = 0;
             for place in pages.iter_mut() {
                 if let Some(page) = *place {
-                    let Some(pfn) = self.map.pfn(page) else { break };
-                    let pb = self.map.flags_of(pfn);
-                    let (Some(slot), mt) = (pb.zone_slot(), pb.mt_index()) else { break };
+                    let Some((pfn, pb)) = self.map.locate(page) else { break };
+                    let Some(list) = ListId::small(0, pb.mt_index()) else { break };
+                    let Some(slot) = pb.zone_slot() else { break };
                     let Some(pcp) = self.pcp_of(cpu.id(), slot) else { break };
-                    if mt >= MIGRATE_PCPTYPES || !page.try_free(0) {
+                    if pcp.high(list) == 0 || !page.try_free(0) {
                         break;
                     }
-                    if !pcp.push_hot(mt, pfn) {
-                        self.spill(cpu, slot, mt, pfn);
+                    if !pcp.push_hot(list, pfn) {
+                        self.spill(cpu, slot, list, pfn);
+                        cpu.set_path(Path::Bulk);
                     }
+                    pcp.count_frees(list, 1);
                     *place = None;
-                    freed += 1;
                 }
                 done += 1;
             }
-            self.counters_of(cpu).owned(VmEvent::PgFree, freed);
             self.disown(owned);
         }
         self.p.put_cpu(cpu);

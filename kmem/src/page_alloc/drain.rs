@@ -9,7 +9,7 @@
 
 use super::{
     Owned, PageAllocator,
-    pcp::{PCP_LISTS, Pcp, list_order},
+    pcp::{ListId, Pcp},
     slow::Reclaim,
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     error::Misuse,
     platform::Platform,
     trace::Event,
-    types::{MIGRATE_PCPTYPES, MigrateType, Pfn},
+    types::Pfn,
     vmstat::VmEvent,
     zone::Zone,
 };
@@ -31,7 +31,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// caller owns the lists.
     #[cold]
     #[inline(never)]
-    pub(super) fn spill(&self, cpu: &Cpu, slot: usize, list: usize, pfn: u32) {
+    pub(super) fn spill(&self, cpu: &Cpu, slot: usize, list: ListId, pfn: u32) {
         let before = cpu.path_raw();
         cpu.set_path(Path::Drain);
         if let (Some(zone), Some(pcp)) = (self.zones.get(slot), self.pcp_of(cpu.id(), slot)) {
@@ -39,22 +39,37 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let pressed = zone.pressed.load(Relaxed) != 0;
             pcp.note_spill(list, limits, pressed);
             let over = (pcp.len(list) + 1).saturating_sub(pcp.high(list));
-            let batch = limits.batch[list / MIGRATE_PCPTYPES].max(over);
+            let batch = limits.batch[list.class()].max(over);
             if pcp.high(list) > 0 {
                 self.counters_of(cpu).owned(VmEvent::PcpSpill, 1);
             }
             self.give_back(zone, pcp, list, batch);
             if !pcp.push_hot(list, pfn) {
-                self.free_to_buddy(zone, pfn, list_order(list));
+                self.give_spilled(zone, pfn, list.order());
             }
         }
         cpu.set_path_raw(before);
     }
 
+    /// Gives a block to the buddy that its list has no place for. The free was counted by the list.
+    fn give_spilled(&self, zone: &Zone, pfn: u32, order: u32) {
+        let given =
+            zone.with_area(&self.p, &self.map, zone.area_of(pfn), |area| area.give(pfn, order));
+        match given {
+            Ok(()) => {
+                let free = zone.free.fetch_add(1 << order, Relaxed) + (1 << order);
+                self.relieve(zone, free);
+            }
+            Err(crate::buddy::AlreadyFree) => {
+                self.misuse(Misuse::DoubleFree { pfn: Pfn(pfn) });
+            }
+        }
+    }
+
     /// Gives up to `n` blocks from the cold end of a list to the buddy and returns the number of
     /// frames. The caller owns the lists.
-    fn give_back(&self, zone: &Zone, pcp: &Pcp, list: usize, n: u32) -> u64 {
-        let order = list_order(list);
+    fn give_back(&self, zone: &Zone, pcp: &Pcp, list: ListId, n: u32) -> u64 {
+        let order = list.order();
         let mut left = n;
         let mut frames = 0;
         let mut next = if left > 0 { pcp.pop_cold(list) } else { None };
@@ -66,7 +81,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 let mut pfn = first;
                 loop {
                     match a.give(pfn, order) {
-                        Ok(()) => given += 1,
+                        Ok(()) => {
+                            given += 1;
+                            self.trace_drain(pfn, order);
+                        }
                         Err(_) => damaged = Some(pfn),
                     }
                     left -= 1;
@@ -86,12 +104,15 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             if let Some(pfn) = damaged {
                 self.misuse(Misuse::DoubleFree { pfn: Pfn(pfn) });
             }
-            if self.tracing() {
-                let migratetype = MigrateType::ALL[list % MIGRATE_PCPTYPES];
-                self.trace(&Event::PagePcpuDrain { pfn: Pfn(first), order, migratetype });
-            }
         }
         frames
+    }
+
+    fn trace_drain(&self, pfn: u32, order: u32) {
+        if self.tracing() {
+            let migratetype = self.map.flags_of(pfn).migratetype();
+            self.trace(&Event::PagePcpuDrain { pfn: Pfn(pfn), order, migratetype });
+        }
     }
 
     /// Drains all lists of a CPU that the caller owns.
@@ -100,7 +121,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let mut frames = 0;
         for zone in self.zones {
             let Some(pcp) = self.pcp_of(cpu.id(), zone.slot) else { continue };
-            for list in 0..PCP_LISTS {
+            for list in ListId::all() {
                 frames += self.give_back(zone, pcp, list, pcp.len(list));
             }
         }

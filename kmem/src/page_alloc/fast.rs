@@ -1,6 +1,11 @@
 //! The fast path: a block of the CPU's own list, for requests with nothing unusual about them.
 //!
 //! # Concepts
+//! Two steps. [`alloc_pages`](PageAllocator::alloc_pages) itself is inlined and does nothing but take a
+//! block off a list that has one: it calls nothing, so it saves no registers. `alloc_medium` does the same for
+//! a list that must be refilled and for orders without lists; what it cannot answer goes the general
+//! path.
+//!
 //! What is unusual is decided by one mask test on the flags, one on the context, one on the gate and the
 //! ownership flag. Everything the specification asks of a request is still true of those that pass:
 //! the mask is free of contradictions (one table look-up), the context may do what the flags say, the
@@ -9,14 +14,19 @@
 //! # Locking
 //! Ownership of the CPU's lists; an area's lock during a refill.
 
-use super::{PageAllocator, pcp::PCP_MAX_SMALL, slow::Reclaim};
+use super::{
+    PageAllocator,
+    pcp::{ListId, PCP_MAX_SMALL},
+    slow::Reclaim,
+};
 use crate::{
-    context::{Cpu, Path},
+    context::{ATOMIC_OUTSIDE, Cpu, Path},
     gfp::Gfp,
     page::{Page, PageFlags, PageState},
     platform::Platform,
-    types::{MIGRATE_PCPTYPES, ZoneType},
+    types::{MigrateType, PAGEBLOCK_ORDER},
     vmstat::VmEvent,
+    zone::Zone,
 };
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -42,6 +52,16 @@ const KEYS: [u8; 32] = {
     t
 };
 
+/// A plain request, decided.
+struct Plain<'a> {
+    zone: &'a Zone,
+    mt: usize,
+    /// Frames it may take from the zone.
+    room: i64,
+    /// The CPU's state word as found.
+    state: u64,
+}
+
 impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// `alloc_pages`: 2^`order` contiguous frames, naturally aligned, with one reference \[P1\].
     ///
@@ -57,13 +77,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[track_caller]
     pub fn alloc_pages(&self, gfp: Gfp, order: u32) -> Result<&Page, crate::AllocError> {
         if let Some(cpu) = self.p.get_cpu() {
-            let page = self.alloc_owned(cpu, gfp, order);
+            let page = self.alloc_fast(cpu, gfp, order);
             self.p.put_cpu(cpu);
             if let Some(page) = page {
                 return Ok(page);
             }
         }
-        self.alloc_general(gfp, order, None)
+        self.alloc_medium(gfp, order)
     }
 
     /// `alloc_page`: one frame \[P1\]. As [`alloc_pages`](Self::alloc_pages) with order 0.
@@ -76,50 +96,105 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.alloc_pages(gfp, 0)
     }
 
+    /// What the request comes to, if there is nothing unusual about it, its caller or the machine.
     #[inline(always)]
-    fn alloc_owned(&self, cpu: &Cpu, gfp: Gfp, order: u32) -> Option<&Page> {
-        if order > PCP_MAX_SMALL || gfp.bits() & UNUSUAL != 0 {
+    fn plain(&self, cpu: &Cpu, gfp: Gfp, order: u32) -> Option<Plain<'_>> {
+        if gfp.bits() & UNUSUAL != 0 || self.gate.load(Relaxed) != 0 {
             return None;
         }
-        let context = cpu.context().unpinned(P::PREEMPTIBLE);
-        if !context.may_sleep() && (gfp.may_block() || context.in_nmi()) {
+        let state = cpu.state();
+        let unpinned = state.wrapping_sub(P::PREEMPTIBLE as u64);
+        if unpinned != 0 && (gfp.may_block() || unpinned & !ATOMIC_OUTSIDE != 0) {
             return None;
         }
-        if self.gate.load(Relaxed) != 0 || cpu.path_raw() != Path::Idle as u8 {
-            return None;
-        }
-        if cpu.current().is_some_and(|t| t.flags() != 0) {
+        if cpu.task_is_special() {
             return None;
         }
         let key = KEYS[(gfp.bits() & 0x1f) as usize];
-        let (highest, mt) = (usize::from(key & 0xf), usize::from(key >> 4));
-        if highest > ZoneType::Movable as usize || mt >= MIGRATE_PCPTYPES {
+        let highest = usize::from(key & 0x7);
+        let zone = self.zones.get(self.lists.first_slot(cpu.node(), highest))?;
+        let room = zone.room_above_low(highest) - (1 << order);
+        // A contradictory mask has a key whose mobility has no list.
+        (room > 0).then_some(Plain { zone, mt: usize::from(key >> 4), room, state })
+    }
+
+    #[inline(always)]
+    fn alloc_fast(&self, cpu: &Cpu, gfp: Gfp, order: u32) -> Option<&Page> {
+        if order > PCP_MAX_SMALL {
             return None;
         }
-        let slot = self.lists.first(cpu.node(), highest)?;
-        let zone = &self.zones[slot];
-        let room = zone.free.load(Relaxed)
-            - zone.free_highatomic.load(Relaxed)
-            - zone.fast_mark[highest].load(Relaxed)
-            - (1 << order);
-        if room <= 0 {
-            return None;
-        }
-        let pcp = self.pcp_of(cpu.id(), slot)?;
-        let list = order as usize * MIGRATE_PCPTYPES + mt;
-        let owned = self.own(cpu, Path::PcpAlloc)?;
-        let counters = self.counters_of(cpu);
-        let pfn = match pcp.pop_hot(list) {
-            Some(pfn) => Some(pfn),
-            None => self.refill(cpu, zone, pcp, list, room),
-        };
+        let r = self.plain(cpu, gfp, order)?;
+        let list = ListId::small(order, r.mt)?;
+        let pcp = self.pcp_of(cpu.id(), r.zone.slot)?;
+        self.own_from(cpu, r.state, Path::PcpAlloc);
+        let pfn = pcp.pop_hot(list);
         if pfn.is_some() {
-            counters.owned(VmEvent::pgalloc(zone.zone_type()), 1 << order);
+            pcp.count_allocs(list, 1);
         }
-        self.disown(owned);
-        let flags =
-            if gfp.contains(Gfp::COMP) && order > 0 { PageFlags::HEAD } else { PageFlags::empty() };
-        self.dress(pfn?, PageState::allocated(order, flags))
+        self.disown_to(cpu, r.state);
+        self.dress(pfn?, Self::plain_state(gfp, order))
+    }
+
+    #[inline(always)]
+    fn plain_state(gfp: Gfp, order: u32) -> PageState {
+        let head = gfp.contains(Gfp::COMP) && order > 0;
+        PageState::allocated(order, if head { PageFlags::HEAD } else { PageFlags::empty() })
+    }
+
+    #[inline(never)]
+    #[track_caller]
+    fn alloc_medium(&self, gfp: Gfp, order: u32) -> Result<&Page, crate::AllocError> {
+        if order <= self.max_order
+            && let Some(cpu) = self.p.get_cpu()
+        {
+            let page = match self.plain(cpu, gfp, order) {
+                Some(r) => self.alloc_plain(cpu, r, gfp, order),
+                None => None,
+            };
+            self.p.put_cpu(cpu);
+            if let Some(page) = page {
+                return Ok(page);
+            }
+        }
+        self.alloc_general(gfp, order, None)
+    }
+
+    /// A plain request that the list's blocks at hand do not answer.
+    fn alloc_plain(&self, cpu: &Cpu, r: Plain<'_>, gfp: Gfp, order: u32) -> Option<&Page> {
+        let pcp = self.pcp_of(cpu.id(), r.zone.slot)?;
+        if let Some(list) = ListId::of(order, r.mt)
+            && pcp.high(list) > 0
+        {
+            let owned = self.own(cpu, Path::PcpAlloc)?;
+            let pfn = match pcp.pop_hot(list) {
+                Some(pfn) => Some(pfn),
+                None => self.refill(cpu, r.zone, pcp, list, r.room),
+            };
+            pcp.count_allocs(list, u64::from(pfn.is_some()));
+            self.disown(owned);
+            return self.dress(pfn?, Self::plain_state(gfp, order));
+        }
+        let mt = *MigrateType::ALL.get(r.mt)?;
+        let home = if r.zone.nr_areas() == 1 { 0 } else { cpu.id() % r.zone.nr_areas() };
+        let counters = self.counters_of(cpu);
+        let before = cpu.path_raw();
+        cpu.set_path(Path::BuddyAlloc);
+        let pfn = r.zone.with_area(&self.p, &self.map, home, |area| {
+            let pfn = if order >= PAGEBLOCK_ORDER {
+                area.take_whole(order, mt)
+            } else {
+                area.take(order, mt)
+            };
+            if pfn.is_some() {
+                r.zone.free.fetch_sub(1 << order, Relaxed);
+                // Interrupts are masked here, so nobody else counts on this CPU.
+                counters.owned(VmEvent::pgalloc(r.zone.zone_type()), 1 << order);
+                pcp.count_direct();
+            }
+            pfn
+        });
+        cpu.set_path_raw(before);
+        self.dress(pfn?, Self::plain_state(gfp, order))
     }
 
     /// Turns a frame taken off a list into the head of a live block. `None`, after a report, if the
@@ -136,6 +211,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     #[cold]
+    #[inline(never)]
     fn bad_page(&self, pfn: u32, page: &Page) {
         self.p.report(
             crate::platform::Level::Bug,

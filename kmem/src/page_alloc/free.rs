@@ -12,17 +12,18 @@
 
 use super::{
     PageAllocator,
-    pcp::{PCP_MAX_SMALL, list_of},
+    pcp::{ListId, PCP_MAX_SMALL},
     slow::Reclaim,
 };
 use crate::{
-    context::{Cpu, Path},
+    context::{ATOMIC_OUTSIDE, Cpu, Path},
     error::Misuse,
+    memmap::PbFlags,
     page::{Page, PageFlags, PageState, Put},
     platform::Platform,
     trace::Event,
-    types::{MIGRATE_PCPTYPES, Pfn},
-    vmstat::VmEvent,
+    types::Pfn,
+    vmstat::{VmCounters, VmEvent},
     zone::Zone,
 };
 use core::sync::atomic::Ordering::Relaxed;
@@ -41,13 +42,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[track_caller]
     pub fn __free_pages(&self, page: &Page, order: u32) -> Result<(), Misuse> {
         if let Some(cpu) = self.p.get_cpu() {
-            let done = self.free_owned(cpu, page, order);
+            let done = self.free_fast(cpu, page, order);
             self.p.put_cpu(cpu);
             if done {
                 return Ok(());
             }
         }
-        self.free_general(page, order)
+        self.free_medium(page, order)
     }
 
     /// `__free_page`: as [`__free_pages`](Self::__free_pages) with order 0.
@@ -61,35 +62,64 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     #[inline(always)]
-    fn free_owned(&self, cpu: &Cpu, page: &Page, order: u32) -> bool {
-        if order > PCP_MAX_SMALL
-            || self.gate.load(Relaxed) != 0
-            || cpu.path_raw() != Path::Idle as u8
-            || cpu.context().in_nmi()
-        {
+    fn free_fast(&self, cpu: &Cpu, page: &Page, order: u32) -> bool {
+        if order > PCP_MAX_SMALL || self.gate.load(Relaxed) != 0 {
             return false;
         }
-        let Some(pfn) = self.map.pfn(page) else { return false };
-        let pb = self.map.flags_of(pfn);
-        let (Some(slot), mt) = (pb.zone_slot(), pb.mt_index()) else { return false };
-        if mt >= MIGRATE_PCPTYPES {
+        let state = cpu.state();
+        if state & !ATOMIC_OUTSIDE != 0 {
             return false;
         }
-        let Some(pcp) = self.pcp_of(cpu.id(), slot) else { return false };
-        if !page.try_free(order) {
+        let Some((pfn, pb)) = self.map.locate(page) else { return false };
+        let (Some(slot), Some(list)) = (pb.zone_slot(), ListId::small(order, pb.mt_index())) else {
             return false;
-        }
-        let list = order as usize * MIGRATE_PCPTYPES + mt;
-        let Some(owned) = self.own(cpu, Path::PcpFree) else {
-            self.free_frames(pfn, order);
-            return true;
         };
-        if !pcp.push_hot(list, pfn) {
-            self.spill(cpu, slot, list, pfn);
+        let Some(pcp) = self.pcp_of(cpu.id(), slot) else { return false };
+        self.own_from(cpu, state, Path::PcpFree);
+        let done = pcp.has_place(list) && page.try_free(order);
+        if done {
+            pcp.push_hot(list, pfn);
+            pcp.count_frees(list, 1);
         }
-        self.counters_of(cpu).owned(VmEvent::PgFree, 1 << order);
-        self.disown(owned);
-        true
+        self.disown_to(cpu, state);
+        done
+    }
+
+    /// A plain free whose list is full or off.
+    #[inline(never)]
+    #[track_caller]
+    fn free_medium(&self, page: &Page, order: u32) -> Result<(), Misuse> {
+        if self.gate.load(Relaxed) == 0
+            && order <= self.max_order
+            && let Some((pfn, pb)) = self.map.locate(page)
+            && let Some(cpu) = self.p.get_cpu()
+        {
+            let done = !cpu.context().in_nmi() && page.try_free(order);
+            if done {
+                self.free_plain(cpu, pfn, pb, order);
+            }
+            self.p.put_cpu(cpu);
+            if done {
+                return Ok(());
+            }
+        }
+        self.free_general(page, order)
+    }
+
+    /// Gives frames whose page is already in the free state to a list.
+    fn free_plain(&self, cpu: &Cpu, pfn: u32, pb: PbFlags, order: u32) {
+        let Some(zone) = pb.zone_slot().and_then(|s| self.zones.get(s)) else { return };
+        if let Some(list) = ListId::of(order, pb.mt_index())
+            && self.free_to_pcp(cpu, zone, list, pfn)
+        {
+            return;
+        }
+        let before = cpu.path_raw();
+        if before < Path::FIRST_OWNER {
+            cpu.set_path(Path::BuddyFree);
+        }
+        self.give(zone, pfn, order, Some(self.counters_of(cpu)));
+        cpu.set_path_raw(before);
     }
 
     #[cold]
@@ -173,21 +203,15 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Gives frames whose page is already in the free state to a list. Any context but NMI.
     pub(super) fn free_frames(&self, pfn: u32, order: u32) {
         let pb = self.map.flags_of(pfn);
-        let Some(zone) = pb.zone_slot().and_then(|s| self.zones.get(s)) else { return };
-        if let Some(list) = list_of(order, pb.mt_index())
-            && let Some(cpu) = self.p.get_cpu()
-        {
-            let done = self.free_to_pcp(cpu, zone, list, pfn, order);
+        if let Some(cpu) = self.p.get_cpu() {
+            self.free_plain(cpu, pfn, pb, order);
             self.p.put_cpu(cpu);
-            if done {
-                return;
-            }
+        } else if let Some(zone) = pb.zone_slot().and_then(|s| self.zones.get(s)) {
+            self.give(zone, pfn, order, None);
         }
-        self.count(VmEvent::PgFree, 1 << order);
-        self.free_to_buddy(zone, pfn, order);
     }
 
-    fn free_to_pcp(&self, cpu: &Cpu, zone: &Zone, list: usize, pfn: u32, order: u32) -> bool {
+    fn free_to_pcp(&self, cpu: &Cpu, zone: &Zone, list: ListId, pfn: u32) -> bool {
         let Some(pcp) = self.pcp_of(cpu.id(), zone.slot) else { return false };
         if pcp.high(list) == 0 {
             return false;
@@ -196,15 +220,20 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if !pcp.push_hot(list, pfn) {
             self.spill(cpu, zone.slot, list, pfn);
         }
-        self.counters_of(cpu).owned(VmEvent::PgFree, 1 << order);
+        pcp.count_frees(list, 1);
         self.disown(owned);
         true
     }
 
     /// Gives one block to the buddy.
-    pub(super) fn free_to_buddy(&self, zone: &Zone, pfn: u32, order: u32) {
-        let given = self.marked(Path::BuddyFree, || {
-            zone.with_area(&self.p, &self.map, zone.area_of(pfn), |a| a.give(pfn, order))
+    pub(super) fn give(&self, zone: &Zone, pfn: u32, order: u32, counters: Option<&VmCounters>) {
+        let given = zone.with_area(&self.p, &self.map, zone.area_of(pfn), |area| {
+            // Interrupts are masked here, so nobody else counts on this CPU.
+            match counters {
+                Some(c) => c.owned(VmEvent::PgFree, 1 << order),
+                None => self.stray_counters.shared(VmEvent::PgFree, 1 << order),
+            }
+            area.give(pfn, order)
         });
         match given {
             Ok(()) => {
@@ -219,6 +248,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     /// Ends the pressure on the zone's lists once it is above its high watermark.
+    #[inline(always)]
     pub(super) fn relieve(&self, zone: &Zone, free: i64) {
         if zone.pressed.load(Relaxed) != 0 && free > zone.watermarks().high as i64 {
             zone.pressed.store(0, Relaxed);

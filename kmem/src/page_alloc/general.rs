@@ -10,7 +10,7 @@
 
 use super::{
     Owned, PageAllocator,
-    pcp::{Pcp, list_of, list_order},
+    pcp::{ListId, Pcp},
     slow::Reclaim,
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     page::{Page, PageFlags, PageState},
     platform::{Level, Platform},
     trace::Event,
-    types::{MIGRATE_PCPTYPES, MigrateType, PAGEBLOCK_ORDER, Pfn, ZoneType},
+    types::{MigrateType, PAGEBLOCK_ORDER, Pfn, ZoneType},
     vmstat::VmEvent,
     zone::{AllocFlags, Zone},
 };
@@ -42,6 +42,8 @@ pub(super) struct Request {
     pub(super) nodes: u64,
     /// Nodes the cpuset allows.
     pub(super) cpuset: u64,
+    /// Whether an interleave policy chose the node.
+    pub(super) interleave: bool,
     /// Who asked.
     pub(super) at: &'static Location<'static>,
 }
@@ -134,6 +136,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             node: node.unwrap_or(local),
             nodes: u64::MAX,
             cpuset: u64::MAX,
+            interleave: false,
             at: Location::caller(),
         };
         self.with_task(|task| {
@@ -164,7 +167,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                             task.next_interleave(nodes).filter(|n| *n < self.lists.nodes())
                         {
                             r.node = n;
-                            self.count(VmEvent::NumaInterleave, 1);
+                            r.interleave = true;
                         }
                     }
                     MemPolicy::Preferred(n) if usize::from(n) < self.lists.nodes() => {
@@ -231,7 +234,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             }
             if r.order > 0 && !zone.has_block(&self.p, r.order, r.mt, flags.highatomic) {
                 // A block of a list may still do; the list of the CPU's own is asked below.
-                list_of(r.order, r.mt as usize)?;
+                ListId::of(r.order, r.mt as usize)?;
             }
             loop {
                 let pfn = self.rmqueue(zone, r, flags, room)?;
@@ -261,17 +264,25 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     fn count_numa(&self, zone: &Zone, r: &Request) {
         let local = self.p.this_cpu().map_or(0, Cpu::node);
-        self.count(if zone.node() == r.node { VmEvent::NumaHit } else { VmEvent::NumaMiss }, 1);
-        if zone.node() != r.node {
-            self.count(VmEvent::NumaForeign, 1);
+        if zone.node() == r.node {
+            self.count_zone_numa(zone, VmEvent::NumaHit);
+            if r.interleave {
+                self.count_zone_numa(zone, VmEvent::NumaInterleave);
+            }
+        } else {
+            self.count_zone_numa(zone, VmEvent::NumaMiss);
+            if let Some(first) = self.zones.get(self.lists.first_slot(r.node, r.highest)) {
+                self.count_zone_numa(first, VmEvent::NumaForeign);
+            }
         }
-        self.count(if zone.node() == local { VmEvent::NumaLocal } else { VmEvent::NumaOther }, 1);
+        let here = zone.node() == local;
+        self.count_zone_numa(zone, if here { VmEvent::NumaLocal } else { VmEvent::NumaOther });
     }
 
     /// Takes one block of a zone: from the CPU's list if there is one and it is not owned, else from
     /// the buddy.
     fn rmqueue(&self, zone: &Zone, r: &Request, flags: AllocFlags, room: i64) -> Option<u32> {
-        if let Some(list) = list_of(r.order, r.mt as usize)
+        if let Some(list) = ListId::of(r.order, r.mt as usize)
             && let Some(cpu) = self.p.get_cpu()
         {
             let pfn = self.rmqueue_pcp(cpu, zone, list, r, room);
@@ -293,7 +304,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         &self,
         cpu: &Cpu,
         zone: &Zone,
-        list: usize,
+        list: ListId,
         r: &Request,
         room: i64,
     ) -> Option<Option<u32>> {
@@ -306,6 +317,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let pfn = pfn.or_else(|| self.refill(cpu, zone, pcp, list, room));
         if pfn.is_some() {
             self.counters_of(cpu).owned(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
+            self.counters_of(cpu).owned(VmEvent::PcpHit, 1);
+            self.count_listed(cpu, zone);
         }
         self.disown(owned);
         Some(pfn)
@@ -321,12 +334,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         cpu: &Cpu,
         zone: &Zone,
         pcp: &Pcp,
-        list: usize,
+        list: ListId,
         room: i64,
     ) -> Option<u32> {
         cpu.set_path(Path::Refill);
-        let order = list_order(list);
-        let mt = MigrateType::ALL[list % MIGRATE_PCPTYPES];
+        let order = list.order();
+        let mt = list.migratetype();
         let limits = &self.limits[zone.slot];
         let counters = self.counters_of(cpu);
         let pressed = zone.pressed.load(Relaxed) != 0;
@@ -334,7 +347,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return None;
         }
         pcp.note_refill(list, limits, pressed);
-        let batch = limits.batch[list / MIGRATE_PCPTYPES].min(pcp.high(list)).max(1);
+        let batch = limits.batch[list.class()].min(pcp.high(list)).max(1);
         let want = i64::from(batch).min((room >> order) + 1).max(1) as u32;
         let mut got = 0;
         let home = cpu.id() % zone.nr_areas();
@@ -365,7 +378,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             for (l, pfn) in pcp.blocks().filter(|(l, _)| *l == list) {
                 self.trace(&Event::PageAllocZoneLocked {
                     pfn: Pfn(pfn),
-                    order: list_order(l),
+                    order: l.order(),
                     migratetype: mt,
                     percpu_refill: true,
                 });
@@ -387,7 +400,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             if self.tracing() {
                 self.trace(&Event::PageAllocExtfrag {
                     pfn: Pfn(s.pfn),
-                    order,
+                    alloc_order: order,
+                    fallback_order: s.order,
                     alloc_migratetype: mt,
                     fallback_migratetype: s.from,
                     change_ownership: s.converted,

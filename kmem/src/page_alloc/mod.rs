@@ -41,6 +41,7 @@ mod fast;
 mod free;
 mod general;
 mod highatomic;
+mod info;
 mod pageref;
 mod pcp;
 mod slow;
@@ -57,11 +58,12 @@ use crate::{
     gfp::Gfp,
     memmap::MemMap,
     page::Page,
+    page_state::{NR_NODE_STATS, NR_SYSTEM_STATS, NR_ZONE_STATS, StatRow},
     platform::{Level, Platform},
     sync::IrqLock,
     trace::{Event, TraceSink},
-    types::{MigrateType, Pfn},
-    vmstat::{VmCounters, VmEvent},
+    types::{MigrateType, Pfn, ZoneType},
+    vmstat::{NumaRow, VmCounters, VmEvent},
     zone::{MAX_AREAS, Watermarks, Zone, zonelist::Zonelists},
 };
 use core::{
@@ -69,7 +71,7 @@ use core::{
     sync::atomic::Ordering::SeqCst,
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence},
 };
-use pcp::{Limits, Pcp};
+use pcp::{Limits, ListId, Pcp};
 
 /// Reasons for the gate to be closed.
 const GATE_BOOT_MASK: u32 = 1;
@@ -89,6 +91,11 @@ pub struct PageAllocator<P: Platform, R> {
     counters: &'static [VmCounters],
     /// For callers on no CPU.
     stray_counters: &'static VmCounters,
+    /// By CPU, with one more for callers on none, and zone.
+    numa: &'static [NumaRow],
+    node_stats: &'static [StatRow<NR_NODE_STATS>],
+    zone_stats: &'static [StatRow<NR_ZONE_STATS>],
+    system_stats: StatRow<NR_SYSTEM_STATS>,
     gate: AtomicU32,
     allowed: AtomicU32,
     max_order: u32,
@@ -202,7 +209,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Batch and present limit of the order-0 lists of a zone on a CPU, in frames.
     pub fn pcp_limits(&self, zone: &Zone, cpu: usize) -> (u32, u32) {
-        let high = self.pcp_of(cpu, zone.slot).map_or(0, |p| p.high(MigrateType::Movable as usize));
+        let movable = ListId::small(0, MigrateType::Movable as usize);
+        let high = self
+            .pcp_of(cpu, zone.slot)
+            .and_then(|p| movable.map(|l| p.high(l)))
+            .unwrap_or_default();
         (self.limits[zone.slot].batch[0], high)
     }
 
@@ -231,8 +242,30 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// The machine's count of an event since bring-up \[R5\].
     pub fn vm_event(&self, event: VmEvent) -> u64 {
+        if event.numa_index().is_some() {
+            return self.zones.iter().map(|zone| self.zone_numa_event(zone, event)).sum();
+        }
         let cpus: u64 = self.counters.iter().map(|c| c.get(event)).sum();
-        cpus + self.stray_counters.get(event)
+        let counted = cpus + self.stray_counters.get(event);
+        // The lists keep counts of their own for the fast paths.
+        let lists = || self.pcps.chunks(self.zones.len()).flat_map(|c| c.iter().zip(self.zones));
+        match event {
+            VmEvent::PgFree => counted + lists().map(|(pcp, _)| pcp.freed_frames()).sum::<u64>(),
+            VmEvent::PcpHit => {
+                let hits = counted + lists().map(|(pcp, _)| pcp.allocs().0).sum::<u64>();
+                hits.saturating_sub(self.vm_event(VmEvent::PcpRefill))
+            }
+            VmEvent::PcpBypass => {
+                counted + lists().map(|(pcp, _)| pcp.plain_allocs() - pcp.allocs().0).sum::<u64>()
+            }
+            _ => match ZoneType::ALL.into_iter().find(|z| VmEvent::pgalloc(*z) == event) {
+                Some(t) => {
+                    let of = lists().filter(|(_, z)| z.zone_type() == t);
+                    counted + of.map(|(pcp, _)| pcp.allocs().1).sum::<u64>()
+                }
+                None => counted,
+            },
+        }
     }
 
     /// Takes the CPU's lists, if nobody beneath the caller owns them.
@@ -246,6 +279,26 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         // An interrupt handler on this CPU must see the flag before any change of the lists.
         compiler_fence(SeqCst);
         Some(Owned { cpu, before })
+    }
+
+    /// Takes the CPU's lists, its state word known to say that nobody owns them.
+    #[inline(always)]
+    fn own_from(&self, cpu: &Cpu, state: u64, path: Path) {
+        cpu.set_state(state, path);
+        // As in `own`.
+        compiler_fence(SeqCst);
+    }
+
+    /// Undoes [`own_from`](Self::own_from).
+    #[inline(always)]
+    fn disown_to(&self, cpu: &Cpu, state: u64) {
+        // As in `disown`.
+        compiler_fence(SeqCst);
+        cpu.set_state(state, Path::Idle);
+        compiler_fence(SeqCst);
+        if cpu.deferred.load(Relaxed) != 0 {
+            self.run_deferred(cpu);
+        }
     }
 
     /// Lets the CPU's lists go, and does what others left for that moment.

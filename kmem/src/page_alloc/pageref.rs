@@ -95,7 +95,19 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// See [`split_page`](https://docs.kernel.org/core-api/mm-api.html).
     #[track_caller]
     pub fn split_page(&self, page: &Page, order: u32) -> Result<(), Misuse> {
+        self.split_page_to(page, order, 0)
+    }
+
+    /// Turns a block of `order` into blocks of `to`, each to be freed by itself \[P6\].
+    ///
+    /// # Errors
+    /// As [`split_page`](Self::split_page); `BadOrder` if `to` is above `order`.
+    #[track_caller]
+    pub fn split_page_to(&self, page: &Page, order: u32, to: u32) -> Result<(), Misuse> {
         let Some(pfn) = self.map.pfn(page) else { return Err(self.misuse(Misuse::NotAPage)) };
+        if to > order {
+            return Err(self.misuse(Misuse::BadOrder { order: to }));
+        }
         let state = page.state();
         if !state.is_allocated() {
             return Err(self.misuse(Misuse::NotAllocated { pfn: Pfn(pfn) }));
@@ -110,12 +122,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if state.flags().contains(PageFlags::HEAD) {
             return Err(self.misuse(Misuse::StillInUse { pfn: Pfn(pfn), flags: PageFlags::HEAD }));
         }
-        let single = PageState::allocated(0, PageFlags::empty());
-        if state.count() != 1 || !page.restate(state, single) {
+        let piece = PageState::allocated(to, PageFlags::empty());
+        if state.count() != 1 || !page.restate(state, piece) {
             return Err(self.misuse(Misuse::Shared { pfn: Pfn(pfn), count: page.page_count() }));
         }
-        for n in 1..1 << order {
-            self.map.page_in_map(pfn + n).set_allocated(single);
+        for n in 1..1 << (order - to) {
+            self.map.page_in_map(pfn + (n << to)).set_allocated(piece);
         }
         Ok(())
     }

@@ -17,8 +17,8 @@
 //! so (the ownership flag): an interrupt that lands in between takes the locked path instead. Interrupts
 //! nest strictly, so plain loads and stores suffice. Reports read the counters from anywhere.
 
-use crate::types::{MIGRATE_PCPTYPES, PAGEBLOCK_ORDER};
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use crate::types::{MIGRATE_PCPTYPES, MigrateType, PAGEBLOCK_ORDER};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Largest of the small orders with lists.
 pub(crate) const PCP_MAX_SMALL: u32 = 3;
@@ -55,24 +55,53 @@ const RINGS: [(u32, u32); PCP_LISTS] = {
     r
 };
 
-/// The list for an order and a mobility (below `MIGRATE_PCPTYPES`); `None` for orders without lists.
-#[inline(always)]
-pub(crate) fn list_of(order: u32, mt: usize) -> Option<usize> {
-    let o = if order <= PCP_MAX_SMALL {
-        order as usize
-    } else if order == PAGEBLOCK_ORDER {
-        PCP_ORDERS - 1
-    } else {
-        return None;
-    };
-    if mt < MIGRATE_PCPTYPES { Some(o * MIGRATE_PCPTYPES + mt) } else { None }
-}
+/// Names a list: below `PCP_LISTS`, which only this module can break.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ListId(usize);
 
-/// The order of a list's blocks.
-pub(crate) fn list_order(list: usize) -> u32 {
-    match list / MIGRATE_PCPTYPES {
-        o if o < PCP_ORDERS - 1 => o as u32,
-        _ => PAGEBLOCK_ORDER,
+impl ListId {
+    /// All lists.
+    pub(crate) fn all() -> impl Iterator<Item = ListId> {
+        (0..PCP_LISTS).map(ListId)
+    }
+
+    /// The list of a small order and a mobility; `None` for other orders and for mobilities without
+    /// lists.
+    #[inline(always)]
+    pub(crate) const fn small(order: u32, mt: usize) -> Option<ListId> {
+        if order <= PCP_MAX_SMALL && mt < MIGRATE_PCPTYPES {
+            Some(ListId(order as usize * MIGRATE_PCPTYPES + mt))
+        } else {
+            None
+        }
+    }
+
+    /// The list for an order and a mobility; `None` for orders and mobilities without lists.
+    #[inline(always)]
+    pub(crate) const fn of(order: u32, mt: usize) -> Option<ListId> {
+        if order == PAGEBLOCK_ORDER && mt < MIGRATE_PCPTYPES {
+            Some(ListId((PCP_ORDERS - 1) * MIGRATE_PCPTYPES + mt))
+        } else {
+            ListId::small(order, mt)
+        }
+    }
+
+    /// The order of the list's blocks.
+    pub(crate) const fn order(self) -> u32 {
+        match self.0 / MIGRATE_PCPTYPES {
+            o if o < PCP_ORDERS - 1 => o as u32,
+            _ => PAGEBLOCK_ORDER,
+        }
+    }
+
+    /// The mobility of the list's blocks.
+    pub(crate) const fn migratetype(self) -> MigrateType {
+        MigrateType::ALL[self.0 % MIGRATE_PCPTYPES]
+    }
+
+    /// Index into [`Limits`].
+    pub(crate) const fn class(self) -> usize {
+        self.0 / MIGRATE_PCPTYPES
     }
 }
 
@@ -85,14 +114,20 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Limits for a zone of `managed` frames shared by `cpus` CPUs. All lists of all CPUs together may
-    /// hold an eighth of the zone; a zone too small for that to be worth it has no lists.
+    /// Limits for a zone of `managed` frames shared by `cpus` CPUs.
+    ///
+    /// All lists of all CPUs together may hold a sixty-fourth of the zone: what lies on lists cannot merge, and
+    /// on replayed kernel traces that is the largest single cause of fragmentation. Half of it goes to
+    /// order 0, the rest to the other orders alike. A list that could not hold enough to be worth it is
+    /// off, and so are all lists of a small zone.
     pub(crate) fn for_zone(managed: u64, cpus: usize) -> Limits {
         let mut l = Limits { batch: [1; PCP_ORDERS], min: [0; PCP_ORDERS], max: [0; PCP_ORDERS] };
-        let per_list = managed / 8 / cpus.max(1) as u64 / PCP_LISTS as u64;
+        let per_cpu = managed / 64 / cpus.max(1) as u64;
         for (o, capacity) in CAPACITY.into_iter().enumerate() {
-            let order = list_order(o * MIGRATE_PCPTYPES);
-            let blocks = (per_list >> order).min(u64::from(capacity)) as u32;
+            let order = ListId(o * MIGRATE_PCPTYPES).order();
+            let share = if o == 0 { per_cpu / 2 } else { per_cpu / 2 / (PCP_ORDERS as u64 - 1) };
+            let blocks = (share / MIGRATE_PCPTYPES as u64) >> order;
+            let blocks = blocks.min(u64::from(capacity)) as u32;
             let (batch, floor) = match o {
                 0 => (32, 16),
                 1 => (16, 8),
@@ -111,7 +146,8 @@ impl Limits {
     }
 }
 
-/// One list's ends and tuning.
+/// One list's ends, tuning and counts.
+#[repr(C, align(32))]
 struct List {
     /// Cold end; free-running.
     head: AtomicU32,
@@ -121,32 +157,53 @@ struct List {
     high: AtomicU32,
     /// Whether blocks were spilled since the last refill.
     spilled: AtomicU32,
+    /// Blocks ever taken for an allocation.
+    allocs: AtomicU64,
+    /// Blocks ever put by a free.
+    frees: AtomicU64,
 }
 
 /// The lists of one CPU in one zone.
 #[repr(C, align(64))]
 pub(crate) struct Pcp {
     lists: [List; PCP_LISTS],
+    /// Blocks that the fast paths took straight from the buddy.
+    direct: AtomicU64,
     ring: [AtomicU32; RING],
+}
+
+/// Adds to a counter that only its own CPU writes, while it owns the lists.
+#[inline(always)]
+fn bump(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
 }
 
 impl Pcp {
     #[inline(always)]
-    fn slot(&self, list: usize, at: u32) -> &AtomicU32 {
-        let (start, mask) = RINGS[list];
-        &self.ring[(start + (at & mask)) as usize]
+    fn list(&self, list: ListId) -> &List {
+        // SAFETY: a ListId is below PCP_LISTS: its constructors check, and its field is private.
+        unsafe { self.lists.get_unchecked(list.0) }
+    }
+
+    #[inline(always)]
+    fn slot(&self, list: ListId, at: u32) -> &AtomicU32 {
+        // SAFETY: as in `list`; RINGS has PCP_LISTS entries.
+        let (start, mask) = unsafe { *RINGS.get_unchecked(list.0) };
+        // SAFETY: by construction of RINGS every `start + mask` is below RING, and `at & mask` is at
+        // most `mask`.
+        unsafe { self.ring.get_unchecked((start + (at & mask)) as usize) }
     }
 
     /// Blocks on the list.
     #[inline(always)]
-    pub(crate) fn len(&self, list: usize) -> u32 {
-        let l = &self.lists[list];
+    pub(crate) fn len(&self, list: ListId) -> u32 {
+        let l = self.list(list);
         l.tail.load(Relaxed).wrapping_sub(l.head.load(Relaxed))
     }
 
     #[inline(always)]
-    pub(crate) fn pop_hot(&self, list: usize) -> Option<u32> {
-        let l = &self.lists[list];
+    pub(crate) fn pop_hot(&self, list: ListId) -> Option<u32> {
+        let l = self.list(list);
         let tail = l.tail.load(Relaxed);
         if tail == l.head.load(Relaxed) {
             return None;
@@ -158,8 +215,8 @@ impl Pcp {
     }
 
     #[inline(always)]
-    pub(crate) fn pop_cold(&self, list: usize) -> Option<u32> {
-        let l = &self.lists[list];
+    pub(crate) fn pop_cold(&self, list: ListId) -> Option<u32> {
+        let l = self.list(list);
         let head = l.head.load(Relaxed);
         if l.tail.load(Relaxed) == head {
             return None;
@@ -171,8 +228,8 @@ impl Pcp {
 
     /// Puts a block on the hot end if the list may grow; says whether it did.
     #[inline(always)]
-    pub(crate) fn push_hot(&self, list: usize, pfn: u32) -> bool {
-        let l = &self.lists[list];
+    pub(crate) fn push_hot(&self, list: ListId, pfn: u32) -> bool {
+        let l = self.list(list);
         let tail = l.tail.load(Relaxed);
         if tail.wrapping_sub(l.head.load(Relaxed)) >= l.high.load(Relaxed) {
             return false;
@@ -182,31 +239,72 @@ impl Pcp {
         true
     }
 
+    /// Whether [`push_hot`](Pcp::push_hot) would put a block.
+    #[inline(always)]
+    pub(crate) fn has_place(&self, list: ListId) -> bool {
+        self.len(list) < self.high(list)
+    }
+
     /// Puts a block on the cold end; the ring has place for `high` of them.
-    pub(crate) fn push_cold(&self, list: usize, pfn: u32) {
-        let l = &self.lists[list];
+    pub(crate) fn push_cold(&self, list: ListId, pfn: u32) {
+        let l = self.list(list);
         let at = l.head.load(Relaxed).wrapping_sub(1);
         self.slot(list, at).store(pfn, Relaxed);
         l.head.store(at, Relaxed);
     }
 
+    /// Counts `n` blocks taken for allocations.
+    #[inline(always)]
+    pub(crate) fn count_allocs(&self, list: ListId, n: u64) {
+        bump(&self.list(list).allocs, n);
+    }
+
+    /// Counts `n` blocks put by frees.
+    #[inline(always)]
+    pub(crate) fn count_frees(&self, list: ListId, n: u64) {
+        bump(&self.list(list).frees, n);
+    }
+
+    /// Blocks ever taken for allocations, and the frames in them.
+    pub(crate) fn allocs(&self) -> (u64, u64) {
+        ListId::all().fold((0, 0), |(blocks, frames), i| {
+            let n = self.list(i).allocs.load(Relaxed);
+            (blocks + n, frames + (n << i.order()))
+        })
+    }
+
+    /// Counts a block that a fast path took straight from the buddy.
+    pub(crate) fn count_direct(&self) {
+        bump(&self.direct, 1);
+    }
+
+    /// Blocks that the fast paths ever gave out, from the lists or straight from the buddy.
+    pub(crate) fn plain_allocs(&self) -> u64 {
+        self.allocs().0 + self.direct.load(Relaxed)
+    }
+
+    /// Frames ever put by frees.
+    pub(crate) fn freed_frames(&self) -> u64 {
+        ListId::all().map(|i| self.list(i).frees.load(Relaxed) << i.order()).sum()
+    }
+
     /// Blocks the list may hold now; 0 means that it is off.
     #[inline(always)]
-    pub(crate) fn high(&self, list: usize) -> u32 {
-        self.lists[list].high.load(Relaxed)
+    pub(crate) fn high(&self, list: ListId) -> u32 {
+        self.list(list).high.load(Relaxed)
     }
 
     /// Sets every list to its smallest size.
     pub(crate) fn reset_high(&self, limits: &Limits) {
-        for (i, l) in self.lists.iter().enumerate() {
-            l.high.store(limits.min[i / MIGRATE_PCPTYPES], Relaxed);
+        for i in ListId::all() {
+            self.list(i).high.store(limits.min[i.class()], Relaxed);
         }
     }
 
     /// Notes that the list ran empty; it grows if it also ran over since.
-    pub(crate) fn note_refill(&self, list: usize, limits: &Limits, pressed: bool) {
-        let l = &self.lists[list];
-        let o = list / MIGRATE_PCPTYPES;
+    pub(crate) fn note_refill(&self, list: ListId, limits: &Limits, pressed: bool) {
+        let l = self.list(list);
+        let o = list.class();
         if pressed {
             l.high.store(limits.min[o], Relaxed);
         } else if l.spilled.load(Relaxed) != 0 {
@@ -217,23 +315,23 @@ impl Pcp {
     }
 
     /// Notes that the list ran over; under pressure it shrinks to its smallest.
-    pub(crate) fn note_spill(&self, list: usize, limits: &Limits, pressed: bool) {
-        let l = &self.lists[list];
+    pub(crate) fn note_spill(&self, list: ListId, limits: &Limits, pressed: bool) {
+        let l = self.list(list);
         l.spilled.store(1, Relaxed);
         if pressed {
-            l.high.store(limits.min[list / MIGRATE_PCPTYPES], Relaxed);
+            l.high.store(limits.min[list.class()], Relaxed);
         }
     }
 
     /// Frames on all lists.
     pub(crate) fn frames(&self) -> u64 {
-        (0..PCP_LISTS).map(|i| u64::from(self.len(i)) << list_order(i)).sum()
+        ListId::all().map(|i| u64::from(self.len(i)) << i.order()).sum()
     }
 
     /// Every block on the lists, coldest first. For audits, while the CPU is quiet.
-    pub(crate) fn blocks(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
-        (0..PCP_LISTS).flat_map(move |i| {
-            let head = self.lists[i].head.load(Relaxed);
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = (ListId, u32)> + '_ {
+        ListId::all().flat_map(move |i| {
+            let head = self.list(i).head.load(Relaxed);
             (0..self.len(i)).map(move |n| (i, self.slot(i, head.wrapping_add(n)).load(Relaxed)))
         })
     }

@@ -70,6 +70,9 @@ pub trait Reclaim: Sync + Sized {
     /// Frames that reclaim could free on a node, at most.
     fn reclaimable<P: Platform>(&self, pages: &PageAllocator<P, Self>, node: usize) -> u64;
 
+    /// Whether kswapd of a node has given up, until something can be reclaimed again.
+    fn unreclaimable(&self, node: usize) -> bool;
+
     /// Nothing can be reclaimed: chooses a victim, or does something else about it. `true` if trying
     /// again makes sense \[R3\].
     fn out_of_memory<P: Platform>(

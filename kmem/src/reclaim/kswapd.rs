@@ -24,7 +24,7 @@ use crate::{
 };
 use core::sync::atomic::{
     AtomicBool, AtomicU32,
-    Ordering::{AcqRel, Acquire, Relaxed},
+    Ordering::{Acquire, Relaxed, SeqCst},
 };
 
 /// Runs without effect after which kswapd sleeps through wake-ups.
@@ -36,6 +36,8 @@ const NAP_NS: u64 = 100_000_000;
 pub(super) struct NodeState {
     /// Changes with every wake-up.
     bell: AtomicU32,
+    /// Whether kswapd waits for the bell, so that ringing it without need costs no call.
+    asleep: AtomicBool,
     order: AtomicU32,
     highest: AtomicU32,
     failures: AtomicU32,
@@ -45,6 +47,7 @@ impl NodeState {
     pub(super) const fn new() -> NodeState {
         NodeState {
             bell: AtomicU32::new(0),
+            asleep: AtomicBool::new(false),
             order: AtomicU32::new(0),
             highest: AtomicU32::new(0),
             failures: AtomicU32::new(0),
@@ -52,14 +55,22 @@ impl NodeState {
     }
 
     pub(super) fn wake<P: Platform>(&self, p: &P, order: u32, highest: ZoneType) {
-        if self.failures.load(Relaxed) >= MAX_FAILURES {
+        if self.gave_up() {
             return;
         }
         self.order.fetch_max(order, Relaxed);
         self.highest.fetch_max(highest as u32, Relaxed);
-        // AcqRel pairs with the Acquire in `kswapd_run`: order and highest are seen with the bell.
-        self.bell.fetch_add(1, AcqRel);
-        p.wake(&self.bell);
+        // SeqCst, here and in `kswapd_run`: either this sees kswapd asleep, or kswapd, about to sleep, sees
+        // the bell changed. Order and highest are seen with the bell.
+        self.bell.fetch_add(1, SeqCst);
+        if self.asleep.load(SeqCst) {
+            p.wake(&self.bell);
+        }
+    }
+
+    /// Whether kswapd sleeps through wake-ups.
+    pub(super) fn gave_up(&self) -> bool {
+        self.failures.load(Relaxed) >= MAX_FAILURES
     }
 
     /// Reclaim has had an effect somewhere.
@@ -78,10 +89,12 @@ impl<P: Platform> PageAllocator<P, Vmscan> {
         self.mark_current(PF_KSWAPD | PF_MEMALLOC, true);
         let mut heard = 0;
         while !stop.load(Acquire) {
-            // Acquire pairs with the AcqRel in `NodeState::wake`.
-            let bell = state.bell.load(Acquire);
+            let bell = state.bell.load(SeqCst);
             if bell == heard {
+                state.asleep.store(true, SeqCst);
+                // The wait returns at once if the bell has changed since.
                 self.platform().wait(&state.bell, bell, NAP_NS);
+                state.asleep.store(false, SeqCst);
                 continue;
             }
             heard = bell;

@@ -115,6 +115,10 @@ impl Reclaim for Vmscan {
         self.shrinkers.count(pages, node)
     }
 
+    fn unreclaimable(&self, node: usize) -> bool {
+        self.nodes.get(node).is_some_and(NodeState::gave_up)
+    }
+
     fn out_of_memory<P: Platform>(
         &self,
         pages: &PageAllocator<P, Self>,

@@ -69,7 +69,7 @@ pub struct Zone {
     pub(crate) reserved_highatomic: AtomicU64,
     wmark: [AtomicU64; 4],
     lowmem_reserve: [AtomicU64; MAX_NR_ZONES],
-    pub(crate) fast_mark: [AtomicI64; MAX_NR_ZONES],
+    fast_mark: [AtomicI64; MAX_NR_ZONES],
     areas: &'static [CachePadded<IrqLock<AreaLists>>],
     regions: &'static [Region],
     region_base: u32,

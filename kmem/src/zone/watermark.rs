@@ -81,6 +81,17 @@ impl Zone {
         free - flags.depth(mark) - self.lowmem_reserve[highest].load(Relaxed) as i64
     }
 
+    /// How many frames an ordinary request may take now without going below the low watermark.
+    #[inline(always)]
+    pub(crate) fn room_above_low(&self, highest: usize) -> i64 {
+        match self.fast_mark.get(highest) {
+            Some(mark) => {
+                self.free.load(Relaxed) - self.free_highatomic.load(Relaxed) - mark.load(Relaxed)
+            }
+            None => 0,
+        }
+    }
+
     /// Sets the watermarks; they take effect at once.
     pub(crate) fn set_watermarks(&self, w: Watermarks) {
         for (slot, v) in self.wmark.iter().zip([w.min, w.low, w.high, w.promo]) {

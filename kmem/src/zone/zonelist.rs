@@ -92,13 +92,10 @@ impl Zonelists {
             .flat_map(move |n| (0..=highest).rev().filter_map(move |z| self.slot(n, z)))
     }
 
-    /// The first slot that [`walk`](Zonelists::walk) would give.
+    /// The first slot that [`walk`](Zonelists::walk) would give, or one that no zone has.
     #[inline(always)]
-    pub(crate) fn first(&self, node: usize, highest: usize) -> Option<usize> {
-        match self.first[node % MAX_NODES][highest % 8] {
-            NO_SLOT => None,
-            s => Some(s as usize),
-        }
+    pub(crate) fn first_slot(&self, node: usize, highest: usize) -> usize {
+        usize::from(self.first[node % MAX_NODES][highest % 8])
     }
 }
 

@@ -1,0 +1,98 @@
+//! Times kmem and the page allocators of crates.io in one run: `cargo xtask bench pages` starts it.
+//!
+//! # Concepts
+//! A [`workloads::Workload`] makes a turn out of any contender; [`lineup`] makes all contenders of a size;
+//! [`kmem_bench::contest`] has them take turns. What only kmem is measured at is in [`terabyte`].
+//!
+//! # Locking
+//! None.
+
+mod lineup;
+mod terabyte;
+mod threads;
+mod workloads;
+
+use anyhow::Result;
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use kmem_bench::report::{Report, size};
+use std::time::Duration;
+use workloads::{Batch, Bulk, Mixed, Pairs, RandomFree};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// Times kmem and the page allocators of crates.io.
+#[derive(Parser)]
+struct Args {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Fewer rounds, and only the cheap workloads at 16 GiB and above.
+    #[arg(long)]
+    quick: bool,
+    /// Only workloads whose name contains this.
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    only: String,
+}
+
+/// What all measurements share.
+struct Run {
+    only: String,
+    rounds: usize,
+    /// Length of a turn.
+    turn: Duration,
+    /// How long a contender may take to set a workload up.
+    patience: Duration,
+    bar: ProgressBar,
+    report: Report,
+}
+
+impl Run {
+    fn wants(&self, workload: &str) -> bool {
+        workload.contains(&self.only)
+    }
+
+    fn at(&self, what: &str, bytes: u64) {
+        self.bar.set_message(format!("{what}, {}", size(bytes)));
+    }
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let rounds = if args.quick { 7 } else { 9 };
+    let style = ProgressStyle::with_template("{spinner} {elapsed} {pos} turns  {msg}")?;
+    let mut run = Run {
+        only: args.only,
+        rounds,
+        turn: Duration::from_millis(if args.quick { 1 } else { 4 }),
+        patience: Duration::from_millis(if args.quick { 200 } else { 3000 }),
+        bar: ProgressBar::new_spinner().with_style(style),
+        report: Report { rounds, ..Report::default() },
+    };
+    for bytes in [64 * MIB, GIB, 16 * GIB] {
+        for order in [0, 3, 9] {
+            lineup::single(&mut run, &Pairs { order }, bytes)?;
+        }
+        lineup::single(&mut run, &Batch, bytes)?;
+        lineup::single(&mut run, &Bulk, bytes)?;
+        if bytes <= GIB || !args.quick {
+            lineup::single(&mut run, &RandomFree { legs: if bytes > GIB { 8 } else { 1 } }, bytes)?;
+            lineup::single(&mut run, &Mixed, bytes)?;
+        }
+    }
+    for bytes in [64 * MIB, GIB, 16 * GIB] {
+        threads::pairs(&mut run, bytes)?;
+        if bytes <= GIB || !args.quick {
+            threads::mixed(&mut run, bytes)?;
+        }
+    }
+    terabyte::run(&mut run, args.quick)?;
+    run.bar.finish_and_clear();
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&run.report)?);
+    } else {
+        print!("{}", run.report.table());
+    }
+    Ok(())
+}

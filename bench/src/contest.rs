@@ -1,0 +1,187 @@
+//! Taking times fairly.
+//!
+//! # Concepts
+//! The contestants of a workload take turns, a few milliseconds each, in an order that rotates from round
+//! to round. Whatever slows the machine for longer than a turn slows all of them. Time is the
+//! thread's processor time, so that a turn does not pay for other programs that run meanwhile; what it
+//! cannot leave out is what they do to caches and clock speed, hence the medians.
+//!
+//! A workload that walks through a lot of memory once splits the walk into *legs*, one per turn: a figure
+//! is the mean over the legs of the median over the walks.
+//!
+//! # Locking
+//! None; a turn may start threads of its own.
+
+use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
+
+/// Processor time that the calling thread has used.
+pub fn thread_time() -> Duration {
+    let t = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+}
+
+/// Nanoseconds of processor time per operation of `f`, which does `ops` of them.
+pub fn ns_per_op(ops: u64, f: impl FnOnce()) -> f64 {
+    let start = thread_time();
+    f();
+    (thread_time() - start).as_nanos() as f64 / ops as f64
+}
+
+/// How many operations take about `target`: found by doing them.
+pub fn calibrate(target: Duration, mut f: impl FnMut(u64)) -> u64 {
+    let mut n = 1;
+    loop {
+        let start = thread_time();
+        f(n);
+        let spent = thread_time() - start;
+        if spent >= target / 4 || n >= 1 << 40 {
+            let per_op = (spent.as_nanos().max(1) as f64) / n as f64;
+            return ((target.as_nanos() as f64 / per_op) as u64).max(1);
+        }
+        n *= 2;
+    }
+}
+
+/// One turn: a figure for each row of the contest.
+pub type Turn<'a> = Box<dyn FnMut() -> anyhow::Result<Vec<f64>> + 'a>;
+
+/// Who takes part, or why not.
+pub struct Contestant<'a> {
+    /// Name.
+    pub name: &'static str,
+    /// Its turns; the error says why it takes none.
+    pub turn: anyhow::Result<Turn<'a>>,
+}
+
+/// One contestant's samples: by row, then by turn.
+pub struct Samples {
+    /// Name.
+    pub name: &'static str,
+    /// By row, then by turn; or why there are none.
+    pub rows: Result<Vec<Vec<f64>>, String>,
+    /// Turns per walk.
+    legs: usize,
+}
+
+/// Runs `walks` walks of `legs` turns for each contestant, in rotation, after a walk that does not
+/// count (if `warm`). Calls `tick` after each turn.
+///
+/// # Errors
+/// That of the first turn that fails.
+pub fn run(
+    contestants: Vec<Contestant<'_>>,
+    legs: usize,
+    walks: usize,
+    warm: bool,
+    tick: impl Fn(),
+) -> anyhow::Result<Vec<Samples>> {
+    let mut turns = Vec::new();
+    let mut samples = Vec::new();
+    for c in contestants {
+        let rows = match c.turn {
+            Ok(turn) => {
+                turns.push((samples.len(), turn));
+                Ok(Vec::new())
+            }
+            Err(e) => Err(format!("{e:#}")),
+        };
+        samples.push(Samples { name: c.name, rows, legs });
+    }
+    let skip = if warm { legs } else { 0 };
+    for round in 0..skip + walks * legs {
+        let n = turns.len();
+        for i in 0..n {
+            let (at, turn) = &mut turns[(i + round) % n];
+            let figures = turn()?;
+            tick();
+            if round < skip {
+                continue;
+            }
+            if let Ok(rows) = &mut samples[*at].rows {
+                rows.resize_with(figures.len(), Vec::new);
+                rows.iter_mut().zip(figures).for_each(|(row, figure)| row.push(figure));
+            }
+        }
+    }
+    Ok(samples)
+}
+
+/// The median of those that are numbers; NaN if none is.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.retain(|v| !v.is_nan());
+    values.sort_unstable_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+/// Mean over the legs of the median over the walks.
+fn figure(samples: &[f64], legs: usize) -> f64 {
+    let leg = |leg: usize| median(samples.iter().skip(leg).step_by(legs).copied().collect());
+    (0..legs).map(leg).sum::<f64>() / legs as f64
+}
+
+fn number(value: f64) -> Option<f64> {
+    if value.is_nan() { None } else { Some(value) }
+}
+
+impl Samples {
+    /// The median over the turns of one row's figure divided by another's in the same turn.
+    pub fn between(&self, row: usize, other: usize) -> Option<f64> {
+        let rows = self.rows.as_ref().ok()?;
+        let (a, b) = (rows.get(row)?, rows.get(other)?);
+        number(median(a.iter().zip(b).map(|(a, b)| a / b).collect()))
+    }
+
+    /// The row's figure; `None` if the contestant took no turn.
+    pub fn figure(&self, row: usize) -> Option<f64> {
+        let samples = self.rows.as_ref().ok()?.get(row)?;
+        number(figure(samples, self.legs))
+    }
+
+    /// How many times `other`'s figure this one's is. With one leg the median of the rounds' ratios, each
+    /// taken within one round; else the ratio of the figures.
+    pub fn ratio(&self, other: &Samples, row: usize) -> Option<f64> {
+        if self.legs > 1 {
+            return number(self.figure(row)? / other.figure(row)?);
+        }
+        let (a, b) = (self.rows.as_ref().ok()?.get(row)?, other.rows.as_ref().ok()?.get(row)?);
+        number(median(a.iter().zip(b).map(|(a, b)| a / b).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn contestants_rotate_and_the_warm_up_does_not_count() {
+        let log = RefCell::new(String::new());
+        let one = |name: &'static str, figures: &'static [f64]| {
+            let (log, mut at) = (&log, 0);
+            let turn: Turn<'_> = Box::new(move || {
+                log.borrow_mut().push_str(name);
+                at += 1;
+                Ok(vec![figures[at - 1]])
+            });
+            Contestant { name, turn: Ok(turn) }
+        };
+        let none = Contestant { name: "c", turn: Err(anyhow::anyhow!("too big")) };
+        let all = vec![one("a", &[99.0, 1.0, 3.0, 8.0]), one("b", &[99.0, 2.0, 2.0, 2.0]), none];
+        let samples = run(all, 1, 3, true, || {}).unwrap();
+        assert_eq!(log.borrow().as_str(), "abbaabba");
+        assert_eq!(samples[0].figure(0), Some(3.0));
+        assert_eq!(samples[0].ratio(&samples[1], 0), Some(1.5));
+        assert_eq!(samples[2].rows.as_ref().err().map(String::as_str), Some("too big"));
+        assert_eq!(samples[2].figure(0), None);
+    }
+
+    #[test]
+    fn a_walk_of_legs_is_the_mean_of_their_medians() {
+        assert_eq!(figure(&[1.0, 10.0, 2.0, 20.0, 9.0, 30.0], 2), (2.0 + 20.0) / 2.0);
+    }
+}

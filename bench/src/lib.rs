@@ -1,0 +1,28 @@
+//! What kmem costs, beside the page allocators of crates.io.
+//!
+//! # Concepts
+//! A *contender* is a page allocator behind the [`Frames`] trait; a *workload* is a loop over that
+//! trait, compiled once per contender, so nothing is called through a pointer. The contender [`Null`]
+//! hands out a constant: what a workload costs with it is the harness's own share.
+//!
+//! Two programs use this: `kmem-instr` runs workloads for callgrind to count instructions in, which is exact,
+//! and `kmem-bench` takes times, which is not: it compares contenders inside one run only, in many short
+//! turns taken in rotation, so that what disturbs the machine disturbs all of them alike.
+//!
+//! # Locking
+//! A contender with one lock around it is [`Locked`]; kmem brings its own.
+
+pub mod contest;
+mod frames;
+mod kmem_frames;
+mod peers;
+pub mod plan;
+pub mod report;
+pub mod workload;
+
+pub use frames::{BULK, Frames, Locked, Null};
+pub use kmem_frames::{KmemFrames, machine, numbers_only};
+pub use peers::{Bitmap, BuddyAllocFrames, BuddySlab, BuddySystem};
+
+/// Bytes per frame, for every contender.
+pub const PAGE_SIZE: u64 = kmem_hosted::PAGE_SIZE;

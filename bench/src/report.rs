@@ -1,0 +1,196 @@
+//! The result of a run, as data and as a table.
+//!
+//! # Concepts
+//! A row is one workload at one size on one or more threads, with a figure per contender. kmem's
+//! ratio is given to the best peer of all, and to the best of those that do what kmem does: coalesce, and
+//! keep a state per frame.
+//!
+//! # Locking
+//! Plain values.
+
+use crate::contest::Samples;
+use serde::Serialize;
+use std::fmt::Write;
+
+/// kmem's name.
+pub const KMEM: &str = "kmem";
+/// The name of the contender that does nothing.
+pub const HARNESS: &str = "harness";
+/// Peers that merge free blocks and keep a state per frame.
+const ALIKE: [&str; 2] = ["buddy-slab-allocator", "buddy_system_allocator"];
+
+/// One contender's figure.
+#[derive(Clone, Debug, Serialize)]
+pub struct Figure {
+    /// Who.
+    pub contender: String,
+    /// Nanoseconds of processor time per operation.
+    pub ns: Option<f64>,
+    /// Why there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// kmem against one peer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ratio {
+    /// The peer.
+    pub peer: String,
+    /// kmem's time divided by the peer's, from paired rounds.
+    pub ratio: f64,
+}
+
+/// One workload at one size.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The workload.
+    pub workload: String,
+    /// Bytes of memory.
+    pub bytes: u64,
+    /// Threads.
+    pub threads: usize,
+    /// By contender.
+    pub figures: Vec<Figure>,
+    /// To the fastest peer.
+    pub to_best: Option<Ratio>,
+    /// To the fastest peer that coalesces and keeps a state per frame.
+    pub to_best_alike: Option<Ratio>,
+}
+
+/// A single figure with its limits.
+#[derive(Clone, Debug, Serialize)]
+pub struct Fact {
+    /// What.
+    pub name: String,
+    /// How much.
+    pub value: f64,
+    /// Of what.
+    pub unit: &'static str,
+    /// The project's limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub must: Option<f64>,
+    /// What we are after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goal: Option<f64>,
+}
+
+/// A run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// Rounds per row.
+    pub rounds: usize,
+    /// Workloads.
+    pub rows: Vec<Row>,
+    /// Two threads' time per operation divided by one thread's, and other single figures.
+    pub facts: Vec<Fact>,
+}
+
+impl Row {
+    /// A row from the samples of its contest.
+    pub fn new(workload: &str, bytes: u64, threads: usize, all: &[Samples], row: usize) -> Row {
+        let figures = all
+            .iter()
+            .map(|s| Figure {
+                contender: s.name.to_owned(),
+                ns: s.figure(row),
+                note: s.rows.as_ref().err().cloned(),
+            })
+            .collect();
+        let kmem = all.iter().find(|s| s.name == KMEM);
+        let best = |wanted: &dyn Fn(&str) -> bool| {
+            let peers = all.iter().filter(|s| s.name != KMEM && s.name != HARNESS);
+            let timed = peers.filter(|s| wanted(s.name)).filter_map(|s| Some((s, s.figure(row)?)));
+            let (peer, _) = timed.min_by(|a, b| a.1.total_cmp(&b.1))?;
+            Some(Ratio { peer: peer.name.to_owned(), ratio: kmem?.ratio(peer, row)? })
+        };
+        Row {
+            workload: workload.to_owned(),
+            bytes,
+            threads,
+            figures,
+            to_best: best(&|_| true),
+            to_best_alike: best(&|name| ALIKE.contains(&name)),
+        }
+    }
+}
+
+/// 1099511627776 as `1 TiB`.
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        b if b >= 1 << 40 => format!("{} TiB", b >> 40),
+        b if b >= 1 << 30 => format!("{} GiB", b >> 30),
+        b => format!("{} MiB", b >> 20),
+    }
+}
+
+fn short(contender: &str) -> &str {
+    let name = contender.strip_suffix("-allocator").unwrap_or(contender);
+    name.strip_suffix("_allocator").unwrap_or(name)
+}
+
+fn number(ns: f64) -> String {
+    match ns {
+        ns if ns >= 10_000.0 => format!("{:.0}k", ns / 1000.0),
+        ns if ns >= 100.0 => format!("{ns:.0}"),
+        ns => format!("{ns:.1}"),
+    }
+}
+
+impl Report {
+    /// The report for people.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        let mut heading = None;
+        for row in &self.rows {
+            let names: Vec<&str> = row.figures.iter().map(|f| short(&f.contender)).collect();
+            let at = Some((row.bytes, names));
+            if at != heading {
+                let _ = write!(text, "\n{:<36}", size(row.bytes));
+                for name in at.iter().flat_map(|(_, names)| names) {
+                    let _ = write!(text, "{name:>13}");
+                }
+                if row.to_best.is_some() {
+                    let _ = write!(text, "  {:<18}  kmem/best alike", "kmem/best");
+                }
+                text.push('\n');
+                heading = at;
+            }
+            let _ = write!(text, "{:<36}", row.workload);
+            for f in &row.figures {
+                let _ = write!(text, "{:>13}", f.ns.map_or_else(|| "-".to_owned(), number));
+            }
+            for ratio in [&row.to_best, &row.to_best_alike] {
+                let cell = ratio
+                    .as_ref()
+                    .map_or_else(String::new, |r| format!("{:.2} {}", r.ratio, short(&r.peer)));
+                let _ = write!(text, "  {cell:<18}");
+            }
+            text.truncate(text.trim_end().len());
+            text.push('\n');
+        }
+        if !self.rows.is_empty() {
+            text.push_str("\nns of processor time per operation; - means not run;\n");
+            text.push_str("alike: peers that coalesce and keep a state per frame\n");
+        }
+        let mut notes: Vec<String> = Vec::new();
+        for row in &self.rows {
+            for f in row.figures.iter() {
+                let note = f.note.as_ref().map(|n| format!("{}: {n}", f.contender));
+                notes.extend(note.filter(|n| !notes.contains(n)));
+            }
+        }
+        notes.iter().for_each(|note| {
+            let _ = writeln!(text, "  {note}");
+        });
+        if !self.facts.is_empty() {
+            let _ = write!(text, "\n{:<58}{:>12}  {:<16}", "", "value", "unit");
+            let _ = writeln!(text, "{:>8}{:>8}", "must", "goal");
+        }
+        for f in &self.facts {
+            let limit = |l: Option<f64>| l.map_or_else(|| "-".to_owned(), |l| l.to_string());
+            let _ = write!(text, "{:<58}{:>12.3}  {:<16}", f.name, f.value, f.unit);
+            let _ = writeln!(text, "{:>8}{:>8}", limit(f.must), limit(f.goal));
+        }
+        text
+    }
+}

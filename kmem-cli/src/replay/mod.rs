@@ -1,0 +1,112 @@
+//! `kmem replay`: every page event of a recording, on a machine of the recorded shape.
+//!
+//! # Concepts
+//! A recording says what a kernel asked of its page allocator. [`machine`] builds a machine that starts
+//! where the recording started: the same zones and watermarks, the same free blocks. [`plan`] turns the
+//! recording into one list of operations per recorded CPU; [`engine`] runs each list on a thread of its own.
+//! [`result`] is what came of it; [`print`] shows it.
+//!
+//! # What orders the events
+//! Only what a free needs of its allocation: a thread that is to free a block that another thread has not
+//! allocated yet waits for it. Beyond that the threads run as they may. An allocation that finds no
+//! memory waits for the events that the recording has before it, since Linux had their frees; see
+//! [`engine`].
+
+mod engine;
+mod machine;
+mod plan;
+mod print;
+mod result;
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use kmem_trace::Recording;
+use std::path::PathBuf;
+
+/// How fast to replay.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Speed {
+    /// As fast as the allocator goes.
+    Max,
+    /// At the recorded times.
+    Recorded,
+}
+
+/// Options of `kmem replay`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  kmem replay                                   the recording that comes with the project
+  kmem replay data/linux-6.12-b.kmr --json      another one, result as JSON on standard output
+  kmem replay my.kmt.zst --report my.html       a recording with my.json and my/ beside it
+  kmem replay perf.txt --memory 1G --cpus 4     what `perf script` printed, on a machine of your own
+")]
+pub struct Args {
+    /// The recording: a .kmr file, a .kmt.zst file with its .json and folder beside it, or the text of
+    /// `perf script` or ftrace.
+    #[arg(default_value = "data/linux-6.12-a.kmr")]
+    recording: PathBuf,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+    /// How fast to replay.
+    #[arg(long, value_enum, default_value = "max")]
+    speed: Speed,
+    /// Memory of the machine instead of the recorded one, as in 512M or 2G. Blocks from before the
+    /// recording are then stood in for by others of their order.
+    #[arg(long, value_parser = parse_size)]
+    memory: Option<u64>,
+    /// CPUs of the machine instead of the recorded number. Each recorded CPU keeps a thread of its own.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    cpus: Option<u16>,
+    /// Replay every event on one thread, in the recorded order.
+    #[arg(long)]
+    single_thread: bool,
+    /// Where to write the HTML report.
+    #[arg(long, default_value = "kmem-replay.html")]
+    report: PathBuf,
+    /// Write no HTML report.
+    #[arg(long)]
+    no_report: bool,
+    /// No progress bar.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+fn parse_size(s: &str) -> Result<u64, String> {
+    let (digits, unit) = match s.find(|c: char| !c.is_ascii_digit()) {
+        Some(i) => s.split_at(i),
+        None => (s, ""),
+    };
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(format!("unknown unit {unit:?}: use K, M, G or T")),
+    };
+    let n: u64 = digits.parse().map_err(|_| "not a number".to_string())?;
+    n.checked_shl(shift)
+        .filter(|v| v >> shift == n && *v > 0)
+        .ok_or_else(|| "not a size a machine can have".to_string())
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let recording = Recording::open(&args.recording)?;
+    let plan = plan::Plan::new(&recording);
+    if plan.events == 0 {
+        bail!("{}: no page events to replay", args.recording.display());
+    }
+    let (machine, start) = machine::build(&recording, &plan, args.memory, args.cpus)
+        .context("cannot build the recorded machine")?;
+    let run = engine::run(&machine, &plan, start.blocks(), args)?;
+    let result = result::ReplayResult::new(&recording, &plan, &machine, &start, run, args)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&result)?);
+    } else {
+        print!("{}", print::text(&result));
+    }
+    Ok(())
+}

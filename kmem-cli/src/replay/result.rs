@@ -1,0 +1,204 @@
+//! What came of a replay: the object that `--json` prints and the report draws.
+
+use super::{
+    Args,
+    engine::{Run, Sample},
+    machine::{Start, free_blocks},
+    plan::{Odd, Plan},
+};
+use kmem_hosted::Machine;
+use kmem_trace::{Recording, end::unusable_index};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Orders whose unusable index is reported.
+pub const INDEX_ORDERS: [usize; 4] = [3, 5, 7, 9];
+
+/// Free memory at one end of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct FreeState {
+    /// Free blocks by order, all zones together.
+    pub free_blocks: Vec<u64>,
+    /// Frames in them.
+    pub free_frames: u64,
+    /// Frames on per-CPU lists, which are not in the blocks.
+    pub pcp_frames: u64,
+    /// Free frames in blocks of order 9 and above, in units of 512.
+    pub order9_equivalents: u64,
+    /// 1 − free frames in blocks of at least that order / free frames, by order.
+    pub unusable_index: BTreeMap<String, f64>,
+}
+
+impl FreeState {
+    fn new(free_blocks: Vec<u64>, pcp_frames: u64) -> FreeState {
+        let frames = |from: usize| -> u64 {
+            free_blocks.iter().enumerate().skip(from).map(|(o, n)| n << o).sum()
+        };
+        FreeState {
+            free_frames: frames(0),
+            pcp_frames,
+            order9_equivalents: frames(9) >> 9,
+            unusable_index: INDEX_ORDERS
+                .iter()
+                .map(|o| (o.to_string(), unusable_index(&free_blocks, *o)))
+                .collect(),
+            free_blocks,
+        }
+    }
+}
+
+/// Latency of an operation in nanoseconds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Latency {
+    /// Operations.
+    pub count: u64,
+    /// Half are below.
+    pub p50: u64,
+    /// Nine tenths are below.
+    pub p90: u64,
+    /// 99 % are below.
+    pub p99: u64,
+    /// 99.9 % are below.
+    pub p999: u64,
+    /// The slowest.
+    pub max: u64,
+    /// The mean.
+    pub mean: f64,
+}
+
+impl Latency {
+    fn new(h: &hdrhistogram::Histogram<u64>) -> Latency {
+        Latency {
+            count: h.len(),
+            p50: h.value_at_quantile(0.5),
+            p90: h.value_at_quantile(0.9),
+            p99: h.value_at_quantile(0.99),
+            p999: h.value_at_quantile(0.999),
+            max: h.max(),
+            mean: h.mean(),
+        }
+    }
+}
+
+/// The start.
+#[derive(Clone, Debug, Serialize)]
+pub struct StartResult {
+    /// Free blocks by order when the replay began.
+    pub free_blocks: Vec<u64>,
+    /// The recorded ones, if known.
+    pub linux_free_blocks: Option<Vec<u64>>,
+    /// Frames from Linux's per-CPU lists, put on kmem's.
+    pub pcp_frames: u64,
+    /// What was done in place of the recorded start state, if anything.
+    pub note: Option<String>,
+}
+
+/// The whole result.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReplayResult {
+    /// Name of the recording.
+    pub recording: String,
+    /// Whether every event ran on one thread.
+    pub single_thread: bool,
+    /// Threads that ran events.
+    pub threads: usize,
+    /// CPUs of the machine.
+    pub cpus: usize,
+    /// Frames that the machine's allocator manages.
+    pub managed_frames: u64,
+    /// Page events in the recording.
+    pub events: usize,
+    /// Of these, compaction's, which ask for nothing.
+    pub compaction_events: usize,
+    /// Allocations done.
+    pub allocs: u64,
+    /// Frees done.
+    pub frees: u64,
+    /// Allocations that Linux satisfied and kmem could not.
+    pub failures: u64,
+    /// Allocations that succeeded only below the watermarks.
+    pub below_watermark: u64,
+    /// Allocations that waited for earlier frees of the recording.
+    pub waited_for_memory: u64,
+    /// Frees that make no sense in the recording.
+    pub unmatched_frees: usize,
+    /// Frees that the allocator refused.
+    pub refused_frees: u64,
+    /// Operations on blocks whose allocation had failed.
+    pub skipped: u64,
+    /// The first events that make no sense.
+    pub odd_events: Vec<Odd>,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+    /// Allocations and frees per second, all threads together.
+    pub ops_per_second: f64,
+    /// Latency by operation.
+    pub latency_ns: BTreeMap<&'static str, Latency>,
+    /// Most frames in use at a sample.
+    pub high_water_frames: u64,
+    /// Where it began.
+    pub start: StartResult,
+    /// Where it ended, nothing drained.
+    pub end: FreeState,
+    /// Where Linux ended, if recorded.
+    pub linux_end: Option<FreeState>,
+    /// Where Linux began, if recorded.
+    pub linux_start: Option<FreeState>,
+    /// The machine over time.
+    pub samples: Vec<Sample>,
+}
+
+impl ReplayResult {
+    /// Puts everything together.
+    pub fn new(
+        recording: &Recording,
+        plan: &Plan,
+        machine: &Machine,
+        start: &Start,
+        run: Run,
+        args: &Args,
+    ) -> anyhow::Result<ReplayResult> {
+        let pcp = machine.zones().iter().flat_map(|z| machine.pcp_frames(z)).sum();
+        let linux_end =
+            recording.linux_end()?.map(|end| FreeState::new(end.total.clone(), end.pcp_frames()));
+        let seconds = run.elapsed.as_secs_f64();
+        Ok(ReplayResult {
+            recording: recording.meta.name.clone(),
+            single_thread: args.single_thread,
+            threads: if args.single_thread { 1 } else { plan.nr_cpus() },
+            cpus: machine.hosted().shape().cpus.len(),
+            managed_frames: machine.totalram_pages(),
+            events: plan.events,
+            compaction_events: plan.compaction_events,
+            allocs: run.allocs,
+            frees: run.frees,
+            failures: run.failures,
+            below_watermark: run.below_watermark,
+            waited_for_memory: run.waited_for_memory,
+            unmatched_frees: plan.unmatched_frees,
+            refused_frees: run.refused_frees,
+            skipped: run.skipped,
+            odd_events: plan.odd.clone(),
+            seconds,
+            ops_per_second: (run.allocs + run.frees) as f64 / seconds.max(1e-9),
+            latency_ns: BTreeMap::from([
+                ("alloc", Latency::new(&run.alloc_ns)),
+                ("free", Latency::new(&run.free_ns)),
+            ]),
+            high_water_frames: run.high_water_frames,
+            start: StartResult {
+                free_blocks: start.free_blocks.clone(),
+                linux_free_blocks: start.linux_free_blocks.clone(),
+                pcp_frames: start.pcp_frames,
+                note: start.note.clone(),
+            },
+            end: FreeState::new(free_blocks(machine), pcp),
+            linux_end,
+            linux_start: start
+                .linux_free_blocks
+                .clone()
+                .map(|b| FreeState::new(b, start.pcp_frames)),
+            samples: run.samples,
+        })
+    }
+}

@@ -1,0 +1,187 @@
+//! A whole machine: memory, CPUs, the memory manager, and its kswapd threads.
+//!
+//! # Concepts
+//! [`Machine`] is what most users want: [`Hosted`] with a [`Kmem`] brought up on it, interrupts between
+//! CPUs wired to it, and one kswapd per node running on a thread of its own. It dereferences to
+//! its [`Kmem`].
+//!
+//! # Implementation
+//! kswapd threads are tasks like any other: asleep they hold no CPU. Dropping the machine stops and joins
+//! them.
+//!
+//! # Locking
+//! None of its own.
+
+use crate::{
+    OfflineError,
+    hosted::{AttachError, Hosted, HostedError},
+    shape::{Shape, ShapeError},
+};
+use kmem::{
+    BringUpError, Config, Kmem,
+    context::{Process, Task},
+    memblock::{Memblock, MemblockError},
+    zone::{Layout, LayoutError, ZoneLimit},
+};
+use std::{
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Release},
+    },
+    thread::JoinHandle,
+};
+use thiserror::Error;
+
+/// Why a machine could not be brought up.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// The host refused.
+    #[error(transparent)]
+    Hosted(#[from] HostedError),
+    /// The boot allocator refused.
+    #[error("boot memory: {0}")]
+    Boot(#[from] MemblockError),
+    /// The shape's zones make no sense.
+    #[error("zones: {0}")]
+    Layout(#[from] LayoutError),
+    /// The shape makes no sense.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// The memory manager could not be brought up.
+    #[error("bring-up: {0}")]
+    BringUp(#[from] BringUpError),
+    /// A kswapd thread could not be started.
+    #[error("kswapd: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Why a CPU did not go off- or online.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum CpuError {
+    /// Nobody could run on it.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// It has to stay as it is.
+    #[error(transparent)]
+    Offline(#[from] OfflineError),
+}
+
+/// A machine with its memory manager \[X1\].
+pub struct Machine {
+    kmem: Arc<Kmem<Hosted>>,
+    stop: Arc<AtomicBool>,
+    kswapd: Vec<JoinHandle<()>>,
+}
+
+impl Machine {
+    /// Brings a machine of the given shape up with default settings, kswapd running.
+    pub fn new(shape: Shape) -> Result<Machine, MachineError> {
+        Machine::with_config(shape, Config::default())
+    }
+
+    /// Brings a machine up with the given settings; the shape's zones replace the configuration's.
+    pub fn with_config(shape: Shape, config: Config) -> Result<Machine, MachineError> {
+        let mut machine = Machine::without_kswapd(shape, config)?;
+        for node in 0..machine.kmem.nr_nodes() {
+            let (kmem, stop) = (machine.kmem.clone(), machine.stop.clone());
+            let run = move || {
+                let task = Task::new();
+                let hosted = kmem.platform().clone();
+                // A machine without any CPU online has nobody to reclaim for.
+                let _ = hosted.run_on(None, Some(&task), |_| kmem.kswapd_run(node, &stop));
+            };
+            let name = format!("kswapd{node}");
+            machine.kswapd.push(std::thread::Builder::new().name(name).spawn(run)?);
+        }
+        Ok(machine)
+    }
+
+    /// Brings a machine up on which nobody reclaims in the background: for tests that count frames.
+    pub fn without_kswapd(shape: Shape, config: Config) -> Result<Machine, MachineError> {
+        let boot = shape.memblock()?;
+        Machine::from_boot(shape, config, boot)
+    }
+
+    /// As [`without_kswapd`](Machine::without_kswapd), with what was reserved or allocated in boot memory
+    /// before. `boot` is the shape's [`memblock`](Shape::memblock), used by the caller.
+    pub fn from_boot(
+        shape: Shape,
+        mut config: Config,
+        boot: Memblock,
+    ) -> Result<Machine, MachineError> {
+        let limits: Vec<ZoneLimit> =
+            shape.zones.iter().map(|l| ZoneLimit { zone: l.zone, end: l.end }).collect();
+        config.layout = Layout::new(&limits)?;
+        let hosted = Hosted::new(shape)?;
+        let kmem = Arc::new(Kmem::bring_up(hosted.clone(), boot, &config)?);
+        let weak = Arc::downgrade(&kmem);
+        hosted.set_ipi_hook(Arc::new(move |_, _| {
+            // Whoever runs on a CPU of the machine keeps it alive, so this is never the last handle.
+            if let Some(kmem) = weak.upgrade() {
+                kmem.handle_ipi();
+            }
+        }));
+        (0..hosted.shape().cpus.len()).for_each(|cpu| kmem.cpu_online(cpu));
+        Ok(Machine { kmem, stop: Arc::new(AtomicBool::new(false)), kswapd: Vec::new() })
+    }
+
+    /// The memory manager.
+    pub fn kmem(&self) -> &Kmem<Hosted> {
+        &self.kmem
+    }
+
+    /// The machine's host side.
+    pub fn hosted(&self) -> &Hosted {
+        self.kmem.platform()
+    }
+
+    /// Runs `f` as a task on any CPU.
+    pub fn run<R>(&self, f: impl FnOnce(&mut Process) -> R) -> Result<R, AttachError> {
+        self.hosted().run(f)
+    }
+
+    /// Runs `f` as `task`, bound to `cpu` or on any.
+    pub fn run_on<R>(
+        &self,
+        cpu: Option<usize>,
+        task: Option<&Task>,
+        f: impl FnOnce(&mut Process) -> R,
+    ) -> Result<R, AttachError> {
+        self.hosted().run_on(cpu, task, f)
+    }
+
+    /// Takes a CPU out of service: its lists are drained, then it goes offline \[P3\]. Waits until the
+    /// task on it ends, sleeps or offers the CPU. The caller must not be on it.
+    pub fn cpu_down(&self, cpu: usize) -> Result<(), CpuError> {
+        self.hosted().set_online(cpu, false)?;
+        self.kmem.cpu_offline(cpu);
+        Ok(())
+    }
+
+    /// Brings a CPU back into service.
+    pub fn cpu_up(&self, cpu: usize) -> Result<(), CpuError> {
+        self.hosted().set_online(cpu, true)?;
+        self.kmem.cpu_online(cpu);
+        Ok(())
+    }
+}
+
+impl Deref for Machine {
+    type Target = Kmem<Hosted>;
+
+    fn deref(&self) -> &Kmem<Hosted> {
+        &self.kmem
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire in `kswapd_run`.
+        self.stop.store(true, Release);
+        self.kmem.nudge_kswapd();
+        for t in self.kswapd.drain(..) {
+            let _ = t.join();
+        }
+    }
+}

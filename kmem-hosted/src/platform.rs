@@ -1,0 +1,157 @@
+//! The [`Platform`] that the core sees.
+//!
+//! # Concepts
+//! Thin: each call goes to the module that does the work. What is worth a look is what an allocator does
+//! all the time, finding the CPU and masking interrupts: a thread-local load, a comparison, and a plain
+//! read-modify-write of the context word; no system call.
+//!
+//! # Locking
+//! None of its own.
+
+use crate::{hosted::Hosted, irq, slot, sys};
+use core::{
+    cell::Cell,
+    fmt,
+    ops::Range,
+    ptr::NonNull,
+    sync::atomic::{
+        AtomicU32,
+        Ordering::{Relaxed, SeqCst},
+        compiler_fence,
+    },
+};
+use kmem::{
+    context::Cpu,
+    memblock::Memblock,
+    platform::{IrqState, Level, Platform},
+    types::Pfn,
+};
+
+/// What [`Platform::local_irq_save`] found.
+const IRQS_ON: IrqState = IrqState(0);
+const IRQS_OFF: IrqState = IrqState(1);
+/// The caller was on no CPU: there is nothing to mask, and nothing lands.
+const NO_CPU: IrqState = IrqState(2);
+
+/// Turns of a spin loop between two offers of the time slice to the host.
+const SPINS_PER_YIELD: u32 = 64;
+
+// SAFETY: a slot is held by one thread at a time (see `protocol`), which gives it up only in `wait` and
+// in calls that take `&mut Process`; handlers nest on that thread. CPUs live as long as the machine. The
+// direct map is a fixed mapping of distinct file pages. Metadata is anonymous memory of its own. The
+// signal handlers serve nothing while the context word masks interrupts.
+unsafe impl Platform for Hosted {
+    #[inline(always)]
+    fn this_cpu(&self) -> Option<&Cpu> {
+        slot::slot_of(self.id()).map(|slot| &slot.cpu)
+    }
+
+    #[inline]
+    fn cpu(&self, id: usize) -> Option<&Cpu> {
+        self.inner.slots.get(id).map(|slot| &slot.cpu)
+    }
+
+    #[inline]
+    fn nr_cpu_ids(&self) -> usize {
+        self.inner.slots.len()
+    }
+
+    #[inline(always)]
+    fn local_irq_save(&self) -> IrqState {
+        let Some(slot) = slot::slot_of(self.id()) else { return NO_CPU };
+        let was_off = slot.cpu.mask_irqs();
+        // What follows is not moved before the mask.
+        compiler_fence(SeqCst);
+        if was_off { IRQS_OFF } else { IRQS_ON }
+    }
+
+    #[inline(always)]
+    fn local_irq_restore(&self, state: IrqState) {
+        if state != IRQS_ON {
+            return;
+        }
+        let Some(slot) = slot::slot_of(self.id()) else { return };
+        // What came before is not moved behind the unmasking.
+        compiler_fence(SeqCst);
+        slot.cpu.unmask_irqs();
+        compiler_fence(SeqCst);
+        irq::serve_deferred(slot);
+    }
+
+    #[inline]
+    fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+        self.inner.memory.direct_map(pfn)
+    }
+
+    #[inline]
+    fn direct_unmap(&self, addr: *const u8) -> Option<Pfn> {
+        self.inner.memory.direct_unmap(addr)
+    }
+
+    fn zero_frames(&self, pfn: Pfn, count: u32) {
+        self.inner.memory.zero(pfn, count);
+    }
+
+    fn metadata(&self, _boot: &mut Memblock, bytes: usize) -> Option<NonNull<u8>> {
+        self.inner.memory.metadata(bytes, None)
+    }
+
+    fn sparse_metadata(
+        &self,
+        _boot: &mut Memblock,
+        bytes: usize,
+        used: &mut dyn Iterator<Item = Range<usize>>,
+    ) -> Option<NonNull<u8>> {
+        self.inner.memory.metadata(bytes, Some(used))
+    }
+
+    fn kick(&self, cpu: usize) {
+        self.inner.kick(cpu);
+    }
+
+    fn wait(&self, word: &AtomicU32, expected: u32, timeout_ns: u64) {
+        if word.load(Relaxed) != expected {
+            return;
+        }
+        // A CPU below the top of the chain cannot be given up: the thread is on another machine on
+        // top of it. It stays taken, as it was while the thread worked there.
+        let Some(slot) = slot::top_of(self.id()) else {
+            sys::futex_wait(word, expected, Some(timeout_ns));
+            return;
+        };
+        let context = slot.cpu.context();
+        if !context.may_sleep() {
+            self.report(Level::Bug, format_args!("sleeping in atomic context: {context:?}"));
+            return;
+        }
+        let task = self.inner.leave(slot);
+        sys::futex_wait(word, expected, Some(timeout_ns));
+        self.inner.enter_again(task);
+    }
+
+    fn wake(&self, word: &AtomicU32) {
+        sys::futex_wake(word, u32::MAX);
+    }
+
+    #[inline]
+    fn relax(&self) {
+        thread_local! {
+            static TURNS: Cell<u32> = const { Cell::new(0) };
+        }
+        core::hint::spin_loop();
+        let turns = TURNS.get().wrapping_add(1);
+        TURNS.set(turns);
+        if turns.is_multiple_of(SPINS_PER_YIELD) {
+            rustix::thread::sched_yield();
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    }
+
+    fn report(&self, level: Level, message: fmt::Arguments<'_>) {
+        self.inner.reports.report(level, message);
+    }
+}

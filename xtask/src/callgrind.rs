@@ -1,0 +1,209 @@
+//! Exact instruction counts: `kmem-instr` under valgrind's callgrind.
+//!
+//! # Concepts
+//! The program calls one function per measurement, callgrind counts inside it only and writes a dump each
+//! time it returns, and the program prints one line per call. The n-th dump belongs to the n-th line. Two
+//! lines with different counts give the cost per operation without any constant part; what the same
+//! loop costs around an allocator that does nothing (the harness) is subtracted.
+//!
+//! # Locking
+//! One thread per group of operations; each runs a process of its own.
+
+use crate::cargo;
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+};
+
+/// The function that callgrind counts in.
+const MEASURED: &str = "kmem_instr_measured";
+/// The contender that does nothing.
+const HARNESS: &str = "harness";
+
+/// One line of the program.
+#[derive(Deserialize)]
+struct Step {
+    op: String,
+    contender: String,
+    ops: u64,
+}
+
+/// What an operation costs.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Cost {
+    /// The operation.
+    pub op: String,
+    /// Whose.
+    pub contender: String,
+    /// Instructions per operation, the harness's subtracted.
+    pub instructions: f64,
+    /// The harness's.
+    pub harness: f64,
+}
+
+/// Builds one of the benchmark programs as released and returns its path.
+pub fn build(bin: &str) -> Result<PathBuf> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(&cargo)
+        .current_dir(cargo::root())
+        .args(["build", "--release", "--package", "kmem-bench", "--bin", bin])
+        // The figures are those of the default release build.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot run {}", cargo.display()))?;
+    if !status.success() {
+        bail!("cargo build failed for {bin} ({status})");
+    }
+    Ok(cargo::target_dir().join("release").join(bin))
+}
+
+/// Counts the operations of each set of groups, the sets side by side.
+pub fn count(sets: &[&str]) -> Result<Vec<Cost>> {
+    let program = build("kmem-instr")?;
+    let dir = cargo::target_dir().join("callgrind").join(std::process::id().to_string());
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let counted = thread::scope(|scope| {
+        let run = |groups: &&str| {
+            let (program, dir, groups) = (&program, &dir, (*groups).to_owned());
+            scope.spawn(move || count_groups(program, dir, &groups))
+        };
+        let threads: Vec<_> = sets.iter().map(run).collect();
+        threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|_| Err(anyhow!("a counting thread panicked"))))
+            .collect::<Result<Vec<_>>>()
+    });
+    let removed = fs::remove_dir_all(&dir);
+    let costs = costs(&counted?.concat())?;
+    removed.with_context(|| format!("cannot remove {}", dir.display()))?;
+    Ok(costs)
+}
+
+/// Runs the program over some groups and returns each step with its instructions.
+fn count_groups(
+    program: &Path,
+    dir: &Path,
+    groups: &str,
+) -> Result<Vec<(String, String, u64, u64)>> {
+    let out = dir.join(groups.replace(',', "-"));
+    let output = Command::new("valgrind")
+        .arg("--tool=callgrind")
+        .arg(format!("--toggle-collect={MEASURED}"))
+        .arg(format!("--dump-after={MEASURED}"))
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(program)
+        .args(["--groups", groups])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| match e.kind() {
+            ErrorKind::NotFound => {
+                anyhow!("valgrind is missing: install Debian's package `valgrind`")
+            }
+            _ => anyhow!(e).context("cannot run valgrind"),
+        })?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("kmem-instr --groups {groups} failed under valgrind ({}):\n{text}", output.status);
+    }
+    let text = String::from_utf8(output.stdout).context("kmem-instr printed no UTF-8")?;
+    let mut steps = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        let step: Step = serde_json::from_str(line)
+            .with_context(|| format!("kmem-instr --groups {groups}: line {}", i + 1))?;
+        let dump = out.with_extension((i + 1).to_string());
+        steps.push((step.op, step.contender, step.ops, total(&dump)?));
+    }
+    Ok(steps)
+}
+
+/// The instructions that a dump counted.
+fn total(dump: &Path) -> Result<u64> {
+    let text = fs::read_to_string(dump)
+        .with_context(|| format!("callgrind left no dump {}", dump.display()))?;
+    let value = text.lines().rev().find_map(|line| line.strip_prefix("totals: "));
+    let value = value.with_context(|| format!("{}: no line `totals:`", dump.display()))?;
+    value.trim().parse().with_context(|| format!("{}: totals `{value}`", dump.display()))
+}
+
+/// Cost per operation of all steps of one operation and contender: the slope of two steps with
+/// different counts, else the mean.
+fn per_op(steps: &[(u64, u64)]) -> f64 {
+    match *steps {
+        [(a, x), (b, y)] if a < b => (y as f64 - x as f64) / (b - a) as f64,
+        _ => {
+            let (ops, total) =
+                steps.iter().fold((0, 0), |(n, t), (ops, total)| (n + ops, t + total));
+            total as f64 / ops as f64
+        }
+    }
+}
+
+/// Costs in the order in which the operations were first counted.
+fn costs(steps: &[(String, String, u64, u64)]) -> Result<Vec<Cost>> {
+    let mut order = Vec::new();
+    let mut by_key: BTreeMap<(&str, &str), Vec<(u64, u64)>> = BTreeMap::new();
+    for (op, contender, ops, total) in steps {
+        let key = (op.as_str(), contender.as_str());
+        let entry = by_key.entry(key).or_default();
+        if entry.is_empty() {
+            order.push(key);
+        }
+        entry.push((*ops, *total));
+    }
+    let mut costs = Vec::new();
+    for (op, contender) in order.into_iter().filter(|(_, who)| *who != HARNESS) {
+        let gross = per_op(&by_key[&(op, contender)]);
+        let harness = by_key.get(&(op, HARNESS)).map(|steps| per_op(steps));
+        let harness = harness.with_context(|| format!("{op} was not counted for the harness"))?;
+        costs.push(Cost {
+            op: op.to_owned(),
+            contender: contender.to_owned(),
+            instructions: gross - harness,
+            harness,
+        });
+    }
+    Ok(costs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(op: &str, who: &str, ops: u64, total: u64) -> (String, String, u64, u64) {
+        (op.to_owned(), who.to_owned(), ops, total)
+    }
+
+    #[test]
+    fn two_counts_cancel_the_constant_part() {
+        let steps = [
+            step("pair", HARNESS, 10, 57),
+            step("pair", HARNESS, 30, 157),
+            step("pair", "kmem", 10, 1_300),
+            step("pair", "kmem", 30, 3_700),
+        ];
+        let costs = costs(&steps).unwrap();
+        assert_eq!(costs.len(), 1);
+        assert_eq!((costs[0].instructions, costs[0].harness), (115.0, 5.0));
+    }
+
+    #[test]
+    fn equal_counts_are_averaged() {
+        let steps =
+            [step("free", HARNESS, 4, 8), step("free", "kmem", 4, 40), step("free", "kmem", 4, 48)];
+        assert_eq!(costs(&steps).unwrap()[0].instructions, 9.0);
+    }
+
+    #[test]
+    fn an_operation_without_harness_is_an_error() {
+        let error = costs(&[step("free", "kmem", 4, 40)]).unwrap_err();
+        assert!(error.to_string().contains("free"), "{error}");
+    }
+}
