@@ -42,6 +42,11 @@ const SPINS_PER_YIELD: u32 = 64;
 // signal handlers serve nothing while the context word masks interrupts.
 unsafe impl Platform for Hosted {
     #[inline(always)]
+    fn get_cpu_fast(&self) -> Option<&Cpu> {
+        slot::top_of(self.id()).map(|slot| &slot.cpu)
+    }
+
+    #[inline(always)]
     fn this_cpu(&self) -> Option<&Cpu> {
         slot::slot_of(self.id()).map(|slot| &slot.cpu)
     }

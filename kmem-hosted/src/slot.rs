@@ -113,6 +113,7 @@ impl Slot {
     }
 
     /// The slot's machine.
+    #[inline(always)]
     pub(crate) fn owner(&self) -> *const Inner {
         self.owner.load(Relaxed)
     }

@@ -267,6 +267,7 @@ impl Page {
     /// Makes the frame the head of a live block. It was free or on a per-CPU list, and the caller's.
     #[inline(always)]
     pub(crate) fn set_allocated(&self, state: PageState) {
+        self.private.store(0, Ordering::Relaxed);
         self.state.store(state.0, Ordering::Relaxed);
     }
 
@@ -278,8 +279,14 @@ impl Page {
     pub(crate) fn try_free(&self, order: u32) -> bool {
         let now = self.state.load(Ordering::Relaxed);
         PageState(now).freeable(order)
-            && self.mapcount.load(Ordering::Relaxed) == 0
+            && self.unmapped()
             && self.state.compare_exchange(now, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Whether neither a page table nor an address space knows the page.
+    #[inline(always)]
+    fn unmapped(&self) -> bool {
+        self.mapcount.load(Ordering::Relaxed) | self.mapping.load(Ordering::Relaxed) == 0
     }
 
     /// Takes a reference unless the count is zero (`get_page_unless_zero`): the speculative form for
@@ -325,7 +332,7 @@ impl Page {
                 (now - 1, Put::Remaining)
             } else {
                 let order = state.order();
-                if !state.freeable(order) || self.mapcount.load(Ordering::Relaxed) != 0 {
+                if !state.freeable(order) || !self.unmapped() {
                     return Put::Busy(state);
                 }
                 (0, Put::Last(order))

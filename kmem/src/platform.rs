@@ -60,6 +60,13 @@ pub unsafe trait Platform: Sync {
         self.this_cpu()
     }
 
+    /// As [`get_cpu`](Platform::get_cpu), but may say `None` where finding the CPU takes more than a
+    /// few instructions: the fast paths ask this and leave the rest to the others.
+    #[inline(always)]
+    fn get_cpu_fast(&self) -> Option<&Cpu> {
+        self.get_cpu()
+    }
+
     /// Undoes [`get_cpu`](Platform::get_cpu).
     #[inline(always)]
     fn put_cpu(&self, _cpu: &Cpu) {}

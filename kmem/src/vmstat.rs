@@ -78,10 +78,10 @@ items! {
 }
 
 /// Number of events that are counted by zone: those named `numa_*`.
-pub(crate) const NR_NUMA_EVENTS: usize = 6;
+const NR_NUMA_EVENTS: usize = 6;
 
-/// A CPU's counts of events by zone, and of blocks that the general path took from the CPU's lists.
-pub(crate) type NumaRow = StatRow<{ NR_NUMA_EVENTS + 1 }>;
+/// A CPU's counts of events by zone.
+pub(crate) type NumaRow = StatRow<NR_NUMA_EVENTS>;
 
 impl VmEvent {
     /// Index among the events that are counted by zone; `None` for all others.

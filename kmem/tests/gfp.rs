@@ -202,7 +202,7 @@ fn text_that_is_no_mask_is_refused_with_its_place() {
         ("GFP_KERNEL|", 11),
         ("GFP_KERNEL|__GFP_SHINY|__GFP_ZERO", 11),
         ("gfp_kernel", 0),
-        ("GFP_KERNEL | 0xzz", 11),
+        ("GFP_KERNEL | 0xzz", 13),
         ("0x200", 0),
         ("0x1ffffffff", 0),
     ];

@@ -7,7 +7,8 @@
 //! `why`. An operation that costs more than its budget fails the command; with `--strict` so does one
 //! above its must.
 //!
-//! A *ratio* compares two operations, for costs that must not grow with the size of memory.
+//! *Lines* are cache lines per operation that a simulated first-level cache did not hold, for those
+//! operations that the file gives limits. A *ratio* compares two operations, for costs that must not grow with the size of memory.
 //!
 //! # Locking
 //! None.
@@ -90,6 +91,7 @@ impl Line {
 #[derive(Serialize)]
 struct Report {
     operations: Vec<Line>,
+    lines: Vec<Line>,
     ratios: Vec<Line>,
     breaches: usize,
     above_must: usize,
@@ -158,14 +160,24 @@ fn check(file: &DocumentMut, costs: &[callgrind::Cost]) -> Result<Report> {
         Line::new(&c.op, c.instructions, Some(c.harness), entry)
     };
     let operations: Vec<Line> = costs.iter().map(line).collect();
+    let mut lines = Vec::new();
+    for (op, item) in section(file, "lines")?.into_iter().flatten() {
+        lines.push(Line::new(op, lines_of(costs, op)?, None, item.as_table()));
+    }
     let mut ratio_lines = Vec::new();
     for (name, of, to, entry) in ratios(file)? {
         ratio_lines.push(Line::new(name, ratio(&by_op, name, of, to)?, None, Some(entry)));
     }
-    let all = || operations.iter().chain(&ratio_lines);
+    let all = || operations.iter().chain(&lines).chain(&ratio_lines);
     let breaches = all().filter(|l| !l.within_budget).count();
     let above_must = all().filter(|l| !l.within_must).count();
-    Ok(Report { operations, ratios: ratio_lines, breaches, above_must })
+    Ok(Report { operations, lines, ratios: ratio_lines, breaches, above_must })
+}
+
+fn lines_of(costs: &[callgrind::Cost], op: &str) -> Result<f64> {
+    let cost = costs.iter().find(|c| c.op == op);
+    let cost = cost.with_context(|| format!("{FILE}: [lines.{op}] is not measured"))?;
+    Ok(cost.lines)
 }
 
 fn ratio(by_op: &BTreeMap<&str, f64>, name: &str, of: &str, to: &str) -> Result<f64> {
@@ -183,6 +195,12 @@ fn update(file: &mut DocumentMut, costs: &[callgrind::Cost]) -> Result<()> {
     for (name, of, to, _) in ratios(file)? {
         measured_ratios.push((name.to_owned(), ratio(&by_op, name, of, to)?));
     }
+    if let Some(table) = file.get_mut("lines").and_then(Item::as_table_mut) {
+        let names: Vec<String> = table.iter().map(|(name, _)| name.to_owned()).collect();
+        for op in names {
+            lower(table, &op, hundredths(lines_of(costs, &op)?), value)?;
+        }
+    }
     let ops = file.entry("op").or_insert_with(implicit);
     let ops = ops.as_table_mut().with_context(|| format!("{FILE}: [op] is no table"))?;
     for c in costs {
@@ -191,11 +209,15 @@ fn update(file: &mut DocumentMut, costs: &[callgrind::Cost]) -> Result<()> {
     }
     if let Some(table) = file.get_mut("ratio").and_then(Item::as_table_mut) {
         for (name, measured) in measured_ratios {
-            let fresh = (measured * (100.0 + SLACK_PERCENT)).ceil() / 100.0;
-            lower(table, &name, fresh, value)?;
+            lower(table, &name, hundredths(measured), value)?;
         }
     }
     Ok(())
+}
+
+/// The measured figure plus slack, in hundredths.
+fn hundredths(measured: f64) -> f64 {
+    (measured * (100.0 + SLACK_PERCENT)).ceil() / 100.0
 }
 
 fn implicit() -> Item {
@@ -218,22 +240,25 @@ fn print(report: &Report) {
     let limit = |f: Option<f64>, digits: usize| {
         f.map_or_else(|| "-".to_owned(), |f| format!("{f:.digits$}"))
     };
-    println!(
-        "{:<28}{:>14}{:>10}{:>10}{:>10}  verdict",
-        "operation", "instructions", "budget", "must", "goal"
-    );
-    let lines = [(&report.operations, 0), (&report.ratios, 2)];
-    for (line, digits) in lines.iter().flat_map(|(l, d)| l.iter().map(move |l| (l, *d))) {
-        println!(
-            "{:<28}{:>14.*}{:>10}{:>10}{:>10}  {}",
-            line.operation,
-            if digits == 0 { 1 } else { digits },
-            line.measured,
-            limit(line.budget, digits),
-            limit(line.must, digits),
-            limit(line.goal, digits),
-            line.verdict()
-        );
+    let sections = [
+        ("operation", "instructions", &report.operations, 0, 1),
+        ("operation", "cache lines", &report.lines, 2, 2),
+        ("comparison", "ratio", &report.ratios, 2, 2),
+    ];
+    for (what, unit, lines, limits, digits) in sections {
+        println!("{what:<28}{unit:>14}{:>10}{:>10}{:>10}  verdict", "budget", "must", "goal");
+        for line in lines {
+            println!(
+                "{:<28}{:>14.digits$}{:>10}{:>10}{:>10}  {}",
+                line.operation,
+                line.measured,
+                limit(line.budget, limits),
+                limit(line.must, limits),
+                limit(line.goal, limits),
+                line.verdict()
+            );
+        }
+        println!();
     }
     println!("breaches: {}   above must: {}", report.breaches, report.above_must);
 }
@@ -248,10 +273,12 @@ mod tests {
             contender: "kmem".to_owned(),
             instructions,
             harness: 5.0,
+            lines: 3.5,
         }
     }
 
     const TEXT: &str = "# kept\n[op.a]\nmust = 150\ngoal = 60\nbudget = 100\n[op.b]\nbudget = 10\n\
+                        [lines.a]\nmust = 3\nbudget = 4\n\
                         [ratio.r]\nof = \"a\"\nto = \"b\"\nmust = 1.1\nbudget = 12.5\n";
 
     #[test]
@@ -262,7 +289,8 @@ mod tests {
         assert_eq!(report.operations[0].verdict(), "BREACH");
         assert_eq!(report.operations[1].verdict(), "ok");
         assert_eq!(report.ratios[0].verdict(), "above must");
-        assert_eq!(report.above_must, 1);
+        assert_eq!((report.lines[0].measured, report.lines[0].verdict()), (3.5, "above must"));
+        assert_eq!(report.above_must, 2);
     }
 
     #[test]
@@ -289,6 +317,7 @@ mod tests {
         assert_eq!(budget(["op", "a"]).trim(), "51");
         assert_eq!(budget(["op", "b"]).trim(), "10");
         assert_eq!(budget(["op", "c"]).trim(), "8");
+        assert_eq!(budget(["lines", "a"]).trim(), "3.57");
         assert_eq!(budget(["ratio", "r"]).trim(), "2.55");
         assert!(file.to_string().starts_with("# kept"));
     }

@@ -45,7 +45,24 @@ pub struct Cost {
     pub instructions: f64,
     /// The harness's.
     pub harness: f64,
+    /// Cache lines per operation that were not in the simulated first-level cache, the harness's
+    /// subtracted: what it touches of memory that it has not touched lately.
+    pub lines: f64,
 }
+
+/// What one step was counted at.
+#[derive(Clone)]
+struct Counted {
+    op: String,
+    contender: String,
+    ops: u64,
+    instructions: u64,
+    lines: u64,
+}
+
+/// The simulated caches: the same everywhere, whatever the host has.
+const CACHES: [&str; 4] =
+    ["--cache-sim=yes", "--I1=32768,8,64", "--D1=32768,8,64", "--LL=1048576,8,64"];
 
 /// Builds one of the benchmark programs as released and returns its path.
 pub fn build(bin: &str) -> Result<PathBuf> {
@@ -88,14 +105,11 @@ pub fn count(sets: &[&str]) -> Result<Vec<Cost>> {
 }
 
 /// Runs the program over some groups and returns each step with its instructions.
-fn count_groups(
-    program: &Path,
-    dir: &Path,
-    groups: &str,
-) -> Result<Vec<(String, String, u64, u64)>> {
+fn count_groups(program: &Path, dir: &Path, groups: &str) -> Result<Vec<Counted>> {
     let out = dir.join(groups.replace(',', "-"));
     let output = Command::new("valgrind")
         .arg("--tool=callgrind")
+        .args(CACHES)
         .arg(format!("--toggle-collect={MEASURED}"))
         .arg(format!("--dump-after={MEASURED}"))
         .arg(format!("--callgrind-out-file={}", out.display()))
@@ -119,18 +133,34 @@ fn count_groups(
         let step: Step = serde_json::from_str(line)
             .with_context(|| format!("kmem-instr --groups {groups}: line {}", i + 1))?;
         let dump = out.with_extension((i + 1).to_string());
-        steps.push((step.op, step.contender, step.ops, total(&dump)?));
+        let (instructions, lines) = totals(&dump)?;
+        let Step { op, contender, ops } = step;
+        steps.push(Counted { op, contender, ops, instructions, lines });
     }
     Ok(steps)
 }
 
-/// The instructions that a dump counted.
-fn total(dump: &Path) -> Result<u64> {
+/// The instructions and the first-level misses for data that a dump counted.
+fn totals(dump: &Path) -> Result<(u64, u64)> {
     let text = fs::read_to_string(dump)
         .with_context(|| format!("callgrind left no dump {}", dump.display()))?;
-    let value = text.lines().rev().find_map(|line| line.strip_prefix("totals: "));
-    let value = value.with_context(|| format!("{}: no line `totals:`", dump.display()))?;
-    value.trim().parse().with_context(|| format!("{}: totals `{value}`", dump.display()))
+    parse_totals(&text).with_context(|| format!("callgrind's dump {}", dump.display()))
+}
+
+fn parse_totals(text: &str) -> Result<(u64, u64)> {
+    let line = |key: &str| {
+        let found = text.lines().find_map(|line| line.strip_prefix(key));
+        found.with_context(|| format!("no line `{key}`"))
+    };
+    let values: Vec<&str> = line("totals:")?.split_whitespace().collect();
+    let events: Vec<&str> = line("events:")?.split_whitespace().collect();
+    let event = |name: &str| {
+        let at = events.iter().position(|e| *e == name).with_context(|| format!("no {name}"))?;
+        // Trailing zeros are left out.
+        let value = values.get(at).copied().unwrap_or("0");
+        value.parse::<u64>().with_context(|| format!("totals: `{value}` for {name}"))
+    };
+    Ok((event("Ir")?, event("D1mr")? + event("D1mw")?))
 }
 
 /// Cost per operation of all steps of one operation and contender: the slope of two steps with
@@ -147,27 +177,32 @@ fn per_op(steps: &[(u64, u64)]) -> f64 {
 }
 
 /// Costs in the order in which the operations were first counted.
-fn costs(steps: &[(String, String, u64, u64)]) -> Result<Vec<Cost>> {
+fn costs(steps: &[Counted]) -> Result<Vec<Cost>> {
     let mut order = Vec::new();
-    let mut by_key: BTreeMap<(&str, &str), Vec<(u64, u64)>> = BTreeMap::new();
-    for (op, contender, ops, total) in steps {
-        let key = (op.as_str(), contender.as_str());
+    let mut by_key: BTreeMap<(&str, &str), Vec<&Counted>> = BTreeMap::new();
+    for step in steps {
+        let key = (step.op.as_str(), step.contender.as_str());
         let entry = by_key.entry(key).or_default();
         if entry.is_empty() {
             order.push(key);
         }
-        entry.push((*ops, *total));
+        entry.push(step);
     }
+    let slope = |steps: &[&Counted], count: fn(&Counted) -> u64| {
+        per_op(&steps.iter().map(|s| (s.ops, count(s))).collect::<Vec<_>>())
+    };
     let mut costs = Vec::new();
     for (op, contender) in order.into_iter().filter(|(_, who)| *who != HARNESS) {
-        let gross = per_op(&by_key[&(op, contender)]);
-        let harness = by_key.get(&(op, HARNESS)).map(|steps| per_op(steps));
-        let harness = harness.with_context(|| format!("{op} was not counted for the harness"))?;
+        let steps = &by_key[&(op, contender)];
+        let none = by_key.get(&(op, HARNESS));
+        let none = none.with_context(|| format!("{op} was not counted for the harness"))?;
+        let harness = slope(none, |s| s.instructions);
         costs.push(Cost {
             op: op.to_owned(),
             contender: contender.to_owned(),
-            instructions: gross - harness,
+            instructions: slope(steps, |s| s.instructions) - harness,
             harness,
+            lines: slope(steps, |s| s.lines) - slope(none, |s| s.lines),
         });
     }
     Ok(costs)
@@ -177,8 +212,17 @@ fn costs(steps: &[(String, String, u64, u64)]) -> Result<Vec<Cost>> {
 mod tests {
     use super::*;
 
-    fn step(op: &str, who: &str, ops: u64, total: u64) -> (String, String, u64, u64) {
-        (op.to_owned(), who.to_owned(), ops, total)
+    fn step(op: &str, who: &str, ops: u64, instructions: u64) -> Counted {
+        let (op, contender) = (op.to_owned(), who.to_owned());
+        Counted { op, contender, ops, instructions, lines: 2 * ops }
+    }
+
+    #[test]
+    fn totals_are_found_by_event() {
+        let text = "x: 1\nevents: Ir Dr Dw I1mr D1mr D1mw\n+1 5\ntotals: 70 9 8 1 4\n";
+        assert_eq!(parse_totals(text).unwrap(), (70, 4));
+        let error = parse_totals("events: Ir\ntotals: 70\n").unwrap_err();
+        assert!(error.to_string().contains("D1mr"), "{error}");
     }
 
     #[test]
@@ -192,6 +236,7 @@ mod tests {
         let costs = costs(&steps).unwrap();
         assert_eq!(costs.len(), 1);
         assert_eq!((costs[0].instructions, costs[0].harness), (115.0, 5.0));
+        assert_eq!(costs[0].lines, 0.0);
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! # Concepts
 //! A recording says what a kernel asked of its page allocator. [`machine`] builds a machine that starts
 //! where the recording started: the same zones and watermarks, the same free blocks. [`plan`] turns the
-//! recording into one list of operations per recorded CPU; [`engine`] runs each list on a thread of its own.
-//! [`result`] is what came of it; [`print`] shows it.
+//! recording into one list of operations per recorded CPU; [`strays`] takes out what the machine cannot have;
+//! [`engine`] runs each list on a thread of its own.
+//! [`result`] is what came of it; [`print`] and [`html`] show it.
 //!
 //! # What orders the events
 //! Only what a free needs of its allocation: a thread that is to free a block that another thread has not
@@ -13,15 +14,18 @@
 //! [`engine`].
 
 mod engine;
+mod html;
 mod machine;
 mod plan;
 mod print;
 mod result;
+mod strays;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use kmem::types::MAX_CPUS;
 use kmem_trace::Recording;
-use std::path::PathBuf;
+use std::{io::Write, path::PathBuf};
 
 /// How fast to replay.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,6 +44,10 @@ Examples:
   kmem replay data/linux-6.12-b.kmr --json      another one, result as JSON on standard output
   kmem replay my.kmt.zst --report my.html       a recording with my.json and my/ beside it
   kmem replay perf.txt --memory 1G --cpus 4     what `perf script` printed, on a machine of your own
+  kmem replay perf.txt --speed recorded -q      at the recorded times, without a progress bar
+
+How to record your own machine is told in docs/RECORDING.md. Exit codes: 0 the replay is complete,
+1 it is not (nothing is printed or written then), 2 the command line was wrong.
 ")]
 pub struct Args {
     /// The recording: a .kmr file, a .kmt.zst file with its .json and folder beside it, or the text of
@@ -54,19 +62,19 @@ pub struct Args {
     speed: Speed,
     /// Memory of the machine instead of the recorded one, as in 512M or 2G. Blocks from before the
     /// recording are then stood in for by others of their order.
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
     /// CPUs of the machine instead of the recorded number. Each recorded CPU keeps a thread of its own.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     cpus: Option<u16>,
     /// Replay every event on one thread, in the recorded order.
     #[arg(long)]
     single_thread: bool,
     /// Where to write the HTML report.
-    #[arg(long, default_value = "kmem-replay.html")]
+    #[arg(long, value_name = "PATH", default_value = "kmem-replay.html")]
     report: PathBuf,
     /// Write no HTML report.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "report")]
     no_report: bool,
     /// No progress bar.
     #[arg(long, short)]
@@ -86,27 +94,52 @@ fn parse_size(s: &str) -> Result<u64, String> {
         "t" | "tib" => 40,
         _ => return Err(format!("unknown unit {unit:?}: use K, M, G or T")),
     };
-    let n: u64 = digits.parse().map_err(|_| "not a number".to_string())?;
+    let n: u64 = digits.parse().map_err(|_| format!("{digits:?} is not a number"))?;
     n.checked_shl(shift)
-        .filter(|v| v >> shift == n && *v > 0)
-        .ok_or_else(|| "not a size a machine can have".to_string())
+        .filter(|v| v >> shift == n && *v > 0 && *v <= MAX_MEMORY)
+        .ok_or_else(|| "a machine has more than nothing and less than 16T".to_string())
 }
+
+/// More than frame numbers of 32 bits reach.
+const MAX_MEMORY: u64 = (1 << 44) - (1 << 22);
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    if !args.no_report {
+        html::check(&args.report)?;
+    }
     let recording = Recording::open(&args.recording)?;
-    let plan = plan::Plan::new(&recording);
+    let file = args.recording.display();
+    let mut plan = plan::Plan::new(&recording);
     if plan.events == 0 {
-        bail!("{}: no page events to replay", args.recording.display());
+        bail!("{file}: no page events to replay");
+    }
+    if plan.nr_cpus().max(recording.meta.cpus as usize) > MAX_CPUS {
+        bail!(
+            "{file}: events of CPU {}; a machine has at most {MAX_CPUS} CPUs",
+            plan.nr_cpus().max(recording.meta.cpus as usize) - 1
+        );
     }
     let (machine, start) = machine::build(&recording, &plan, args.memory, args.cpus)
-        .context("cannot build the recorded machine")?;
+        .with_context(|| format!("{file}: cannot build the machine"))?;
+    strays::forget(&recording, &mut plan, &start);
     let run = engine::run(&machine, &plan, start.blocks(), args)?;
     let result = result::ReplayResult::new(&recording, &plan, &machine, &start, run, args)?;
-    if args.json {
-        println!("{}", serde_json::to_string(&result)?);
-    } else {
-        print!("{}", print::text(&result));
+    let text =
+        if args.json { serde_json::to_string(&result)? + "\n" } else { print::text(&result) };
+    print(&text).context("cannot write to standard output")?;
+    if !args.no_report {
+        html::write(&result, &args.report)?;
+        eprintln!("report: {}", args.report.display());
     }
     Ok(())
+}
+
+/// Prints, unless nobody is there to read.
+fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
 }

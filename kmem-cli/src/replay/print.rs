@@ -51,8 +51,8 @@ pub fn text(r: &ReplayResult) -> String {
     );
     let _ = writeln!(
         w,
-        "odd events      {} unmatched frees, {} refused, {} skipped",
-        r.unmatched_frees, r.refused_frees, r.skipped
+        "odd events      {} unmatched frees, {} missing frees, {} refused, {} skipped",
+        r.unmatched_frees, r.missing_frees, r.refused_frees, r.skipped
     );
     for odd in &r.odd_events {
         let _ = writeln!(
@@ -60,6 +60,16 @@ pub fn text(r: &ReplayResult) -> String {
             "                row {}: pfn {:#x} order {}: {}",
             odd.row, odd.pfn, odd.order, odd.why
         );
+    }
+    if r.lost_events > 0 {
+        let _ = writeln!(
+            w,
+            "lost events     {}: the recorder did not keep up, and frees may make no sense",
+            r.lost_events
+        );
+    }
+    for (what, lines) in &r.skipped_lines {
+        let _ = writeln!(w, "passed over     {lines} of {what}");
     }
     let _ = writeln!(
         w,

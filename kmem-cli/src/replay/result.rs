@@ -1,13 +1,24 @@
 //! What came of a replay: the object that `--json` prints and the report draws.
+//!
+//! # Concepts
+//! Everything is plain data, put together once the run is over. What Linux had is read from the texts of
+//! the recording itself, whatever machine the replay ran on, so that the two sides of a comparison never come
+//! from one source. Frames on per-CPU lists are free, but in no block; they are told beside the blocks and
+//! never drained into them.
 
 use super::{
-    Args,
+    Args, Speed,
     engine::{Run, Sample},
     machine::{Start, free_blocks},
     plan::{Odd, Plan},
 };
+use kmem::vmstat::VmEvent;
 use kmem_hosted::Machine;
-use kmem_trace::{Recording, end::unusable_index};
+use kmem_trace::{
+    PageOp, Recording,
+    end::unusable_index,
+    proc::{Buddyinfo, Zoneinfo},
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -38,13 +49,80 @@ impl FreeState {
             free_frames: frames(0),
             pcp_frames,
             order9_equivalents: frames(9) >> 9,
-            unusable_index: INDEX_ORDERS
-                .iter()
-                .map(|o| (o.to_string(), unusable_index(&free_blocks, *o)))
-                .collect(),
+            unusable_index: indices(&free_blocks),
             free_blocks,
         }
     }
+
+    /// Where Linux began, from the recording's texts.
+    fn linux_start(recording: &Recording) -> anyhow::Result<Option<FreeState>> {
+        let meta = &recording.meta;
+        let Some((name, text)) = meta.first_file(&["buddyinfo.traced_start", "start/buddyinfo"])
+        else {
+            return Ok(None);
+        };
+        let free_blocks = Buddyinfo::parse(text, name)?.total();
+        let on_lists = match meta.first_file(&["zoneinfo.traced_start", "start/zoneinfo"]) {
+            Some((name, text)) => {
+                let zones = Zoneinfo::parse(text, name)?.zones;
+                zones.iter().filter(|z| z.present > 0).map(|z| z.pcp_count()).sum()
+            }
+            None => 0,
+        };
+        Ok(Some(FreeState::new(free_blocks, on_lists)))
+    }
+}
+
+/// The unusable index of the reported orders.
+fn indices(free_blocks: &[u64]) -> BTreeMap<String, f64> {
+    INDEX_ORDERS.iter().map(|o| (o.to_string(), unusable_index(free_blocks, *o))).collect()
+}
+
+/// The machine at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct Moment {
+    /// What was counted.
+    #[serde(flatten)]
+    pub sample: Sample,
+    /// As in [`FreeState`].
+    pub unusable_index: BTreeMap<String, f64>,
+}
+
+/// A mark the workload left in the recording.
+#[derive(Clone, Debug, Serialize)]
+pub struct PhaseMark {
+    /// Its number.
+    pub number: u64,
+    /// Page events before it.
+    pub seq: u64,
+    /// Milliseconds of recorded time before it.
+    pub recorded_ms: f64,
+}
+
+/// One zone of the machine.
+#[derive(Clone, Debug, Serialize)]
+pub struct ZoneResult {
+    /// Its node.
+    pub node: usize,
+    /// Its name.
+    pub name: &'static str,
+    /// Frames it manages.
+    pub managed_frames: u64,
+    /// Frames below which only some may allocate.
+    pub min: u64,
+    /// Frames below which reclaim begins.
+    pub low: u64,
+}
+
+/// Where allocations of list orders were answered from.
+#[derive(Clone, Debug, Serialize)]
+pub struct PcpResult {
+    /// From a per-CPU list.
+    pub hits: u64,
+    /// From a list that had to be refilled first.
+    pub refills: u64,
+    /// From the free lists.
+    pub bypasses: u64,
 }
 
 /// Latency of an operation in nanoseconds.
@@ -100,12 +178,18 @@ pub struct ReplayResult {
     pub recording: String,
     /// Whether every event ran on one thread.
     pub single_thread: bool,
+    /// Whether events kept to their recorded times.
+    pub recorded_speed: bool,
+    /// Seconds from the first recorded event to the last.
+    pub recorded_seconds: f64,
     /// Threads that ran events.
     pub threads: usize,
     /// CPUs of the machine.
     pub cpus: usize,
     /// Frames that the machine's allocator manages.
     pub managed_frames: u64,
+    /// Its populated zones.
+    pub zones: Vec<ZoneResult>,
     /// Page events in the recording.
     pub events: usize,
     /// Of these, compaction's, which ask for nothing.
@@ -122,6 +206,12 @@ pub struct ReplayResult {
     pub waited_for_memory: u64,
     /// Frees that make no sense in the recording.
     pub unmatched_frees: usize,
+    /// Frees that the recording lacks: their frames are allocated again without.
+    pub missing_frees: usize,
+    /// Events that the recorder says it lost.
+    pub lost_events: u64,
+    /// Lines of a text recording that were passed over, by what they are.
+    pub skipped_lines: BTreeMap<String, u64>,
     /// Frees that the allocator refused.
     pub refused_frees: u64,
     /// Operations on blocks whose allocation had failed.
@@ -144,8 +234,12 @@ pub struct ReplayResult {
     pub linux_end: Option<FreeState>,
     /// Where Linux began, if recorded.
     pub linux_start: Option<FreeState>,
+    /// Answers of the per-CPU lists over the whole run.
+    pub pcp: PcpResult,
+    /// The marks of the recording's phases.
+    pub phases: Vec<PhaseMark>,
     /// The machine over time.
-    pub samples: Vec<Sample>,
+    pub samples: Vec<Moment>,
 }
 
 impl ReplayResult {
@@ -162,12 +256,18 @@ impl ReplayResult {
         let linux_end =
             recording.linux_end()?.map(|end| FreeState::new(end.total.clone(), end.pcp_frames()));
         let seconds = run.elapsed.as_secs_f64();
+        let (phases, missing_frees) = walk(recording);
+        let mut samples = run.samples;
+        samples.sort_by_key(|s| s.seq);
         Ok(ReplayResult {
             recording: recording.meta.name.clone(),
             single_thread: args.single_thread,
+            recorded_speed: args.speed == Speed::Recorded,
+            recorded_seconds: recording.duration_ns() as f64 / 1e9,
             threads: if args.single_thread { 1 } else { plan.nr_cpus() },
             cpus: machine.hosted().shape().cpus.len(),
             managed_frames: machine.totalram_pages(),
+            zones: zones(machine),
             events: plan.events,
             compaction_events: plan.compaction_events,
             allocs: run.allocs,
@@ -176,6 +276,9 @@ impl ReplayResult {
             below_watermark: run.below_watermark,
             waited_for_memory: run.waited_for_memory,
             unmatched_frees: plan.unmatched_frees,
+            missing_frees,
+            lost_events: recording.meta.lost,
+            skipped_lines: skipped_lines(recording),
             refused_frees: run.refused_frees,
             skipped: run.skipped,
             odd_events: plan.odd.clone(),
@@ -194,11 +297,58 @@ impl ReplayResult {
             },
             end: FreeState::new(free_blocks(machine), pcp),
             linux_end,
-            linux_start: start
-                .linux_free_blocks
-                .clone()
-                .map(|b| FreeState::new(b, start.pcp_frames)),
-            samples: run.samples,
+            linux_start: FreeState::linux_start(recording)?,
+            pcp: PcpResult {
+                hits: machine.vm_event(VmEvent::PcpHit),
+                refills: machine.vm_event(VmEvent::PcpRefill),
+                bypasses: machine.vm_event(VmEvent::PcpBypass),
+            },
+            phases,
+            samples: samples
+                .into_iter()
+                .map(|sample| Moment { unusable_index: indices(&sample.free_blocks), sample })
+                .collect(),
         })
     }
+}
+
+/// Where the phases begin among the page events, and how many frees are missing.
+fn walk(recording: &Recording) -> (Vec<PhaseMark>, usize) {
+    let mut waiting = recording.phases().into_iter().peekable();
+    let mut marks = Vec::new();
+    let mut missing = 0;
+    let mut seq = 0;
+    let mut mark = |row: usize, seq: u64| {
+        while let Some(phase) = waiting.next_if(|p| p.row <= row) {
+            let recorded_ms = phase.time_ns as f64 / 1e6;
+            marks.push(PhaseMark { number: phase.number, seq, recorded_ms });
+        }
+    };
+    for event in recording.page_events() {
+        mark(event.row, seq);
+        missing += usize::from(matches!(event.op, PageOp::Vanished { .. }));
+        seq += 1;
+    }
+    mark(usize::MAX, seq);
+    (marks, missing)
+}
+
+fn zones(machine: &Machine) -> Vec<ZoneResult> {
+    let populated = machine.zones().iter().filter(|z| z.managed_frames() > 0);
+    populated
+        .map(|z| ZoneResult {
+            node: z.node(),
+            name: z.zone_type().name(),
+            managed_frames: z.managed_frames(),
+            min: z.watermarks().min,
+            low: z.watermarks().low,
+        })
+        .collect()
+}
+
+fn skipped_lines(recording: &Recording) -> BTreeMap<String, u64> {
+    let counts = recording.meta.counts.iter();
+    counts
+        .filter_map(|(name, n)| Some((name.strip_prefix("skipped ")?.to_owned(), n.as_u64()?)))
+        .collect()
 }

@@ -112,7 +112,8 @@ impl FromStr for Gfp {
                     .and_then(|hex| u32::from_str_radix(hex, 16).ok())
                     .and_then(Gfp::from_bits),
             };
-            mask |= bits.ok_or(ParseGfpError { offset })?;
+            let blanks = word.len() - word.trim_start().len();
+            mask |= bits.ok_or(ParseGfpError { offset: offset + blanks })?;
             offset += word.len() + 1;
         }
         Ok(mask)

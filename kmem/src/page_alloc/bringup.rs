@@ -14,11 +14,13 @@
 
 use super::{
     PageAllocator,
+    fast::{PREFERRED_PER_CPU, Preferred},
     pcp::{Limits, Pcp},
     slow::Reclaim,
 };
 use crate::{
     buddy::{AreaLists, FreeBits, Pageblock, REGION_SHIFT, Region},
+    context::Cpu,
     fault::Fault,
     gfp::Gfp,
     memblock::{Memblock, MemblockError},
@@ -365,6 +367,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         // The tables are reserved now; with this the free ranges are final.
         let mut tables = Tables { p: &p, boot: &mut boot };
         let limit_slots = tables.uninit::<Limits>(nr_zones)?;
+        let preferred_slots = tables.uninit::<Option<Preferred>>(cpus * PREFERRED_PER_CPU)?;
         boot.hand_over()?;
         for range in boot.free_ranges(P::PAGE_SHIFT) {
             for (_, zone, piece) in pieces::<P>(&boot, layout) {
@@ -410,6 +413,17 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             serves[zone as usize] = layout.serve(zone) as u8;
         }
         lists.redirect(&serves);
+        for (i, at) in preferred_slots.iter_mut().enumerate() {
+            let (cpu, highest) = (i / PREFERRED_PER_CPU, i % PREFERRED_PER_CPU);
+            let node = p.cpu(cpu).map_or(0, Cpu::node);
+            let zone =
+                zones.get(lists.first_slot(node, highest)).filter(|_| highest < MAX_NR_ZONES);
+            at.write(zone.map(|zone| Preferred { zone, pcp: &pcps[cpu * nr_zones + zone.slot] }));
+        }
+        // SAFETY: every element was written just now.
+        let preferred: &'static [Option<Preferred>] = unsafe {
+            core::slice::from_raw_parts(preferred_slots.as_ptr().cast(), cpus * PREFERRED_PER_CPU)
+        };
 
         let lowmem_kbytes = zones
             .iter()
@@ -427,6 +441,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             limits,
             lists,
             pcps,
+            preferred,
             counters,
             stray_counters: stray,
             numa,

@@ -113,11 +113,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             from += self.free_run(&mut pages[from..]);
             // What the run stopped at is not plain; the general path says what it is.
             if let Some(Some(page)) = pages.get(from).copied() {
-                match self.__free_pages(page, 0) {
-                    Ok(()) => {
-                        self.trace(&Event::PageFreeBatched {
-                            pfn: self.page_to_pfn(page).unwrap_or_default(),
-                        });
+                match self.free_checked(page, 0) {
+                    Ok(freed) => {
+                        if let Some(pfn) = self.page_to_pfn(page).filter(|_| freed) {
+                            self.trace(&Event::PageFreeBatched { pfn });
+                        }
                         pages[from] = None;
                     }
                     Err(e) => result = result.and(Err(e)),

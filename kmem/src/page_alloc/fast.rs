@@ -16,11 +16,12 @@
 
 use super::{
     PageAllocator,
-    pcp::{ListId, PCP_MAX_SMALL},
+    pcp::{ListId, PCP_MAX_SMALL, Pcp},
     slow::Reclaim,
 };
 use crate::{
     context::{ATOMIC_OUTSIDE, Cpu, Path},
+    error::AllocError,
     gfp::Gfp,
     page::{Page, PageFlags, PageState},
     platform::Platform,
@@ -52,9 +53,19 @@ const KEYS: [u8; 32] = {
     t
 };
 
+/// What a CPU needs for plain requests with a given highest zone: the zone it prefers, and its lists there.
+#[derive(Clone, Copy)]
+pub(super) struct Preferred {
+    pub(super) zone: &'static Zone,
+    pub(super) pcp: &'static Pcp,
+}
+
+/// Entries of the table of preferred zones per CPU: one for each highest zone, a power of two.
+pub(super) const PREFERRED_PER_CPU: usize = 8;
+
 /// A plain request, decided.
-struct Plain<'a> {
-    zone: &'a Zone,
+struct Plain {
+    to: Preferred,
     mt: usize,
     /// Frames it may take from the zone.
     room: i64,
@@ -75,15 +86,22 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// See [`alloc_pages`](https://docs.kernel.org/core-api/mm-api.html#c.alloc_pages).
     #[inline]
     #[track_caller]
-    pub fn alloc_pages(&self, gfp: Gfp, order: u32) -> Result<&Page, crate::AllocError> {
-        if let Some(cpu) = self.p.get_cpu() {
-            let page = self.alloc_fast(cpu, gfp, order);
-            self.p.put_cpu(cpu);
-            if let Some(page) = page {
-                return Ok(page);
-            }
+    pub fn alloc_pages(&self, gfp: Gfp, order: u32) -> Result<&Page, AllocError> {
+        // Every way out but the last is a tail call, so that this one needs no stack.
+        let Some(cpu) = self.p.get_cpu_fast() else { return self.alloc_medium(gfp, order) };
+        let taken = self.take_hot(cpu, gfp, order);
+        let deferred = cpu.deferred.load(Relaxed) != 0;
+        self.p.put_cpu(cpu);
+        let Some(pfn) = taken else { return self.alloc_medium(gfp, order) };
+        if deferred {
+            return self.alloc_deferred(pfn, gfp, order);
         }
-        self.alloc_medium(gfp, order)
+        let page = self.map.page_in_map(pfn);
+        if page.state() != PageState::FREE {
+            return self.alloc_doubtful(pfn, gfp, order);
+        }
+        page.set_allocated(Self::plain_state(gfp, order));
+        Ok(page)
     }
 
     /// `alloc_page`: one frame \[P1\]. As [`alloc_pages`](Self::alloc_pages) with order 0.
@@ -92,13 +110,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// As [`alloc_pages`](Self::alloc_pages).
     #[inline]
     #[track_caller]
-    pub fn alloc_page(&self, gfp: Gfp) -> Result<&Page, crate::AllocError> {
+    pub fn alloc_page(&self, gfp: Gfp) -> Result<&Page, AllocError> {
         self.alloc_pages(gfp, 0)
     }
 
     /// What the request comes to, if there is nothing unusual about it, its caller or the machine.
     #[inline(always)]
-    fn plain(&self, cpu: &Cpu, gfp: Gfp, order: u32) -> Option<Plain<'_>> {
+    fn plain(&self, cpu: &Cpu, gfp: Gfp, order: u32) -> Option<Plain> {
         if gfp.bits() & UNUSUAL != 0 || self.gate.load(Relaxed) != 0 {
             return None;
         }
@@ -110,29 +128,29 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if cpu.task_is_special() {
             return None;
         }
-        let key = KEYS[(gfp.bits() & 0x1f) as usize];
-        let highest = usize::from(key & 0x7);
-        let zone = self.zones.get(self.lists.first_slot(cpu.node(), highest))?;
-        let room = zone.room_above_low(highest) - (1 << order);
+        let key = usize::from(KEYS[(gfp.bits() & 0x1f) as usize]);
+        let to = (*self.preferred.get(cpu.id() * PREFERRED_PER_CPU + (key & 0x7))?)?;
+        let room = to.zone.room_above_low(key & 0x7) - (1 << order);
         // A contradictory mask has a key whose mobility has no list.
-        (room > 0).then_some(Plain { zone, mt: usize::from(key >> 4), room, state })
+        (room > 0).then_some(Plain { to, mt: key >> 4, room, state })
     }
 
+    /// Takes a block of a plain request off its list. What others deferred meanwhile is the caller's to
+    /// look at.
     #[inline(always)]
-    fn alloc_fast(&self, cpu: &Cpu, gfp: Gfp, order: u32) -> Option<&Page> {
+    fn take_hot(&self, cpu: &Cpu, gfp: Gfp, order: u32) -> Option<u32> {
         if order > PCP_MAX_SMALL {
             return None;
         }
         let r = self.plain(cpu, gfp, order)?;
         let list = ListId::small(order, r.mt)?;
-        let pcp = self.pcp_of(cpu.id(), r.zone.slot)?;
         self.own_from(cpu, r.state, Path::PcpAlloc);
-        let pfn = pcp.pop_hot(list);
+        let pfn = r.to.pcp.pop_hot(list);
         if pfn.is_some() {
-            pcp.count_allocs(list, 1);
+            r.to.pcp.count_allocs(list, 1);
         }
         self.disown_to(cpu, r.state);
-        self.dress(pfn?, Self::plain_state(gfp, order))
+        pfn
     }
 
     #[inline(always)]
@@ -141,9 +159,30 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         PageState::allocated(order, if head { PageFlags::HEAD } else { PageFlags::empty() })
     }
 
+    /// The end of a plain request after which others' requests wait on this CPU.
+    #[cold]
     #[inline(never)]
     #[track_caller]
-    fn alloc_medium(&self, gfp: Gfp, order: u32) -> Result<&Page, crate::AllocError> {
+    fn alloc_deferred(&self, pfn: u32, gfp: Gfp, order: u32) -> Result<&Page, AllocError> {
+        self.handle_ipi();
+        match self.dress(pfn, Self::plain_state(gfp, order)) {
+            Some(page) => Ok(page),
+            None => self.alloc_medium(gfp, order),
+        }
+    }
+
+    /// The end of a plain request that was given a frame whose state says that it is not free.
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn alloc_doubtful(&self, pfn: u32, gfp: Gfp, order: u32) -> Result<&Page, AllocError> {
+        self.bad_page(pfn, self.map.page_in_map(pfn));
+        self.alloc_medium(gfp, order)
+    }
+
+    #[inline(never)]
+    #[track_caller]
+    fn alloc_medium(&self, gfp: Gfp, order: u32) -> Result<&Page, AllocError> {
         if order <= self.max_order
             && let Some(cpu) = self.p.get_cpu()
         {
@@ -160,35 +199,35 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     /// A plain request that the list's blocks at hand do not answer.
-    fn alloc_plain(&self, cpu: &Cpu, r: Plain<'_>, gfp: Gfp, order: u32) -> Option<&Page> {
-        let pcp = self.pcp_of(cpu.id(), r.zone.slot)?;
+    fn alloc_plain(&self, cpu: &Cpu, r: Plain, gfp: Gfp, order: u32) -> Option<&Page> {
+        let Preferred { zone, pcp } = r.to;
         if let Some(list) = ListId::of(order, r.mt)
             && pcp.high(list) > 0
         {
             let owned = self.own(cpu, Path::PcpAlloc)?;
             let pfn = match pcp.pop_hot(list) {
                 Some(pfn) => Some(pfn),
-                None => self.refill(cpu, r.zone, pcp, list, r.room),
+                None => self.refill(cpu, zone, pcp, list, r.room),
             };
             pcp.count_allocs(list, u64::from(pfn.is_some()));
             self.disown(owned);
             return self.dress(pfn?, Self::plain_state(gfp, order));
         }
         let mt = *MigrateType::ALL.get(r.mt)?;
-        let home = if r.zone.nr_areas() == 1 { 0 } else { cpu.id() % r.zone.nr_areas() };
+        let home = if zone.nr_areas() == 1 { 0 } else { cpu.id() % zone.nr_areas() };
         let counters = self.counters_of(cpu);
         let before = cpu.path_raw();
         cpu.set_path(Path::BuddyAlloc);
-        let pfn = r.zone.with_area(&self.p, &self.map, home, |area| {
+        let pfn = zone.with_area(&self.p, &self.map, home, |area| {
             let pfn = if order >= PAGEBLOCK_ORDER {
                 area.take_whole(order, mt)
             } else {
                 area.take(order, mt)
             };
             if pfn.is_some() {
-                r.zone.free.fetch_sub(1 << order, Relaxed);
+                zone.free.fetch_sub(1 << order, Relaxed);
                 // Interrupts are masked here, so nobody else counts on this CPU.
-                counters.owned(VmEvent::pgalloc(r.zone.zone_type()), 1 << order);
+                counters.owned(VmEvent::pgalloc(zone.zone_type()), 1 << order);
                 pcp.count_direct();
             }
             pfn

@@ -41,14 +41,26 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[inline]
     #[track_caller]
     pub fn __free_pages(&self, page: &Page, order: u32) -> Result<(), Misuse> {
-        if let Some(cpu) = self.p.get_cpu() {
-            let done = self.free_fast(cpu, page, order);
-            self.p.put_cpu(cpu);
-            if done {
-                return Ok(());
-            }
+        // Every way out but the last is a tail call, so that this one needs no stack.
+        let Some(cpu) = self.p.get_cpu_fast() else { return self.free_medium(page, order) };
+        let done = self.free_hot(cpu, page, order);
+        let deferred = cpu.deferred.load(Relaxed) != 0;
+        self.p.put_cpu(cpu);
+        if !done {
+            return self.free_medium(page, order);
         }
-        self.free_medium(page, order)
+        if deferred {
+            return self.free_deferred();
+        }
+        Ok(())
+    }
+
+    /// The end of a plain free after which others' requests wait on this CPU.
+    #[cold]
+    #[inline(never)]
+    fn free_deferred(&self) -> Result<(), Misuse> {
+        self.handle_ipi();
+        Ok(())
     }
 
     /// `__free_page`: as [`__free_pages`](Self::__free_pages) with order 0.
@@ -62,7 +74,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     #[inline(always)]
-    fn free_fast(&self, cpu: &Cpu, page: &Page, order: u32) -> bool {
+    fn free_hot(&self, cpu: &Cpu, page: &Page, order: u32) -> bool {
         if order > PCP_MAX_SMALL || self.gate.load(Relaxed) != 0 {
             return false;
         }
@@ -76,10 +88,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         };
         let Some(pcp) = self.pcp_of(cpu.id(), slot) else { return false };
         self.own_from(cpu, state, Path::PcpFree);
-        let done = pcp.has_place(list) && page.try_free(order);
-        if done {
-            pcp.push_hot(list, pfn);
+        let mut done = false;
+        if let Some(place) = pcp.place(list)
+            && page.try_free(order)
+        {
+            place.put(pfn);
             pcp.count_frees(list, 1);
+            done = true;
         }
         self.disown_to(cpu, state);
         done
@@ -126,6 +141,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[inline(never)]
     #[track_caller]
     fn free_general(&self, page: &Page, order: u32) -> Result<(), Misuse> {
+        self.free_checked(page, order).map(|_| ())
+    }
+
+    /// The general path of one free: `Ok(true)` if the block became free, `Ok(false)` if others still
+    /// hold it.
+    #[track_caller]
+    pub(super) fn free_checked(&self, page: &Page, order: u32) -> Result<bool, Misuse> {
         if self.context().in_nmi() {
             return Err(self.misuse(Misuse::InNmi));
         }
@@ -134,13 +156,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return Err(self.misuse(Misuse::BadOrder { order }));
         }
         if !page.try_free(order) && !self.free_doubtful(pfn, page, order)? {
-            return Ok(());
+            return Ok(false);
         }
         if self.tracing() {
             self.trace(&Event::PageFree { pfn: Pfn(pfn), order });
         }
         self.free_frames(pfn, order);
-        Ok(())
+        Ok(true)
     }
 
     /// A free that is not the plain case: `Ok(true)` if the block became free after all, `Ok(false)`

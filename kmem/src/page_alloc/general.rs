@@ -318,7 +318,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if pfn.is_some() {
             self.counters_of(cpu).owned(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
             self.counters_of(cpu).owned(VmEvent::PcpHit, 1);
-            self.count_listed(cpu, zone);
         }
         self.disown(owned);
         Some(pfn)

@@ -20,7 +20,7 @@ use crate::{
     page_state::{NodeStat, SystemStat, ZoneStat},
     platform::Platform,
     types::{MIGRATE_TYPES, MigrateType, PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, ZoneType},
-    vmstat::{NR_NUMA_EVENTS, NumaRow, VmEvent},
+    vmstat::VmEvent,
     zone::Zone,
 };
 
@@ -67,23 +67,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.system_stats.get(item as usize)
     }
 
-    fn numa_row(&self, cpu: usize, zone: &Zone) -> Option<&NumaRow> {
-        self.numa.get(cpu * self.zones.len() + zone.slot)
-    }
-
     /// Counts an event of a zone that is named `numa_*`, on the caller's CPU.
     pub(super) fn count_zone_numa(&self, zone: &Zone, event: VmEvent) {
         let cpu = self.p.this_cpu().map_or(self.counters.len(), Cpu::id);
-        if let (Some(row), Some(i)) = (self.numa_row(cpu, zone), event.numa_index()) {
+        let row = self.numa.get(cpu * self.zones.len() + zone.slot);
+        if let (Some(row), Some(i)) = (row, event.numa_index()) {
             row.add(i, 1);
-        }
-    }
-
-    /// Notes that the general path took a block from the CPU's lists: its `numa_*` events are counted
-    /// one by one.
-    pub(super) fn count_listed(&self, cpu: &Cpu, zone: &Zone) {
-        if let Some(row) = self.numa_row(cpu.id(), zone) {
-            row.add(NR_NUMA_EVENTS, 1);
         }
     }
 

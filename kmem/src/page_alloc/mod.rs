@@ -88,6 +88,8 @@ pub struct PageAllocator<P: Platform, R> {
     limits: &'static [Limits],
     lists: Zonelists,
     pcps: &'static [Pcp],
+    /// By CPU and highest zone.
+    preferred: &'static [Option<fast::Preferred>],
     counters: &'static [VmCounters],
     /// For callers on no CPU.
     stray_counters: &'static VmCounters,
@@ -289,16 +291,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         compiler_fence(SeqCst);
     }
 
-    /// Undoes [`own_from`](Self::own_from).
+    /// Undoes [`own_from`](Self::own_from). The caller looks at `deferred` next, as `disown` does.
     #[inline(always)]
     fn disown_to(&self, cpu: &Cpu, state: u64) {
         // As in `disown`.
         compiler_fence(SeqCst);
         cpu.set_state(state, Path::Idle);
         compiler_fence(SeqCst);
-        if cpu.deferred.load(Relaxed) != 0 {
-            self.run_deferred(cpu);
-        }
     }
 
     /// Lets the CPU's lists go, and does what others left for that moment.

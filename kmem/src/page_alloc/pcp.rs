@@ -27,33 +27,9 @@ pub(crate) const PCP_ORDERS: usize = PCP_MAX_SMALL as usize + 2;
 /// Lists per CPU and zone.
 pub(crate) const PCP_LISTS: usize = PCP_ORDERS * MIGRATE_PCPTYPES;
 
-/// Blocks each order's ring has place for; powers of two.
-const CAPACITY: [u32; PCP_ORDERS] = [1024, 256, 128, 64, 8];
-
-const RING: usize = {
-    let mut n = 0;
-    let mut i = 0;
-    while i < PCP_ORDERS {
-        assert!(CAPACITY[i].is_power_of_two());
-        n += CAPACITY[i] as usize * MIGRATE_PCPTYPES;
-        i += 1;
-    }
-    n
-};
-
-/// Start and index mask of each list's ring.
-const RINGS: [(u32, u32); PCP_LISTS] = {
-    let mut r = [(0, 0); PCP_LISTS];
-    let mut start = 0;
-    let mut i = 0;
-    while i < PCP_LISTS {
-        let cap = CAPACITY[i / MIGRATE_PCPTYPES];
-        r[i] = (start, cap - 1);
-        start += cap;
-        i += 1;
-    }
-    r
-};
+/// Blocks a list's ring has place for: a power of two.
+const CAPACITY: u32 = 256;
+const _: () = assert!(CAPACITY.is_power_of_two());
 
 /// Names a list: below `PCP_LISTS`, which only this module can break.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -123,11 +99,11 @@ impl Limits {
     pub(crate) fn for_zone(managed: u64, cpus: usize) -> Limits {
         let mut l = Limits { batch: [1; PCP_ORDERS], min: [0; PCP_ORDERS], max: [0; PCP_ORDERS] };
         let per_cpu = managed / 64 / cpus.max(1) as u64;
-        for (o, capacity) in CAPACITY.into_iter().enumerate() {
+        for o in 0..PCP_ORDERS {
             let order = ListId(o * MIGRATE_PCPTYPES).order();
             let share = if o == 0 { per_cpu / 2 } else { per_cpu / 2 / (PCP_ORDERS as u64 - 1) };
             let blocks = (share / MIGRATE_PCPTYPES as u64) >> order;
-            let blocks = blocks.min(u64::from(capacity)) as u32;
+            let blocks = blocks.min(u64::from(CAPACITY)) as u32;
             let (batch, floor) = match o {
                 0 => (32, 16),
                 1 => (16, 8),
@@ -169,7 +145,23 @@ pub(crate) struct Pcp {
     lists: [List; PCP_LISTS],
     /// Blocks that the fast paths took straight from the buddy.
     direct: AtomicU64,
-    ring: [AtomicU32; RING],
+    rings: [[AtomicU32; CAPACITY as usize]; PCP_LISTS],
+}
+
+/// A place at the hot end of a list, good while the caller owns the lists and changes nothing else.
+pub(crate) struct Place<'a> {
+    list: &'a List,
+    slot: &'a AtomicU32,
+    tail: u32,
+}
+
+impl Place<'_> {
+    /// Puts a block there.
+    #[inline(always)]
+    pub(crate) fn put(self, pfn: u32) {
+        self.slot.store(pfn, Relaxed);
+        self.list.tail.store(self.tail.wrapping_add(1), Relaxed);
+    }
 }
 
 /// Adds to a counter that only its own CPU writes, while it owns the lists.
@@ -187,11 +179,8 @@ impl Pcp {
 
     #[inline(always)]
     fn slot(&self, list: ListId, at: u32) -> &AtomicU32 {
-        // SAFETY: as in `list`; RINGS has PCP_LISTS entries.
-        let (start, mask) = unsafe { *RINGS.get_unchecked(list.0) };
-        // SAFETY: by construction of RINGS every `start + mask` is below RING, and `at & mask` is at
-        // most `mask`.
-        unsafe { self.ring.get_unchecked((start + (at & mask)) as usize) }
+        // SAFETY: as in `list`: there is a ring for every list. The index is masked to below CAPACITY.
+        unsafe { self.rings.get_unchecked(list.0).get_unchecked((at & (CAPACITY - 1)) as usize) }
     }
 
     /// Blocks on the list.
@@ -226,23 +215,19 @@ impl Pcp {
         Some(pfn)
     }
 
+    /// The hot end, if the list may grow there.
+    #[inline(always)]
+    pub(crate) fn place(&self, list: ListId) -> Option<Place<'_>> {
+        let l = self.list(list);
+        let tail = l.tail.load(Relaxed);
+        let grows = tail.wrapping_sub(l.head.load(Relaxed)) < l.high.load(Relaxed);
+        grows.then_some(Place { list: l, slot: self.slot(list, tail), tail })
+    }
+
     /// Puts a block on the hot end if the list may grow; says whether it did.
     #[inline(always)]
     pub(crate) fn push_hot(&self, list: ListId, pfn: u32) -> bool {
-        let l = self.list(list);
-        let tail = l.tail.load(Relaxed);
-        if tail.wrapping_sub(l.head.load(Relaxed)) >= l.high.load(Relaxed) {
-            return false;
-        }
-        self.slot(list, tail).store(pfn, Relaxed);
-        l.tail.store(tail.wrapping_add(1), Relaxed);
-        true
-    }
-
-    /// Whether [`push_hot`](Pcp::push_hot) would put a block.
-    #[inline(always)]
-    pub(crate) fn has_place(&self, list: ListId) -> bool {
-        self.len(list) < self.high(list)
+        self.place(list).map(|p| p.put(pfn)).is_some()
     }
 
     /// Puts a block on the cold end; the ring has place for `high` of them.

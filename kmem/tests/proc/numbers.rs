@@ -162,7 +162,8 @@ fn a_writer_that_fails_ends_the_text() {
         }
     }
     let m = two_nodes();
-    let writes: [&dyn Fn(&mut dyn std::fmt::Write) -> std::fmt::Result; 5] = [
+    type Write<'a> = &'a dyn Fn(&mut dyn std::fmt::Write) -> std::fmt::Result;
+    let writes: [Write<'_>; 5] = [
         &|w| m.write_buddyinfo(w),
         &|w| m.write_zoneinfo(w),
         &|w| m.write_pagetypeinfo(w),

@@ -65,8 +65,8 @@ fn main() -> Result<()> {
     let mut run = Run {
         only: args.only,
         rounds,
-        turn: Duration::from_millis(if args.quick { 1 } else { 4 }),
-        patience: Duration::from_millis(if args.quick { 200 } else { 3000 }),
+        turn: Duration::from_millis(if args.quick { 1 } else { 3 }),
+        patience: Duration::from_millis(if args.quick { 200 } else { 2000 }),
         bar: ProgressBar::new_spinner().with_style(style),
         report: Report { rounds, ..Report::default() },
     };

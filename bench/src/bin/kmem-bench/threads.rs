@@ -32,7 +32,7 @@ use std::{
 /// Threads at most.
 const THREADS: usize = 2;
 /// Measurements that were not side by side are made this often at most.
-const ATTEMPTS: usize = 12;
+const ATTEMPTS: usize = 6;
 /// Share of the time that all threads ran, of the time that any did: what is taken for side by side.
 const OVERLAP: f64 = 0.85;
 /// Below this there is no figure.
