@@ -111,6 +111,28 @@ impl FreeBits {
         }
     }
 
+    /// Marks the aligned block free and returns the order of the maximal free block it belongs to now.
+    #[inline]
+    pub(crate) fn set_and_climb(&self, pos: u32, order: u32) -> u32 {
+        if order >= 6 {
+            self.set(pos, order);
+            return self.enclosing(pos, order);
+        }
+        let i = (pos >> 6) as usize;
+        let bit = pos & 63;
+        let word = self.word(i) | low(order) << bit;
+        self.put(i, word);
+        let mut k = order;
+        while k < 6 {
+            let mask = low(k + 1) << (bit & !((2 << k) - 1));
+            if word & mask != mask {
+                return k;
+            }
+            k += 1;
+        }
+        self.enclosing(pos, 6)
+    }
+
     /// The order of the maximal free block that a free block of `order` at `pos` belongs to.
     #[inline]
     pub(crate) fn enclosing(&self, pos: u32, order: u32) -> u32 {

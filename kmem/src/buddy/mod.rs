@@ -375,18 +375,17 @@ impl Area<'_> {
             return self.give_whole(pfn, order);
         }
         let pos = pfn & (PAGEBLOCK_FRAMES - 1);
-        if self.bits(index).any(pos, order) || self.is_whole(index) {
+        // A pageblock with free bits is broken; only one without any can be whole.
+        let whole = self.block(index).free() == 0 && self.is_whole(index);
+        if whole || self.bits(index).any(pos, order) {
             return Err(AlreadyFree);
         }
         let mt = self.migratetype(index);
-        let bits = self.bits(index);
-        bits.set(pos, order);
-        let mut k = order;
-        while k < PAGEBLOCK_ORDER && self.bits(index).all(pos & !((1 << k) - 1) ^ (1 << k), k) {
-            // The buddy is free and ours was not: it was a maximal block of its own.
-            self.block(index).sub(k);
-            self.lists.nr_free[k as usize] -= 1;
-            k += 1;
+        let k = self.bits(index).set_and_climb(pos, order);
+        for merged in order..k {
+            // The buddy was free and ours was not: it was a maximal block of its own.
+            self.block(index).sub(merged);
+            self.lists.nr_free[merged as usize] -= 1;
         }
         if mt == MigrateType::HighAtomic {
             self.lists.free_highatomic += 1 << order;

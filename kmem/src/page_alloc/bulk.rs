@@ -43,6 +43,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let mut at = pages.iter().position(Option::is_none).unwrap_or(pages.len());
         if self.gate.load(Relaxed) == 0 && !r.gfp.intersects(Gfp::COLD) {
             let flags = AllocFlags { cpuset: true, ..AllocFlags::LOW };
+            // What is zeroed afterwards is one run of new pages; others' pages are not touched.
+            let filled = |p: &Option<&Page>| r.gfp.contains(Gfp::ZERO) && p.is_some();
+            let end = pages[at..].iter().position(filled).map_or(pages.len(), |n| at + n);
             if let Some(zone) = self.zones_for(&r, flags).next()
                 && let Some(list) = ListId::small(0, r.mt as usize)
                 && let Some(cpu) = self.p.get_cpu()
@@ -52,7 +55,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 {
                     let state = Self::initial_state(&r);
                     let mut taken = 0;
-                    for place in pages[at..].iter_mut() {
+                    for place in pages[at..end].iter_mut() {
                         if place.is_some() {
                             continue;
                         }
@@ -79,7 +82,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 self.p.put_cpu(cpu);
             }
             if r.gfp.contains(Gfp::ZERO) {
-                for page in pages[at..].iter().map_while(|p| *p) {
+                for page in pages[at..end].iter().map_while(|p| *p) {
                     if let Some(pfn) = self.map.pfn(page) {
                         self.p.zero_frames(Pfn(pfn), 1);
                     }

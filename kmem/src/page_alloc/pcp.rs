@@ -101,16 +101,21 @@ impl Limits {
         let per_cpu = managed / 64 / cpus.max(1) as u64;
         for o in 0..PCP_ORDERS {
             let order = ListId(o * MIGRATE_PCPTYPES).order();
-            let share = if o == 0 { per_cpu / 2 } else { per_cpu / 2 / (PCP_ORDERS as u64 - 1) };
-            let blocks = (share / MIGRATE_PCPTYPES as u64) >> order;
-            let blocks = blocks.min(u64::from(CAPACITY)) as u32;
-            let (batch, floor) = match o {
-                0 => (32, 16),
-                1 => (16, 8),
-                2 => (8, 8),
-                3 => (8, 4),
-                _ => (1, 2),
+            let share = match o {
+                0 => per_cpu / 2 / MIGRATE_PCPTYPES as u64,
+                // One mobility at a time asks for pageblocks, so a list may have the whole share.
+                _ if order == PAGEBLOCK_ORDER => per_cpu,
+                _ => per_cpu / 2 / (PCP_ORDERS as u64 - 1) / MIGRATE_PCPTYPES as u64,
             };
+            let blocks = (share >> order).min(u64::from(CAPACITY)) as u32;
+            let (batch, floor, most) = match o {
+                0 => (32, 16, CAPACITY),
+                1 => (16, 8, CAPACITY),
+                2 => (8, 8, CAPACITY),
+                3 => (8, 4, CAPACITY),
+                _ => (1, 1, 2),
+            };
+            let blocks = blocks.min(most);
             if blocks < floor {
                 continue;
             }

@@ -154,14 +154,15 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 self.note_highatomic(r, flags, page);
                 return Ok(page);
             }
-            let reserve = self.reserve_flags(r, flags);
-            if let Some(reserve) = reserve
-                && let Some(page) = self.attempt(r, reserve)
+            let deepest = self.reserve_flags(r, flags).unwrap_or(flags);
+            if deepest != flags
+                && let Some(page) = self.attempt(r, deepest)
             {
                 return Ok(page);
             }
             self.count(VmEvent::WmarkMin, 1);
-            if !can_reclaim {
+            // A reclaiming task does not reclaim again [C4].
+            if !can_reclaim || task & PF_MEMALLOC != 0 {
                 // What lies on this CPU's other lists can be given back without waiting for anyone.
                 if !drained {
                     drained = true;
@@ -169,25 +170,22 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                         continue;
                     }
                 }
-                break;
-            }
-            if task & PF_MEMALLOC != 0 {
-                // A reclaiming task does not reclaim again [C4]; one that cannot fail waits for others.
-                if r.gfp.contains(Gfp::NOFAIL) {
+                if can_reclaim && r.gfp.contains(Gfp::NOFAIL) {
                     self.pause();
+                    self.drain_all_pages();
                     continue;
                 }
                 break;
             }
             let progress = self.direct_reclaim(r);
-            if let Some(page) = self.attempt(r, flags) {
+            if let Some(page) = self.attempt(r, deepest) {
                 return Ok(page);
             }
             if !drained || progress > 0 {
                 self.unreserve_highatomic(r, false);
                 self.drain_all_pages();
                 drained = true;
-                if let Some(page) = self.attempt(r, flags) {
+                if let Some(page) = self.attempt(r, deepest) {
                     return Ok(page);
                 }
             }
@@ -209,12 +207,15 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             if self.unreserve_highatomic(r, true) {
                 continue;
             }
+            // What the handler, or somebody else meanwhile, frees may lie on a list.
             if self.try_oom(r, task) {
                 fruitless = 0;
+                drained = false;
                 continue;
             }
             if r.gfp.contains(Gfp::NOFAIL) {
                 self.pause();
+                drained = false;
                 continue;
             }
             break;

@@ -15,7 +15,8 @@ use std::{
 
 #[test]
 fn cold_takes_from_the_cold_end() {
-    let rig = Rig::flat();
+    // Large enough for one CPU to have lists of every small order.
+    let rig = Rig::new(Shape::no_dma(512 * MIB).cpus(1), Config::default());
     rig.run(|_| {
         for order in [0, 1, 3] {
             let held: Vec<_> = (0..4).map(|_| rig.take(Gfp::KERNEL, order).unwrap()).collect();
