@@ -10,10 +10,11 @@ use std::process::ExitCode;
 
 /// The Linux kernel's memory allocator as a library: its command-line companion.
 #[derive(Parser)]
-#[command(name = "kmem", version, arg_required_else_help = true)]
+#[command(name = "kmem", version)]
 struct Cli {
+    /// What to do; without one, `replay` of the recording that comes with the project.
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
@@ -23,8 +24,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Replay(args) => replay::run(&args),
+    let cli = match Cli::parse() {
+        Cli { command: None } => Cli::parse_from(["kmem", "replay"]),
+        cli => cli,
+    };
+    let result = match cli.command {
+        Some(Command::Replay(args)) => replay::run(&args),
+        None => Ok(()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

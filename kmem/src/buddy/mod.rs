@@ -429,10 +429,11 @@ impl Area<'_> {
 
     /// Takes exactly the block of `order` at `pfn`, if all of it is free.
     pub(crate) fn claim_at(&mut self, pfn: u32, order: u32) -> bool {
-        if order >= PAGEBLOCK_ORDER {
+        let index = self.index(pfn);
+        // A pageblock that does not mix is never whole, even when all of it is free.
+        if order > PAGEBLOCK_ORDER || (order == PAGEBLOCK_ORDER && self.is_whole(index)) {
             return self.claim_whole_at(pfn, order);
         }
-        let index = self.index(pfn);
         let pos = pfn & (PAGEBLOCK_FRAMES - 1);
         let mt = self.migratetype(index);
         if self.is_whole(index) {

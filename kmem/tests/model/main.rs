@@ -8,10 +8,10 @@ mod small;
 use play::{Game, Op, SHAPES};
 use proptest::prelude::*;
 
-fn play(shape: usize, steps: &[[u8; 4]], audit_every: usize) {
+fn play(shape: usize, steps: &[Op], audit_every: usize) {
     let mut game = Game::new(SHAPES[shape]);
     for (n, step) in steps.iter().enumerate() {
-        game.play(Op::decode(*step));
+        game.play(*step);
         if n % audit_every == audit_every - 1 {
             game.audit();
         }
@@ -19,8 +19,8 @@ fn play(shape: usize, steps: &[[u8; 4]], audit_every: usize) {
     game.finish();
 }
 
-fn steps(most: usize) -> impl Strategy<Value = Vec<[u8; 4]>> {
-    prop::collection::vec(any::<[u8; 4]>(), 1..most)
+fn steps(most: usize) -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(any::<[u8; 4]>().prop_map(Op::decode), 1..most)
 }
 
 proptest! {

@@ -528,10 +528,12 @@ impl Game {
     }
 
     fn alloc(&mut self, gfp: Gfp, order: u32, context: u8) {
-        if gfp.contains(Gfp::NOFAIL) && (self.machine.on_lists() > 0 || !self.possible(gfp, order))
-        {
-            // It would wait for ever.
-            return;
+        if gfp.contains(Gfp::NOFAIL) && order < 2 {
+            // An interrupt could take what there is, and a plan could fail it for ever.
+            self.machine.small().arm(0, Work::Free);
+            if self.faulty || self.machine.on_lists() > 0 || !self.possible(gfp, order) {
+                return;
+            }
         }
         let before = self.before();
         let got = self.machine.in_context(context, || self.machine.alloc_pages(gfp, order));
