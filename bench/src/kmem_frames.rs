@@ -22,6 +22,28 @@ pub fn numbers_only(bytes: u64) -> Shape {
     Shape::no_dma(bytes).without_contents()
 }
 
+/// kmem as a contender for single pages, through the calls that know their order.
+#[derive(Clone, Copy)]
+pub struct KmemPages<'a>(pub &'a Kmem<Hosted>);
+
+impl<'a> Frames for KmemPages<'a> {
+    type Block = &'a Page;
+
+    #[inline(always)]
+    fn alloc(&mut self, order: u32) -> Option<&'a Page> {
+        debug_assert_eq!(order, 0);
+        self.0.alloc_page(GFP_KERNEL).ok()
+    }
+
+    #[inline(always)]
+    fn free(&mut self, block: &'a Page, order: u32) {
+        debug_assert_eq!(order, 0);
+        if let Err(e) = self.0.__free_page(block) {
+            refused("__free_page", &e);
+        }
+    }
+}
+
 /// kmem as a contender.
 #[derive(Clone, Copy)]
 pub struct KmemFrames<'a>(pub &'a Kmem<Hosted>);

@@ -21,7 +21,7 @@ pub mod report;
 pub mod workload;
 
 pub use frames::{BULK, Frames, Locked, Null};
-pub use kmem_frames::{KmemFrames, machine, numbers_only};
+pub use kmem_frames::{KmemFrames, KmemPages, machine, numbers_only};
 pub use peers::{Bitmap, BuddyAllocFrames, BuddySlab, BuddySystem};
 
 /// Bytes per frame, for every contender.

@@ -18,7 +18,8 @@ fn empty(shape: Shape, config: Config) -> Machine {
 
 #[test]
 fn min_free_kbytes_is_the_root_of_sixteen_times_low_memory() {
-    for (mib, kbytes) in [(1, 128), (16, 512), (64, 1024), (512, 2896), (1024, 4096), (3072, 7094)] {
+    for (mib, kbytes) in [(1, 128), (16, 512), (64, 1024), (512, 2896), (1024, 4096), (3072, 7094)]
+    {
         let machine = empty(Shape::no_dma(mib * MIB), Config::default());
         assert_eq!(machine.min_free_kbytes(), kbytes, "{mib} MiB");
     }
@@ -80,10 +81,8 @@ fn lowmem_reserve_is_what_lies_above_divided_by_the_ratio() {
     assert_eq!([dma, dma32, normal].map(|z| reserve(dma32, z)), [0, 0, 5120]);
     assert_eq!([dma, dma32, normal].map(|z| reserve(normal, z)), [0, 0, 0]);
     let ratio = [1000, 0, 32, 0, 0, 0];
-    let machine = empty(
-        Shape::x86_64(8 * GIB),
-        Config { lowmem_reserve_ratio: ratio, ..Config::default() },
-    );
+    let machine =
+        empty(Shape::x86_64(8 * GIB), Config { lowmem_reserve_ratio: ratio, ..Config::default() });
     let reserve = |z| machine.zone_of(0, z).unwrap().lowmem_reserve(normal);
     assert_eq!((reserve(dma), reserve(dma32)), (2093, 0), "a ratio of 0 reserves nothing");
 }
@@ -120,11 +119,8 @@ fn min_free_kbytes_takes_effect_at_once() {
 
 #[test]
 fn configured_values_are_used_from_the_start() {
-    let config = Config {
-        min_free_kbytes: Some(400),
-        watermark_scale_factor: 200,
-        ..Config::default()
-    };
+    let config =
+        Config { min_free_kbytes: Some(400), watermark_scale_factor: 200, ..Config::default() };
     let machine = empty(Shape::no_dma(64 * MIB), config);
     assert_eq!(marks(&machine, ZoneType::Normal), (100, 427, 754, 1081));
 }

@@ -13,8 +13,8 @@ use bitmap_allocator::BitAlloc64K;
 use clap::{Parser, ValueEnum};
 use kmem::platform::Platform;
 use kmem_bench::{
-    BULK, Bitmap, BuddyAllocFrames, BuddySlab, BuddySystem, Frames, KmemFrames, Null, PAGE_SIZE,
-    machine,
+    BULK, Bitmap, BuddyAllocFrames, BuddySlab, BuddySystem, Frames, KmemFrames, KmemPages, Null,
+    PAGE_SIZE, machine,
     plan::Step,
     workload::{self, Fill, Mixed},
 };
@@ -125,6 +125,14 @@ fn batch<F: Frames>(r: &Recorder, who: &str, f: &mut F, name: &str, count: usize
     Ok(())
 }
 
+/// Pairs through the calls for single pages.
+fn page_pairs<F: Frames>(r: &Recorder, who: &str, f: &mut F) -> Result<()> {
+    let Some(held) = f.alloc(0) else { bail!("{who} has no memory") };
+    r.twice("page-pair", who, 1, |n| workload::pairs(f, 0, n))?;
+    f.free(held, 0);
+    Ok(())
+}
+
 fn hot<F: Frames>(r: &Recorder, who: &str, f: &mut F) -> Result<()> {
     pairs(r, who, f, &[0, 1, 2, 3, 4, 9, 10])?;
     let mut blocks = [None; BULK];
@@ -181,6 +189,7 @@ fn run(args: &Args, group: Group) -> Result<()> {
     match group {
         Group::Hot => {
             hot(&r, null, &mut Null)?;
+            page_pairs(&r, null, &mut Null)?;
             r.twice("this-cpu", null, 1, |n| {
                 for _ in 0..n {
                     black_box(0_usize);
@@ -188,6 +197,7 @@ fn run(args: &Args, group: Group) -> Result<()> {
             })?;
             on_cpu(GIB, |m| {
                 hot(&r, kmem, &mut KmemFrames(m))?;
+                page_pairs(&r, kmem, &mut KmemPages(m))?;
                 let hosted = m.hosted();
                 r.twice("this-cpu", kmem, 1, |n| {
                     for _ in 0..n {

@@ -23,11 +23,6 @@ impl Maker {
         self.recording
     }
 
-    /// The description.
-    pub fn meta(&mut self) -> &mut Meta {
-        &mut self.recording.meta
-    }
-
     fn push(&mut self, kind: Kind, ms: u64, cpu: u16, (pfn, order): (u64, u8), id: Option<u32>) {
         self.recording.rows.push(Row {
             time_ns: ms * 1_000_000,

@@ -41,7 +41,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     ) -> Result<usize, AllocError> {
         let r = self.decide(gfp, 0, None)?;
         let mut at = pages.iter().position(Option::is_none).unwrap_or(pages.len());
-        if self.gate.load(Relaxed) == 0 && !r.gfp.intersects(Gfp::COLD) {
+        // Pages of an interleave policy take turns one by one.
+        if self.gate.load(Relaxed) == 0 && !r.gfp.intersects(Gfp::COLD) && !r.interleave {
             let flags = AllocFlags { cpuset: true, ..AllocFlags::LOW };
             // What is zeroed afterwards is one run of new pages; others' pages are not touched.
             let filled = |p: &Option<&Page>| r.gfp.contains(Gfp::ZERO) && p.is_some();

@@ -87,7 +87,25 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[inline]
     #[track_caller]
     pub fn alloc_pages(&self, gfp: Gfp, order: u32) -> Result<&Page, AllocError> {
-        // Every way out but the last is a tail call, so that this one needs no stack.
+        self.alloc_hot(gfp, order)
+    }
+
+    /// `alloc_page`: one frame \[P1\]. As [`alloc_pages`](Self::alloc_pages) with order 0, inlined: with
+    /// constant flags most of the checks are done at compile time.
+    ///
+    /// # Errors
+    /// As [`alloc_pages`](Self::alloc_pages).
+    #[inline(always)]
+    #[track_caller]
+    pub fn alloc_page(&self, gfp: Gfp) -> Result<&Page, AllocError> {
+        self.alloc_hot(gfp, 0)
+    }
+
+    /// The fast path. Every way out but the last is a tail call, so that a function that is nothing
+    /// but this needs no stack.
+    #[inline(always)]
+    #[track_caller]
+    fn alloc_hot(&self, gfp: Gfp, order: u32) -> Result<&Page, AllocError> {
         let Some(cpu) = self.p.get_cpu_fast() else { return self.alloc_medium(gfp, order) };
         let taken = self.take_hot(cpu, gfp, order);
         let deferred = cpu.deferred.load(Relaxed) != 0;
@@ -102,16 +120,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         page.set_allocated(Self::plain_state(gfp, order));
         Ok(page)
-    }
-
-    /// `alloc_page`: one frame \[P1\]. As [`alloc_pages`](Self::alloc_pages) with order 0.
-    ///
-    /// # Errors
-    /// As [`alloc_pages`](Self::alloc_pages).
-    #[inline]
-    #[track_caller]
-    pub fn alloc_page(&self, gfp: Gfp) -> Result<&Page, AllocError> {
-        self.alloc_pages(gfp, 0)
     }
 
     /// What the request comes to, if there is nothing unusual about it, its caller or the machine.

@@ -41,18 +41,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[inline]
     #[track_caller]
     pub fn __free_pages(&self, page: &Page, order: u32) -> Result<(), Misuse> {
-        // Every way out but the last is a tail call, so that this one needs no stack.
-        let Some(cpu) = self.p.get_cpu_fast() else { return self.free_medium(page, order) };
-        let done = self.free_hot(cpu, page, order);
-        let deferred = cpu.deferred.load(Relaxed) != 0;
-        self.p.put_cpu(cpu);
-        if !done {
-            return self.free_medium(page, order);
-        }
-        if deferred {
-            return self.free_deferred();
-        }
-        Ok(())
+        self.free_hot(page, order)
     }
 
     /// The end of a plain free after which others' requests wait on this CPU.
@@ -63,44 +52,66 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         Ok(())
     }
 
-    /// `__free_page`: as [`__free_pages`](Self::__free_pages) with order 0.
+    /// `__free_page`: as [`__free_pages`](Self::__free_pages) with order 0, inlined.
     ///
     /// # Errors
     /// As [`__free_pages`](Self::__free_pages).
-    #[inline]
+    #[inline(always)]
     #[track_caller]
     pub fn __free_page(&self, page: &Page) -> Result<(), Misuse> {
-        self.__free_pages(page, 0)
+        self.free_hot(page, 0)
     }
 
+    /// The fast path of a free. Every way out but the last is a tail call, so that a function that is
+    /// nothing but this needs no stack.
     #[inline(always)]
-    fn free_hot(&self, cpu: &Cpu, page: &Page, order: u32) -> bool {
-        if order > PCP_MAX_SMALL || self.gate.load(Relaxed) != 0 {
-            return false;
-        }
+    #[track_caller]
+    fn free_hot(&self, page: &Page, order: u32) -> Result<(), Misuse> {
+        let Some(cpu) = self.p.get_cpu_fast() else { return self.free_medium(page, order) };
         let state = cpu.state();
-        if state & !ATOMIC_OUTSIDE != 0 {
-            return false;
+        let plain =
+            order <= PCP_MAX_SMALL && state & !ATOMIC_OUTSIDE == 0 && self.gate.load(Relaxed) == 0;
+        if !plain {
+            self.p.put_cpu(cpu);
+            return self.free_medium(page, order);
         }
-        let Some((pfn, pb)) = self.map.locate(page) else { return false };
-        let (Some(slot), Some(list)) = (pb.zone_slot(), ListId::small(order, pb.mt_index())) else {
-            return false;
+        let Some((pfn, pb)) = self.map.locate(page).filter(|_| page.try_free(order)) else {
+            self.p.put_cpu(cpu);
+            return self.free_general(page, order);
         };
-        let Some(pcp) = self.pcp_of(cpu.id(), slot) else { return false };
+        // From here on the block is this CPU's, and nobody else's.
         self.own_from(cpu, state, Path::PcpFree);
-        let mut done = false;
-        if let Some(place) = pcp.place(list)
-            && page.try_free(order)
-        {
-            place.put(pfn);
-            pcp.count_frees(list, 1);
-            done = true;
-        }
+        let place = match (pb.zone_slot(), ListId::small(order, pb.mt_index())) {
+            (Some(slot), Some(list)) => self
+                .pcp_of(cpu.id(), slot)
+                .and_then(|pcp| pcp.place(list).map(|place| (pcp, list, place))),
+            _ => None,
+        };
+        let Some((pcp, list, place)) = place else {
+            self.disown_to(cpu, state);
+            self.p.put_cpu(cpu);
+            return self.free_placeless(pfn, order);
+        };
+        place.put(pfn);
+        pcp.count_frees(list, 1);
         self.disown_to(cpu, state);
-        done
+        let deferred = cpu.deferred.load(Relaxed) != 0;
+        self.p.put_cpu(cpu);
+        if deferred {
+            return self.free_deferred();
+        }
+        Ok(())
     }
 
-    /// A plain free whose list is full or off.
+    /// The end of a plain free whose list is full or off.
+    #[cold]
+    #[inline(never)]
+    fn free_placeless(&self, pfn: u32, order: u32) -> Result<(), Misuse> {
+        self.free_frames(pfn, order);
+        Ok(())
+    }
+
+    /// A plain free of an order without lists, or by a caller the fast path does not serve.
     #[inline(never)]
     #[track_caller]
     fn free_medium(&self, page: &Page, order: u32) -> Result<(), Misuse> {

@@ -75,7 +75,8 @@ fn scopes_nest_and_end() {
 #[test]
 fn what_a_request_may_not_scan_is_owed() {
     let rig = Rig::flat();
-    let (source, _) = TestShrinker::needing(&rig, Gfp::IO, 1_000_000, |_, sc, _| Some(sc.nr_to_scan));
+    let (source, _) =
+        TestShrinker::needing(&rig, Gfp::IO, 1_000_000, |_, sc, _| Some(sc.nr_to_scan));
     rig.run(|_| {
         let held = rig.exhaust(Gfp::KERNEL | Gfp::NOWARN | Gfp::NORETRY, 0);
         let pass = |gfp: Gfp| {

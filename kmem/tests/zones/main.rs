@@ -1,0 +1,56 @@
+//! Zones and nodes \[Z1, Z3, Z5\]: what lies where, and in which order requests look.
+
+mod fallback;
+mod layouts;
+mod nodes;
+
+use kmem::{AllocError, Gfp, Page, Pfn, context::Task};
+use kmem_test_support::Rig;
+
+const QUIET: Gfp = Gfp::NOWARN.union(Gfp::NORETRY);
+
+/// Takes away every watermark, so that a zone can be used up to its last frame.
+fn without_marks(rig: &Rig) {
+    rig.set_watermark_scale_factor(0);
+    rig.set_min_free_kbytes(0);
+}
+
+/// Where single pages come from until there are no more, on CPU 0 of a machine without watermarks: a
+/// property of their frames, without repetitions in a row. All are free again afterwards.
+fn order_of<T: PartialEq>(
+    rig: &Rig,
+    task: &Task,
+    alloc: impl Fn() -> Result<Pfn, AllocError>,
+    of: impl Fn(Pfn) -> T,
+) -> Vec<T> {
+    order_on(0, rig, task, alloc, of)
+}
+
+/// As [`order_of`], on a CPU.
+fn order_on<T: PartialEq>(
+    cpu: usize,
+    rig: &Rig,
+    task: &Task,
+    alloc: impl Fn() -> Result<Pfn, AllocError>,
+    of: impl Fn(Pfn) -> T,
+) -> Vec<T> {
+    rig.on(cpu, task, |_| {
+        let mut seen = Vec::new();
+        let mut held = Vec::new();
+        while let Ok(pfn) = alloc() {
+            let it = of(pfn);
+            if seen.last() != Some(&it) {
+                seen.push(it);
+            }
+            held.push((pfn, 0));
+        }
+        rig.release(held);
+        rig.drain_this_cpu();
+        seen
+    })
+}
+
+/// A page's frame.
+fn pfn(rig: &Rig, page: Result<&Page, AllocError>) -> Result<Pfn, AllocError> {
+    page.map(|page| rig.page_to_pfn(page).unwrap())
+}
