@@ -290,8 +290,12 @@ pub(crate) fn chain<'a>() -> impl Iterator<Item = &'a Slot> {
 /// The top of the chain if it is a slot of the machine at `owner`.
 #[inline(always)]
 pub(crate) fn top_of<'a>(owner: *const Inner) -> Option<&'a Slot> {
+    let top = TOP.get();
+    // SAFETY: the top is never null: `NO_SLOT` or a slot on the chain. (Said aloud, since the compiler
+    // forgets it where the reference becomes an option.)
+    unsafe { core::hint::assert_unchecked(!top.is_null()) };
     // SAFETY: the top is `NO_SLOT` or a slot on the chain, alive as said in `chain`.
-    let top = unsafe { &*TOP.get() };
+    let top = unsafe { &*top };
     if ptr::eq(top.owner(), owner) { Some(top) } else { None }
 }
 

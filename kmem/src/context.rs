@@ -44,23 +44,19 @@ const SOFTIRQ_MASK: u32 = 0xff << 8;
 const HARDIRQ_MASK: u32 = 0xf << 16;
 const NMI_MASK: u32 = 0xf << 20;
 const IRQ_OFF: u32 = 1 << 31;
-const PATH_SHIFT: u32 = 32;
-/// State bits in which a request that does not sleep may still take the fast path: any atomic section
-/// but an NMI, outside the allocator.
-pub(crate) const ATOMIC_OUTSIDE: u64 = !NMI_MASK as u64;
 
 /// The kinds of atomic section a CPU can be in, as units of its context word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u64)]
+#[repr(u32)]
 pub enum Section {
     /// Preemption is off (spin locks included).
-    Preempt = PREEMPT_UNIT as u64,
+    Preempt = PREEMPT_UNIT,
     /// A softirq runs, or softirqs are disabled.
-    Softirq = SOFTIRQ_UNIT as u64,
+    Softirq = SOFTIRQ_UNIT,
     /// A hard interrupt handler runs.
-    Hardirq = HARDIRQ_UNIT as u64,
+    Hardirq = HARDIRQ_UNIT,
     /// A non-maskable interrupt handler runs.
-    Nmi = NMI_UNIT as u64,
+    Nmi = NMI_UNIT,
 }
 
 /// A snapshot of a CPU's context word.
@@ -70,6 +66,12 @@ pub struct Context(u32);
 impl Context {
     /// Process context with everything enabled.
     pub const PROCESS: Context = Context(0);
+
+    /// The context without one level of preemption-off: what the caller of a pinned section is in.
+    #[inline(always)]
+    pub(crate) const fn unpinned(self, preemptible: bool) -> Context {
+        Context(self.0.wrapping_sub(preemptible as u32))
+    }
 
     /// Whether sleeping is allowed.
     #[inline(always)]
@@ -179,14 +181,18 @@ pub(crate) const DEFER_DRAIN: u32 = 1;
 /// caller is on.
 #[repr(align(64))]
 pub struct Cpu {
-    /// Low half: the context word. Above it: a [`Path`], which from `Path::FIRST_OWNER` on is the
-    /// ownership flag of the CPU's lists. Zero: process context, outside the allocator. Own CPU only.
-    state: AtomicU64,
+    /// The context word. Own CPU only.
+    word: AtomicU32,
+    /// A [`Path`]; from `Path::FIRST_OWNER` on it is the ownership flag of the CPU's lists. Own CPU
+    /// only.
+    path: AtomicU32,
     /// `DEFER_*` bits; set by anyone, cleared by the CPU.
     pub(crate) deferred: AtomicU32,
     id: u32,
     node: u32,
     task: AtomicPtr<Task>,
+    /// The allocator's data for this CPU.
+    data: AtomicPtr<()>,
     online: AtomicBool,
 }
 
@@ -194,11 +200,13 @@ impl Cpu {
     /// CPU `id` on node `node`, offline, in process context, running no task.
     pub const fn new(id: u32, node: u32) -> Cpu {
         Cpu {
-            state: AtomicU64::new(0),
+            word: AtomicU32::new(0),
+            path: AtomicU32::new(0),
             deferred: AtomicU32::new(0),
             id,
             node,
             task: AtomicPtr::new((&raw const NO_TASK).cast_mut()),
+            data: AtomicPtr::new(ptr::null_mut()),
             online: AtomicBool::new(false),
         }
     }
@@ -226,49 +234,37 @@ impl Cpu {
         self.online.store(on, Relaxed);
     }
 
-    /// Context word and path in one look; zero is process context, outside the allocator.
-    #[inline(always)]
-    pub(crate) fn state(&self) -> u64 {
-        self.state.load(Relaxed)
-    }
-
-    /// Writes the state word: `state`, outside the allocator, with this path.
-    #[inline(always)]
-    pub(crate) fn set_state(&self, state: u64, path: Path) {
-        self.state.store(state | (path as u64) << PATH_SHIFT, Relaxed);
-    }
-
     /// The context word now. Meaningful on the CPU itself.
     #[inline(always)]
     pub fn context(&self) -> Context {
-        Context(self.state() as u32)
+        Context(self.word.load(Relaxed))
     }
 
     /// Enters an atomic section. Called on the CPU itself; every entry needs its [`Cpu::leave`].
     #[inline(always)]
     pub fn enter(&self, section: Section) {
-        self.state.store(self.state().wrapping_add(section as u64), Relaxed);
+        self.word.store(self.word.load(Relaxed).wrapping_add(section as u32), Relaxed);
     }
 
     /// Leaves an atomic section entered on the same CPU.
     #[inline(always)]
     pub fn leave(&self, section: Section) {
-        self.state.store(self.state().wrapping_sub(section as u64), Relaxed);
+        self.word.store(self.word.load(Relaxed).wrapping_sub(section as u32), Relaxed);
     }
 
     /// Masks interrupts in the context word and says whether they were masked before. For platforms
     /// whose interrupt mask is this bit; hardware that has a mask of its own sets both.
     #[inline(always)]
     pub fn mask_irqs(&self) -> bool {
-        let w = self.state();
-        self.state.store(w | u64::from(IRQ_OFF), Relaxed);
-        w & u64::from(IRQ_OFF) != 0
+        let w = self.word.load(Relaxed);
+        self.word.store(w | IRQ_OFF, Relaxed);
+        w & IRQ_OFF != 0
     }
 
     /// Unmasks interrupts in the context word.
     #[inline(always)]
     pub fn unmask_irqs(&self) {
-        self.state.store(self.state() & !u64::from(IRQ_OFF), Relaxed);
+        self.word.store(self.word.load(Relaxed) & !IRQ_OFF, Relaxed);
     }
 
     /// The allocator path that runs on the CPU now.
@@ -278,19 +274,34 @@ impl Cpu {
 
     #[inline(always)]
     pub(crate) fn path_raw(&self) -> u8 {
-        (self.state() >> PATH_SHIFT) as u8
+        self.path.load(Relaxed) as u8
     }
 
     #[inline(always)]
     pub(crate) fn set_path(&self, path: Path) {
-        self.set_path_raw(path as u8);
+        self.path.store(path as u32, Relaxed);
     }
 
     /// Restores a path saved by a nested section.
     #[inline(always)]
     pub(crate) fn set_path_raw(&self, path: u8) {
-        let context = self.state() & u64::from(u32::MAX);
-        self.state.store(context | u64::from(path) << PATH_SHIFT, Relaxed);
+        self.path.store(path.into(), Relaxed);
+    }
+
+    /// Ties the CPU to one allocator's data for it; `false` if it is tied already.
+    pub(crate) fn claim(&self, data: *const ()) -> bool {
+        self.data.compare_exchange(ptr::null_mut(), data.cast_mut(), Relaxed, Relaxed).is_ok()
+    }
+
+    /// Unties the CPU, if it is tied to `data`.
+    pub(crate) fn disclaim(&self, data: *const ()) {
+        let _ = self.data.compare_exchange(data.cast_mut(), ptr::null_mut(), Relaxed, Relaxed);
+    }
+
+    /// What the CPU is tied to; null for nothing.
+    #[inline(always)]
+    pub(crate) fn data(&self) -> *const () {
+        self.data.load(Relaxed)
     }
 
     /// Whether the task on the CPU has a scope, a cpuset, a policy or another speciality.

@@ -13,8 +13,8 @@
 //! None: nobody else knows the allocator yet.
 
 use super::{
-    PageAllocator,
-    fast::{PREFERRED_PER_CPU, Preferred},
+    CpuData, PageAllocator,
+    fast::Preferred,
     pcp::{Limits, Pcp},
     slow::Reclaim,
 };
@@ -101,6 +101,8 @@ pub enum BringUpError {
     TooManyZones,
     /// No CPU, or more than the machine may have.
     Cpus(usize),
+    /// A CPU that the platform does not have, or that another allocator uses.
+    CpuInUse(usize),
     /// The platform has no memory for the tables; the bytes asked for.
     NoMetadata(usize),
     /// The boot allocator refused.
@@ -121,6 +123,7 @@ impl fmt::Display for BringUpError {
             }
             BringUpError::TooManyZones => f.write_str("too many populated zones"),
             BringUpError::Cpus(n) => write!(f, "{n} CPUs (at least 1, at most {MAX_CPUS})"),
+            BringUpError::CpuInUse(n) => write!(f, "CPU {n} is missing or another allocator's"),
             BringUpError::NoMetadata(n) => write!(f, "no memory for a table of {n} bytes"),
             BringUpError::Boot(e) => write!(f, "boot allocator: {e}"),
             BringUpError::PageShift(n) => write!(f, "frames of 2^{n} bytes are not supported"),
@@ -367,7 +370,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         // The tables are reserved now; with this the free ranges are final.
         let mut tables = Tables { p: &p, boot: &mut boot };
         let limit_slots = tables.uninit::<Limits>(nr_zones)?;
-        let preferred_slots = tables.uninit::<Option<Preferred>>(cpus * PREFERRED_PER_CPU)?;
+        let data_slots = tables.uninit::<CpuData>(cpus)?;
         boot.hand_over()?;
         for range in boot.free_ranges(P::PAGE_SHIFT) {
             for (_, zone, piece) in pieces::<P>(&boot, layout) {
@@ -413,17 +416,30 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             serves[zone as usize] = layout.serve(zone) as u8;
         }
         lists.redirect(&serves);
-        for (i, at) in preferred_slots.iter_mut().enumerate() {
-            let (cpu, highest) = (i / PREFERRED_PER_CPU, i % PREFERRED_PER_CPU);
-            let node = p.cpu(cpu).map_or(0, Cpu::node);
-            let zone =
-                zones.get(lists.first_slot(node, highest)).filter(|_| highest < MAX_NR_ZONES);
-            at.write(zone.map(|zone| Preferred { zone, pcp: &pcps[cpu * nr_zones + zone.slot] }));
+        for (id, at) in data_slots.iter_mut().enumerate() {
+            let node = p.cpu(id).map_or(0, Cpu::node);
+            let pcps = &pcps[id * nr_zones..(id + 1) * nr_zones];
+            let mut preferred = [None; 8];
+            for (highest, place) in preferred.iter_mut().enumerate().take(MAX_NR_ZONES) {
+                let zone = zones.get(lists.first_slot(node, highest));
+                *place = zone.map(|zone| Preferred { zone, pcp: &pcps[zone.slot] });
+            }
+            at.write(CpuData { preferred, pcps });
         }
         // SAFETY: every element was written just now.
-        let preferred: &'static [Option<Preferred>] = unsafe {
-            core::slice::from_raw_parts(preferred_slots.as_ptr().cast(), cpus * PREFERRED_PER_CPU)
-        };
+        let cpu_data: &'static [CpuData] =
+            unsafe { core::slice::from_raw_parts(data_slots.as_ptr().cast(), cpus) };
+        for (id, data) in cpu_data.iter().enumerate() {
+            let claimed = p.cpu(id).is_some_and(|cpu| cpu.claim(core::ptr::from_ref(data).cast()));
+            if !claimed {
+                for (id, data) in cpu_data.iter().enumerate().take(id) {
+                    if let Some(cpu) = p.cpu(id) {
+                        cpu.disclaim(core::ptr::from_ref(data).cast());
+                    }
+                }
+                return Err(BringUpError::CpuInUse(id));
+            }
+        }
 
         let lowmem_kbytes = zones
             .iter()
@@ -441,7 +457,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             limits,
             lists,
             pcps,
-            preferred,
+            cpu_data,
             counters,
             stray_counters: stray,
             numa,

@@ -21,7 +21,10 @@ use crate::{
     vmstat::VmEvent,
     zone::Zone,
 };
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use core::sync::atomic::{
+    Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
+    compiler_fence,
+};
 
 /// Turns of waiting for other CPUs to drain their lists.
 const DRAIN_PATIENCE: u32 = 20_000;
@@ -150,17 +153,19 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if cpu.path_raw() >= Path::FIRST_OWNER {
             return;
         }
-        // Acquire pairs with the AcqRel in `ask_to_drain`.
-        if cpu.deferred.load(Acquire) & DEFER_DRAIN == 0 {
-            return;
+        // Acquire pairs with the AcqRel in `ask_to_drain`. The look is repeated after the flag has fallen:
+        // the interrupt of a request made after the last one was done, and before that, found the lists
+        // owned and left it to this.
+        while cpu.deferred.load(Acquire) & DEFER_DRAIN != 0 {
+            let Some(owned) = self.own(cpu, Path::Drain) else { return };
+            self.drain_owned(cpu);
+            let Owned { cpu, before } = owned;
+            // The request is done once the lists are empty, not before: whoever waits reads this.
+            cpu.deferred.fetch_and(!DEFER_DRAIN, AcqRel);
+            compiler_fence(SeqCst);
+            cpu.set_path_raw(before);
+            compiler_fence(SeqCst);
         }
-        let Some(owned) = self.own(cpu, Path::Drain) else { return };
-        self.drain_owned(cpu);
-        let Owned { cpu, before } = owned;
-        // The request is done once the lists are empty, not before: whoever waits reads this.
-        cpu.deferred.fetch_and(!DEFER_DRAIN, AcqRel);
-        core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
-        cpu.set_path_raw(before);
     }
 
     /// What the platform calls on a CPU after [`Platform::kick`], from its interrupt or posing as it.

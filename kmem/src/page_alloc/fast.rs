@@ -20,7 +20,7 @@ use super::{
     slow::Reclaim,
 };
 use crate::{
-    context::{ATOMIC_OUTSIDE, Cpu, Path},
+    context::{Cpu, Path},
     error::AllocError,
     gfp::Gfp,
     page::{Page, PageFlags, PageState},
@@ -60,17 +60,12 @@ pub(super) struct Preferred {
     pub(super) pcp: &'static Pcp,
 }
 
-/// Entries of the table of preferred zones per CPU: one for each highest zone, a power of two.
-pub(super) const PREFERRED_PER_CPU: usize = 8;
-
 /// A plain request, decided.
 struct Plain {
     to: Preferred,
     mt: usize,
     /// Frames it may take from the zone.
     room: i64,
-    /// The CPU's state word as found.
-    state: u64,
 }
 
 impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
@@ -128,19 +123,21 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if gfp.bits() & UNUSUAL != 0 || self.gate.load(Relaxed) != 0 {
             return None;
         }
-        let state = cpu.state();
-        let unpinned = state.wrapping_sub(P::PREEMPTIBLE as u64);
-        if unpinned != 0 && (gfp.may_block() || unpinned & !ATOMIC_OUTSIDE != 0) {
+        let context = cpu.context().unpinned(P::PREEMPTIBLE);
+        if !context.may_sleep() && (gfp.may_block() || context.in_nmi()) {
+            return None;
+        }
+        if cpu.path_raw() != Path::Idle as u8 {
             return None;
         }
         if cpu.task_is_special() {
             return None;
         }
         let key = usize::from(KEYS[(gfp.bits() & 0x1f) as usize]);
-        let to = (*self.preferred.get(cpu.id() * PREFERRED_PER_CPU + (key & 0x7))?)?;
+        let to = self.data_of(cpu)?.preferred[key & 0x7]?;
         let room = to.zone.room_above_low(key & 0x7) - (1 << order);
         // A contradictory mask has a key whose mobility has no list.
-        (room > 0).then_some(Plain { to, mt: key >> 4, room, state })
+        (room > 0).then_some(Plain { to, mt: key >> 4, room })
     }
 
     /// Takes a block of a plain request off its list. What others deferred meanwhile is the caller's to
@@ -152,12 +149,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         let r = self.plain(cpu, gfp, order)?;
         let list = ListId::small(order, r.mt)?;
-        self.own_from(cpu, r.state, Path::PcpAlloc);
+        self.own_idle(cpu, Path::PcpAlloc);
         let pfn = r.to.pcp.pop_hot(list);
         if pfn.is_some() {
             r.to.pcp.count_allocs(list, 1);
         }
-        self.disown_to(cpu, r.state);
+        self.disown_idle(cpu);
         pfn
     }
 

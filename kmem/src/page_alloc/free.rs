@@ -16,7 +16,7 @@ use super::{
     slow::Reclaim,
 };
 use crate::{
-    context::{ATOMIC_OUTSIDE, Cpu, Path},
+    context::{Cpu, Path},
     error::Misuse,
     memmap::PbFlags,
     page::{Page, PageFlags, PageState, Put},
@@ -68,10 +68,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[track_caller]
     fn free_hot(&self, page: &Page, order: u32) -> Result<(), Misuse> {
         let Some(cpu) = self.p.get_cpu_fast() else { return self.free_medium(page, order) };
-        let state = cpu.state();
-        let plain =
-            order <= PCP_MAX_SMALL && state & !ATOMIC_OUTSIDE == 0 && self.gate.load(Relaxed) == 0;
-        if !plain {
+        if order > PCP_MAX_SMALL || cpu.path_raw() != Path::Idle as u8 {
+            self.p.put_cpu(cpu);
+            return self.free_medium(page, order);
+        }
+        if cpu.context().in_nmi() || self.gate.load(Relaxed) != 0 {
             self.p.put_cpu(cpu);
             return self.free_medium(page, order);
         }
@@ -80,21 +81,22 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return self.free_general(page, order);
         };
         // From here on the block is this CPU's, and nobody else's.
-        self.own_from(cpu, state, Path::PcpFree);
+        self.own_idle(cpu, Path::PcpFree);
         let place = match (pb.zone_slot(), ListId::small(order, pb.mt_index())) {
             (Some(slot), Some(list)) => self
-                .pcp_of(cpu.id(), slot)
+                .data_of(cpu)
+                .and_then(|data| data.pcps.get(slot))
                 .and_then(|pcp| pcp.place(list).map(|place| (pcp, list, place))),
             _ => None,
         };
         let Some((pcp, list, place)) = place else {
-            self.disown_to(cpu, state);
+            self.disown_idle(cpu);
             self.p.put_cpu(cpu);
             return self.free_placeless(pfn, order);
         };
         place.put(pfn);
         pcp.count_frees(list, 1);
-        self.disown_to(cpu, state);
+        self.disown_idle(cpu);
         let deferred = cpu.deferred.load(Relaxed) != 0;
         self.p.put_cpu(cpu);
         if deferred {

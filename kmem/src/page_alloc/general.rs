@@ -314,7 +314,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         let owned: Owned<'_> = self.own(cpu, Path::PcpAlloc)?;
         let pfn = if r.gfp.contains(Gfp::COLD) { pcp.pop_cold(list) } else { pcp.pop_hot(list) };
-        let pfn = pfn.or_else(|| self.refill(cpu, zone, pcp, list, room));
+        let pfn = pfn.or_else(|| self.refill(cpu, zone, pcp, list, room - 1));
         if pfn.is_some() {
             self.counters_of(cpu).owned(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
             self.counters_of(cpu).owned(VmEvent::PcpHit, 1);

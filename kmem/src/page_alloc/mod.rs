@@ -88,8 +88,7 @@ pub struct PageAllocator<P: Platform, R> {
     limits: &'static [Limits],
     lists: Zonelists,
     pcps: &'static [Pcp],
-    /// By CPU and highest zone.
-    preferred: &'static [Option<fast::Preferred>],
+    cpu_data: &'static [CpuData],
     counters: &'static [VmCounters],
     /// For callers on no CPU.
     stray_counters: &'static VmCounters,
@@ -110,10 +109,28 @@ pub struct PageAllocator<P: Platform, R> {
     reclaim: R,
 }
 
+/// What the fast paths need to know of a CPU, in one place. Only the CPU uses it.
+struct CpuData {
+    /// By highest zone: the zone a plain request prefers, and the CPU's lists there.
+    preferred: [Option<fast::Preferred>; 8],
+    /// The CPU's lists by zone slot.
+    pcps: &'static [Pcp],
+}
+
 /// Ownership of a CPU's lists.
 struct Owned<'a> {
     cpu: &'a Cpu,
     before: u8,
+}
+
+impl<P: Platform, R> Drop for PageAllocator<P, R> {
+    fn drop(&mut self) {
+        for (id, data) in self.cpu_data.iter().enumerate() {
+            if let Some(cpu) = self.p.cpu(id) {
+                cpu.disclaim(core::ptr::from_ref(data).cast());
+            }
+        }
+    }
 }
 
 impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
@@ -283,21 +300,29 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         Some(Owned { cpu, before })
     }
 
-    /// Takes the CPU's lists, its state word known to say that nobody owns them.
+    /// Takes the CPU's lists, its path known to be idle.
     #[inline(always)]
-    fn own_from(&self, cpu: &Cpu, state: u64, path: Path) {
-        cpu.set_state(state, path);
+    fn own_idle(&self, cpu: &Cpu, path: Path) {
+        cpu.set_path(path);
         // As in `own`.
         compiler_fence(SeqCst);
     }
 
-    /// Undoes [`own_from`](Self::own_from). The caller looks at `deferred` next, as `disown` does.
+    /// Undoes [`own_idle`](Self::own_idle). The caller looks at `deferred` next, as `disown` does.
     #[inline(always)]
-    fn disown_to(&self, cpu: &Cpu, state: u64) {
+    fn disown_idle(&self, cpu: &Cpu) {
         // As in `disown`.
         compiler_fence(SeqCst);
-        cpu.set_state(state, Path::Idle);
+        cpu.set_path(Path::Idle);
         compiler_fence(SeqCst);
+    }
+
+    /// The allocator's data for the CPU; `None` if the CPU is another allocator's.
+    #[inline(always)]
+    fn data_of(&self, cpu: &Cpu) -> Option<&CpuData> {
+        // SAFETY: a CPU is tied to data by `bring_up` only, which ties every CPU of its platform or
+        // fails, to a CpuData in memory kept as long as the platform, and `drop` unties it.
+        unsafe { cpu.data().cast::<CpuData>().as_ref() }
     }
 
     /// Lets the CPU's lists go, and does what others left for that moment.

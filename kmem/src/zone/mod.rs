@@ -69,7 +69,8 @@ pub struct Zone {
     pub(crate) reserved_highatomic: AtomicU64,
     wmark: [AtomicU64; 4],
     lowmem_reserve: [AtomicU64; MAX_NR_ZONES],
-    fast_mark: [AtomicI64; MAX_NR_ZONES],
+    /// By highest zone of the request; a power of two of them.
+    fast_mark: [AtomicI64; 8],
     areas: &'static [CachePadded<IrqLock<AreaLists>>],
     regions: &'static [Region],
     region_base: u32,
@@ -102,7 +103,7 @@ impl Zone {
             reserved_highatomic: AtomicU64::new(0),
             wmark: [const { AtomicU64::new(0) }; 4],
             lowmem_reserve: [const { AtomicU64::new(0) }; MAX_NR_ZONES],
-            fast_mark: [const { AtomicI64::new(i64::MAX) }; MAX_NR_ZONES],
+            fast_mark: [const { AtomicI64::new(i64::MAX) }; 8],
             areas,
             regions,
             region_base: spanned.start >> (PAGEBLOCK_ORDER + crate::buddy::REGION_SHIFT),
@@ -219,6 +220,7 @@ impl Zone {
         let after = guard.free_highatomic();
         if before != after {
             self.free_highatomic.fetch_add(i64::from(after) - i64::from(before), Relaxed);
+            self.update_fast_marks();
         }
         r
     }

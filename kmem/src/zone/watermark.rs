@@ -84,12 +84,7 @@ impl Zone {
     /// How many frames an ordinary request may take now without going below the low watermark.
     #[inline(always)]
     pub(crate) fn room_above_low(&self, highest: usize) -> i64 {
-        match self.fast_mark.get(highest) {
-            Some(mark) => {
-                self.free.load(Relaxed) - self.free_highatomic.load(Relaxed) - mark.load(Relaxed)
-            }
-            None => 0,
-        }
+        self.free.load(Relaxed) - self.fast_mark[highest & 7].load(Relaxed)
     }
 
     /// Sets the watermarks; they take effect at once.
@@ -107,10 +102,12 @@ impl Zone {
         self.update_fast_marks();
     }
 
-    fn update_fast_marks(&self) {
-        let low = self.wmark[1].load(Relaxed);
+    /// Recomputes what the fast path compares with: the low watermark, the reserve, and the frames
+    /// that only high-order atomic requests may have.
+    pub(crate) fn update_fast_marks(&self) {
+        let low = self.wmark[1].load(Relaxed) as i64 + self.free_highatomic.load(Relaxed);
         for (mark, reserve) in self.fast_mark.iter().zip(&self.lowmem_reserve) {
-            mark.store((low + reserve.load(Relaxed)) as i64, Relaxed);
+            mark.store(low + reserve.load(Relaxed) as i64, Relaxed);
         }
     }
 }

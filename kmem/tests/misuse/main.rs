@@ -1,7 +1,7 @@
 //! Every wrong free is refused and reported, and leaves memory as it was \[P5\].
 
-mod random;
 mod races;
+mod random;
 
 use kmem::{
     Gfp, Misuse, Page, PageFlags, Pfn,

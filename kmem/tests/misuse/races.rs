@@ -33,7 +33,12 @@ fn of_two_frees_at_once_one_succeeds() {
         assert_eq!(freed, 1, "{pfn}");
         let others = results.iter().filter(|r| r[i] == Err(Misuse::DoubleFree { pfn: *pfn }));
         // A neighbour that merged meanwhile makes it no less a double free.
-        assert_eq!(others.count(), 2, "{pfn}: {:?}", results.iter().map(|r| r[i]).collect::<Vec<_>>());
+        assert_eq!(
+            others.count(),
+            2,
+            "{pfn}: {:?}",
+            results.iter().map(|r| r[i]).collect::<Vec<_>>()
+        );
     }
 }
 

@@ -7,14 +7,29 @@ use std::collections::BTreeMap;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Alloc { order: u32, comp: bool },
+    Alloc {
+        order: u32,
+        comp: bool,
+    },
     /// Frees a held block with its order changed by `off`.
-    Free { which: usize, off: u32 },
+    Free {
+        which: usize,
+        off: u32,
+    },
     /// Frees any frame with any order.
-    FreeAny { pfn: u32, order: u32 },
-    Get { which: usize },
-    Put { which: usize },
-    Split { which: usize },
+    FreeAny {
+        pfn: u32,
+        order: u32,
+    },
+    Get {
+        which: usize,
+    },
+    Put {
+        which: usize,
+    },
+    Split {
+        which: usize,
+    },
 }
 
 fn op() -> impl Strategy<Value = Op> {

@@ -764,17 +764,7 @@ impl Game {
                 "pfn:{pfn:#x}"
             );
         }
-        let audit = self.machine.audit();
-        if audit.is_err() {
-            eprintln!("XX lists {} live {} {:?}", self.machine.on_lists(), self.live.frames(), self.machine.small().take_reports());
-            for p in 0..16384u32 {
-                let st = self.machine.pfn_to_page(Pfn(p)).unwrap().state();
-                let b = self.machine.buddy_order(Pfn(p));
-                let l = self.live.iter().any(|(q, l)| q <= p && p < q + (1 << l.order));
-                if l == b.is_some() || (l && b.is_some()) { eprintln!("XX pfn {p:#x} {st:?} buddy {b:?} live {l}"); }
-            }
-        }
-        let audit = audit.unwrap();
+        let audit = self.machine.audit().unwrap();
         assert_eq!(audit.managed, self.managed);
         assert_eq!(audit.allocated, self.live.frames());
         self.machine.drain_everything();

@@ -188,6 +188,7 @@ impl Small {
         drop(h);
         cpu.leave(Section::Hardirq);
         cpu.unmask_irqs();
+        self.serve_ipi(cpu);
     }
 
     fn serve_ipi(&self, cpu: &Cpu) {

@@ -1,10 +1,10 @@
 //! Which zones a request looks into, and in which order \[Z3\].
 
 use super::{QUIET, order_of, pfn, without_marks};
+use ZoneType::{Dma, Dma32, HighMem, Movable, Normal};
 use kmem::{Config, Gfp, ZoneType, context::Task};
 use kmem_hosted::Shape;
 use kmem_test_support::{MIB, Rig};
-use ZoneType::{Dma, Dma32, HighMem, Movable, Normal};
 
 /// A machine whose zones are a few megabytes each, without reserves.
 fn machine(zones: &[(ZoneType, u64)]) -> Rig {

@@ -17,10 +17,7 @@ use std::sync::{
 
 /// Four nodes of 4 MiB in a row, each as far from the next, and a CPU on each.
 fn row() -> Rig {
-    let config = Config {
-        distance: |a, b| 10 + 10 * a.abs_diff(b) as u32,
-        ..Config::default()
-    };
+    let config = Config { distance: |a, b| 10 + 10 * a.abs_diff(b) as u32, ..Config::default() };
     let mut shape = Shape::no_dma(4 * MIB);
     for node in 1..4 {
         shape = shape.bank(4 * MIB * node as u64, 4 * MIB, node);
@@ -44,7 +41,8 @@ fn nodes_asked(rig: &Rig, nid: i32, task: &Task, gfp: Gfp) -> Vec<usize> {
 fn requests_go_to_the_nearest_node_with_memory() {
     let rig = row();
     let task = Task::new();
-    for (cpu, order) in [(0, [0, 1, 2, 3]), (1, [1, 2, 0, 3]), (2, [2, 3, 1, 0]), (3, [3, 2, 1, 0])] {
+    for (cpu, order) in [(0, [0, 1, 2, 3]), (1, [1, 2, 0, 3]), (2, [2, 3, 1, 0]), (3, [3, 2, 1, 0])]
+    {
         assert_eq!(nodes_as(&rig, cpu, &task, Gfp::KERNEL), order, "from CPU {cpu}");
         assert_eq!(rig.nodes_from(cpu).collect::<Vec<_>>(), order);
     }
