@@ -11,12 +11,17 @@ fn run(zones: &[Zone], max_order: u8) -> Value {
     let mut maker = Maker::new("shape");
     maker.texts(zones, max_order, 4);
     let mut live = Vec::new();
-    for (i, zone) in (0..400u64).zip(zones.iter().cycle()) {
-        let order = if i % 50 == 0 { 9 } else { (i % 5) as u8 };
-        let slot = 2 + i / zones.len() as u64;
-        let block = match order {
-            9 => (zone.end - (1 + i / 50) * 512, 9),
-            _ => (zone.first + zone.used * 512 + slot * 16, order),
+    let (mut small, mut large) = (vec![0; zones.len()], vec![0; zones.len()]);
+    for i in 0..200u64 {
+        let at = i as usize % zones.len();
+        let zone = zones[at];
+        // Small blocks from the bottom, huge pages from the top.
+        let block = if i % 50 == 0 {
+            large[at] += 1;
+            (zone.end - large[at] * 512, 9)
+        } else {
+            small[at] += 1;
+            (zone.first + zone.used * 512 + small[at] * 16, (i % 5) as u8)
         };
         live.push((block, maker.alloc(i, (i % 4) as u16, block)));
         if i % 2 == 0 {

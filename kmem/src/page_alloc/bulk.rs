@@ -7,11 +7,16 @@
 //! # Locking
 //! As for the fast path.
 
-use super::{PageAllocator, pcp::ListId, slow::Reclaim};
+use super::{
+    PageAllocator,
+    pcp::{HotEnd, ListId},
+    slow::Reclaim,
+};
 use crate::{
-    context::Path,
+    context::{Cpu, Path},
     error::{AllocError, Misuse},
     gfp::Gfp,
+    memmap::PbFlags,
     page::Page,
     platform::Platform,
     trace::Event,
@@ -55,27 +60,34 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                     && let Some(owned) = self.own(cpu, Path::Bulk)
                 {
                     let state = Self::initial_state(&r);
+                    let mut empty = pages[at..end].iter_mut().filter(|place| place.is_none());
+                    let mut place = empty.next();
                     let mut taken = 0;
-                    for place in pages[at..end].iter_mut() {
-                        if place.is_some() {
-                            continue;
-                        }
-                        let pfn = match pcp.pop_hot(list) {
-                            Some(pfn) => pfn,
-                            None => {
-                                let room = zone.room(r.highest, flags);
-                                let more = room > 0 && pcp.high(list) > 0;
-                                let pfn =
-                                    more.then(|| self.refill(cpu, zone, pcp, list, room)).flatten();
-                                cpu.set_path(Path::Bulk);
-                                match pfn {
-                                    Some(pfn) => pfn,
-                                    None => break,
-                                }
+                    while place.is_some() {
+                        pcp.pop_run(list, |pfn| {
+                            if let Some(at) = &mut place
+                                && let Some(page) = self.dress(pfn, state)
+                            {
+                                **at = Some(page);
+                                taken += 1;
+                                place = empty.next();
                             }
-                        };
-                        *place = self.dress(pfn, state);
-                        taken += u64::from(place.is_some());
+                            place.is_some()
+                        });
+                        let room = zone.room(r.highest, flags);
+                        if place.is_none() || room <= 0 || pcp.high(list) == 0 {
+                            break;
+                        }
+                        let refilled = self.refill(cpu, zone, pcp, list, room - 1);
+                        cpu.set_path(Path::Bulk);
+                        let Some(pfn) = refilled else { break };
+                        if let Some(at) = &mut place
+                            && let Some(page) = self.dress(pfn, state)
+                        {
+                            **at = Some(page);
+                            taken += 1;
+                            place = empty.next();
+                        }
                     }
                     pcp.count_allocs(list, taken);
                     self.disown(owned);
@@ -132,6 +144,19 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         result
     }
 
+    /// Puts a freed page where its list has no place for it. The caller owns the lists.
+    #[cold]
+    #[inline(never)]
+    fn spill_freed(&self, cpu: &Cpu, pb: PbFlags, pfn: u32) {
+        if let (Some(slot), Some(list)) = (pb.zone_slot(), ListId::small(0, pb.mt_index()))
+            && let Some(pcp) = self.pcp_of(cpu.id(), slot)
+        {
+            self.spill(cpu, slot, list, pfn);
+            pcp.count_frees(list, 1);
+            cpu.set_path(Path::Bulk);
+        }
+    }
+
     /// Frees plain single pages from the front of `pages` under one ownership; returns where it
     /// stopped.
     fn free_run(&self, pages: &mut [Option<&Page>]) -> usize {
@@ -141,24 +166,33 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             && !cpu.context().in_nmi()
             && let Some(owned) = self.own(cpu, Path::Bulk)
         {
+            let mut run: Option<(PbFlags, HotEnd<'_>)> = None;
             for place in pages.iter_mut() {
                 if let Some(page) = *place {
                     let Some((pfn, pb)) = self.map.locate(page) else { break };
-                    let Some(list) = ListId::small(0, pb.mt_index()) else { break };
-                    let Some(slot) = pb.zone_slot() else { break };
-                    let Some(pcp) = self.pcp_of(cpu.id(), slot) else { break };
-                    if pcp.high(list) == 0 || !page.try_free(0) {
+                    let open = matches!(&run, Some((of, _)) if *of == pb);
+                    if !open {
+                        let list = ListId::small(0, pb.mt_index());
+                        let pcp = pb.zone_slot().and_then(|slot| self.pcp_of(cpu.id(), slot));
+                        run = None;
+                        match (pcp, list) {
+                            (Some(pcp), Some(list)) => run = Some((pb, pcp.hot_end(list))),
+                            _ => break,
+                        }
+                    }
+                    if !page.try_free(0) {
                         break;
                     }
-                    if !pcp.push_hot(list, pfn) {
-                        self.spill(cpu, slot, list, pfn);
-                        cpu.set_path(Path::Bulk);
+                    let put = run.as_mut().is_some_and(|(_, end)| end.put(pfn));
+                    if !put {
+                        run = None;
+                        self.spill_freed(cpu, pb, pfn);
                     }
-                    pcp.count_frees(list, 1);
                     *place = None;
                 }
                 done += 1;
             }
+            drop(run);
             self.disown(owned);
         }
         self.p.put_cpu(cpu);

@@ -314,6 +314,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         let owned: Owned<'_> = self.own(cpu, Path::PcpAlloc)?;
         let pfn = if r.gfp.contains(Gfp::COLD) { pcp.pop_cold(list) } else { pcp.pop_hot(list) };
+        // `room` above zero means a block; what is left of it then is one less.
         let pfn = pfn.or_else(|| self.refill(cpu, zone, pcp, list, room - 1));
         if pfn.is_some() {
             self.counters_of(cpu).owned(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
@@ -324,8 +325,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     /// Refills a list that ran empty, and takes one block of it. The caller owns the lists. Takes no
-    /// more than `room` frames, so that a batch does not go below the watermark that one block
-    /// respected.
+    /// more than `room` frames beyond that one, so that a batch does not go below the watermark that
+    /// one block respected.
     #[cold]
     #[inline(never)]
     pub(super) fn refill(

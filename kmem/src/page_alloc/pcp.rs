@@ -169,6 +169,38 @@ impl Place<'_> {
     }
 }
 
+/// The hot end of a list, good while the caller owns the lists and changes nothing else. What was put
+/// counts once it is dropped.
+pub(crate) struct HotEnd<'a> {
+    pcp: &'a Pcp,
+    list: ListId,
+    tail: u32,
+    left: u32,
+    put: u32,
+}
+
+impl HotEnd<'_> {
+    /// Puts a block there, freed by the caller; `false` if the list may not grow.
+    #[inline(always)]
+    pub(crate) fn put(&mut self, pfn: u32) -> bool {
+        if self.put == self.left {
+            return false;
+        }
+        self.pcp.slot(self.list, self.tail.wrapping_add(self.put)).store(pfn, Relaxed);
+        self.put += 1;
+        true
+    }
+}
+
+impl Drop for HotEnd<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let l = self.pcp.list(self.list);
+        l.tail.store(self.tail.wrapping_add(self.put), Relaxed);
+        bump(&l.frees, self.put.into());
+    }
+}
+
 /// Adds to a counter that only its own CPU writes, while it owns the lists.
 #[inline(always)]
 fn bump(counter: &AtomicU64, n: u64) {
@@ -227,6 +259,33 @@ impl Pcp {
         let tail = l.tail.load(Relaxed);
         let grows = tail.wrapping_sub(l.head.load(Relaxed)) < l.high.load(Relaxed);
         grows.then_some(Place { list: l, slot: self.slot(list, tail), tail })
+    }
+
+    /// Takes blocks off the hot end for as long as `take` says so: it is given a block, keeps it, and
+    /// says whether it wants another.
+    #[inline(always)]
+    pub(crate) fn pop_run(&self, list: ListId, mut take: impl FnMut(u32) -> bool) {
+        let l = self.list(list);
+        let head = l.head.load(Relaxed);
+        let mut tail = l.tail.load(Relaxed);
+        while tail != head {
+            tail = tail.wrapping_sub(1);
+            if !take(self.slot(list, tail).load(Relaxed)) {
+                break;
+            }
+        }
+        l.tail.store(tail, Relaxed);
+    }
+
+    /// The hot end, to put several blocks there.
+    #[inline(always)]
+    pub(crate) fn hot_end(&self, list: ListId) -> HotEnd<'_> {
+        let l = self.list(list);
+        let tail = l.tail.load(Relaxed);
+        let limit = l.head.load(Relaxed).wrapping_add(l.high.load(Relaxed));
+        // A list above its limit (it was lowered) takes no more.
+        let left = limit.wrapping_sub(tail);
+        HotEnd { pcp: self, list, tail, left: if left > CAPACITY { 0 } else { left }, put: 0 }
     }
 
     /// Puts a block on the hot end if the list may grow; says whether it did.

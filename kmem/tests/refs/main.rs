@@ -70,10 +70,8 @@ fn pages_frames_and_addresses_lead_to_each_other() {
 
 #[test]
 fn high_frames_have_no_address() {
-    let shape = kmem_hosted::Shape::x86_32(64 << 20).zones(&[
-        (kmem::ZoneType::Normal, 16 << 20),
-        (kmem::ZoneType::HighMem, 64 << 20),
-    ]);
+    let shape = kmem_hosted::Shape::x86_32(64 << 20)
+        .zones(&[(kmem::ZoneType::Normal, 16 << 20), (kmem::ZoneType::HighMem, 64 << 20)]);
     let rig = Rig::new(shape, kmem::Config::default());
     rig.run(|_| {
         let page = rig.alloc_page(Gfp::HIGHUSER | Gfp::ZERO).unwrap();
