@@ -112,7 +112,7 @@ pub unsafe trait Platform: Sync {
         self.metadata(boot, bytes)
     }
 
-    /// Makes CPU `cpu` call [`Kmem::handle_ipi`](crate::Kmem::handle_ipi) soon. For a CPU that runs
+    /// Makes CPU `cpu` call [`Kmem::handle_ipi`](crate::PageAllocator::handle_ipi) soon. For a CPU that runs
     /// nothing the platform may make the call itself, posing as that CPU. Called from any context.
     fn kick(&self, cpu: usize);
 

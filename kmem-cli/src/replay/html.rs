@@ -6,7 +6,7 @@
 //! is escaped.
 //!
 //! # Implementation
-//! [`write`] makes the whole page first, then a temporary file beside the destination, and renames it: a reader
+//! [`write()`] makes the whole page first, then a temporary file beside the destination, and renames it: a reader
 //! finds the old report or the new one and never a part. It is called with a finished run only.
 
 mod figures;

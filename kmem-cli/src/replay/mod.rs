@@ -5,7 +5,7 @@
 //! where the recording started: the same zones and watermarks, the same free blocks. [`plan`] turns the
 //! recording into one list of operations per recorded CPU; [`strays`] takes out what the machine cannot have;
 //! [`engine`] runs each list on a thread of its own.
-//! [`result`] is what came of it; [`print`] and [`html`] show it.
+//! [`result`] is what came of it; [`mod@print`] and [`html`] show it.
 //!
 //! # What orders the events
 //! Only what a free needs of its allocation: a thread that is to free a block that another thread has not

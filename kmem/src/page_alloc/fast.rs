@@ -75,7 +75,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// caller's node, or as its memory policy says.
     ///
     /// # Errors
-    /// [`AllocError::NoMemory`](crate::AllocError::NoMemory) after the retries that the flags allow;
+    /// [`AllocError::NoMemory`] after the retries that the flags allow;
     /// `Invalid` and `Context` when the request itself is wrong.
     ///
     /// See [`alloc_pages`](https://docs.kernel.org/core-api/mm-api.html#c.alloc_pages).

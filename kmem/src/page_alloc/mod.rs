@@ -24,7 +24,7 @@
 //! owner does it when it lets go: it stores `Idle` first and looks at `deferred` after, so a request
 //! made in between is seen by one of the two.
 //!
-//! *The gate.* Tracing, fault injection and the early-boot mask close [`PageAllocator::gate`]; then
+//! *The gate.* Tracing, fault injection and the early-boot mask close the gate; then
 //! every operation takes the general path, which knows about them. Open, they cost nothing.
 //!
 //! # Locking

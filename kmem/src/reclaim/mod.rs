@@ -2,7 +2,7 @@
 //!
 //! # Concepts
 //! Memory comes back from *sources*. Shrinkers are the first: caches that can count and give up objects.
-//! (LRU lists, swap and page cache join as further sources of [`Vmscan::shrink_node`].) Two callers ask: *kswapd*,
+//! (LRU lists, swap and page cache join as further sources of `Vmscan::shrink_node`.) Two callers ask: *kswapd*,
 //! one task per node, woken at the low watermark and working up to the high one; and *direct reclaim*, a
 //! request that would fail otherwise. When neither gets anywhere, the OOM handler decides.
 //!

@@ -76,7 +76,7 @@ pub struct ShrinkerId(usize);
 /// Why a shrinker was not registered or unregistered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ShrinkerError {
-    /// [`MAX_SHRINKERS`] are registered.
+    /// 32 are registered.
     Full,
     /// No such shrinker.
     Unknown,

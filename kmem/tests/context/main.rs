@@ -281,8 +281,9 @@ fn tasks_that_come_and_go_leave_no_trace() {
         assert!(std::ptr::eq(cpu.current().unwrap(), &task));
         task.memalloc_restore(saved);
     });
-    rig.machine().run_on(Some(0), None, |_| {
-        assert!(rig.hosted().this_cpu().unwrap().current().is_none());
-    })
-    .unwrap();
+    rig.machine()
+        .run_on(Some(0), None, |_| {
+            assert!(rig.hosted().this_cpu().unwrap().current().is_none());
+        })
+        .unwrap();
 }

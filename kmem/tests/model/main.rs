@@ -1,6 +1,7 @@
 //! The page allocator beside a reference allocator \[P1–P6, C3, D1\]: random steps on small machines,
 //! interrupts and faults at random places among them, every frame accounted for after each.
 
+mod faults;
 mod play;
 mod reference;
 mod small;

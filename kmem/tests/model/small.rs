@@ -11,7 +11,7 @@
 use kmem::{
     BringUpError, Config, Gfp, Kmem, Platform,
     context::{Cpu, Section},
-    memblock::Memblock,
+    memblock::{Memblock, Request},
     platform::{IrqState, Level},
     types::Pfn,
 };
@@ -63,8 +63,8 @@ pub struct Small {
     current: AtomicUsize,
     ipis: [AtomicBool; 2],
     tables: Mutex<Vec<Table>>,
-    /// Tables that may still be had; bring-up fails after.
-    budget: AtomicUsize,
+    /// Whether tables take frames from the boot allocator.
+    from_boot: bool,
     /// First frame without an address.
     high_from: u32,
     kmem: AtomicPtr<Kmem<Small>>,
@@ -83,7 +83,7 @@ impl Small {
             current: AtomicUsize::new(0),
             ipis: Default::default(),
             tables: Mutex::default(),
-            budget: AtomicUsize::new(usize::MAX),
+            from_boot: false,
             high_from,
             kmem: AtomicPtr::default(),
             fuse: AtomicU32::new(0),
@@ -94,10 +94,10 @@ impl Small {
         }
     }
 
-    /// Lets `n` tables be had at bring-up and no more.
+    /// Takes the tables' frames from the boot allocator, which may refuse.
     #[must_use]
-    pub fn with_budget(self, n: usize) -> Small {
-        self.budget.store(n, Relaxed);
+    pub fn tables_from_boot(mut self) -> Small {
+        self.from_boot = true;
         self
     }
 
@@ -268,12 +268,10 @@ unsafe impl Platform for Small {
         self.zeroed.fetch_add(count.into(), Relaxed);
     }
 
-    fn metadata(&self, _boot: &mut Memblock, bytes: usize) -> Option<NonNull<u8>> {
-        self.budget
-            .fetch_update(Relaxed, Relaxed, |n| {
-                if n == usize::MAX { Some(n) } else { n.checked_sub(1) }
-            })
-            .ok()?;
+    fn metadata(&self, boot: &mut Memblock, bytes: usize) -> Option<NonNull<u8>> {
+        if self.from_boot {
+            boot.alloc(Request::new(bytes as u64).align(1 << Self::PAGE_SHIFT)).ok()?;
+        }
         let layout = Layout::from_size_align(bytes, 1 << Self::PAGE_SHIFT).ok()?;
         // SAFETY: the core never asks for zero bytes.
         let at = NonNull::new(unsafe { alloc_zeroed(layout) })?;

@@ -17,7 +17,8 @@ pub struct Place(AtomicU64);
 impl Place {
     /// Exchanges what is in the place for a block, or nothing.
     pub fn swap(&self, block: Option<(u32, u32)>) -> Option<(u32, u32)> {
-        let word = block.map_or(0, |(pfn, order)| 1 << 63 | u64::from(order) << 32 | u64::from(pfn));
+        let word =
+            block.map_or(0, |(pfn, order)| 1 << 63 | u64::from(order) << 32 | u64::from(pfn));
         let was = self.0.swap(word, SeqCst);
         (was != 0).then_some((was as u32, (was >> 32) as u32 & 0xff))
     }
@@ -141,9 +142,17 @@ impl Handlers {
     }
 
     /// For the task on a CPU: takes what handlers left for it, and leaves them a block.
-    pub fn exchange(&self, cpu: usize, at: usize, block: Option<(u32, u32)>) -> [Option<(u32, u32)>; 2] {
+    pub fn exchange(
+        &self,
+        cpu: usize,
+        at: usize,
+        block: Option<(u32, u32)>,
+    ) -> [Option<(u32, u32)>; 2] {
         let places = &self.cpus[cpu];
-        [places.up[at % places.up.len()].swap(None), places.down[at % places.down.len()].swap(block)]
+        [
+            places.up[at % places.up.len()].swap(None),
+            places.down[at % places.down.len()].swap(block),
+        ]
     }
 
     /// Frees everything the handlers hold, once no handler runs.

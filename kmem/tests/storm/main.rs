@@ -35,7 +35,9 @@ fn print(stats: &[CpuStats], elapsed: Duration) {
     println!("interrupts in {:.1} s, by the path they landed in:", elapsed.as_secs_f64());
     println!("{:<12} {:>12} {:>12}", "path", "at once", "deferred");
     for path in Path::ALL {
-        let sum = |of: fn(&CpuStats, usize) -> u64| stats.iter().map(|s| of(s, path as usize)).sum::<u64>();
+        let sum = |of: fn(&CpuStats, usize) -> u64| {
+            stats.iter().map(|s| of(s, path as usize)).sum::<u64>()
+        };
         let (landed, deferred) = (sum(|s, i| s.landed[i]), sum(|s, i| s.landed_deferred[i]));
         println!("{:<12} {landed:>12} {deferred:>12}", format!("{path:?}"));
     }

@@ -79,7 +79,8 @@ impl<'a> Worker<'a> {
 
     fn free_one(&mut self) {
         if !self.live.is_empty() {
-            let (page, order) = self.live.swap_remove(self.random.below(self.live.len() as u64) as usize);
+            let (page, order) =
+                self.live.swap_remove(self.random.below(self.live.len() as u64) as usize);
             self.kmem.__free_pages(page, order).unwrap();
         }
     }
@@ -112,7 +113,8 @@ impl<'a> Worker<'a> {
         let full = self.live.len() > if short { 4000 } else { 400 };
         match n {
             0..=399 if !full => {
-                let order = self.random.below(11).min(self.random.below(11)).min(self.random.below(11));
+                let order =
+                    self.random.below(11).min(self.random.below(11)).min(self.random.below(11));
                 self.alloc(gfp, order as u32);
             }
             0..=799 => self.free_one(),
@@ -183,7 +185,8 @@ impl<'a> Worker<'a> {
 
     /// Gives a block to the handlers, and takes what they left.
     fn exchange(&mut self) {
-        let block = self.live.pop().map(|(page, order)| (self.kmem.page_to_pfn(page).unwrap().0, order));
+        let block =
+            self.live.pop().map(|(page, order)| (self.kmem.page_to_pfn(page).unwrap().0, order));
         let at = self.random.below(4) as usize;
         for (pfn, order) in self.handlers.exchange(self.cpu, at, block).into_iter().flatten() {
             self.live.push((self.kmem.pfn_to_page(Pfn(pfn)).unwrap(), order));

@@ -115,9 +115,11 @@ impl Shrinker for TestShrinker {
     }
 }
 
+type Play = dyn Fn(&Machine, &ReclaimRequest) -> bool + Send + Sync;
+
 /// An OOM handler that a closure plays.
 pub struct OomScript {
-    play: Box<dyn Fn(&Machine, &ReclaimRequest) -> bool + Send + Sync>,
+    play: Box<Play>,
     machine: Weak<Machine>,
     calls: AtomicU32,
 }
