@@ -46,8 +46,8 @@ Examples:
   kmem replay perf.txt --memory 1G --cpus 4     what `perf script` printed, on a machine of your own
   kmem replay perf.txt --speed recorded -q      at the recorded times, without a progress bar
 
-How to record your own machine is told in docs/RECORDING.md. Exit codes: 0 the replay is complete,
-1 it is not (nothing is printed or written then), 2 the command line was wrong.
+How to record your own machine is told in docs/RECORDING.md. Exit codes: 0 the replay is complete and
+its result written, 1 an error told on standard error, 2 the command line was wrong.
 ")]
 pub struct Args {
     /// The recording: a .kmr file, a .kmt.zst file with its .json and folder beside it, or the text of

@@ -47,9 +47,11 @@ fn replay(folder: &Path, args: &[&str]) -> Ran {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        if began.elapsed() > Duration::from_secs(120) {
+        if began.elapsed() > Duration::from_secs(60) {
             child.kill().unwrap();
-            panic!("kmem replay {args:?} hangs");
+            child.wait().unwrap();
+            let said = std::fs::read_to_string(&err).unwrap();
+            panic!("kmem replay {args:?} hangs; it said {said:?}");
         }
         std::thread::sleep(Duration::from_millis(2));
     };

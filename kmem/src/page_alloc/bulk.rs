@@ -9,7 +9,8 @@
 
 use super::{
     PageAllocator,
-    pcp::{HotEnd, ListId},
+    fast::{Plain, Preferred},
+    pcp::ListId,
     slow::Reclaim,
 };
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     error::{AllocError, Misuse},
     gfp::Gfp,
     memmap::PbFlags,
-    page::Page,
+    page::{Page, PageState},
     platform::Platform,
     trace::Event,
     types::Pfn,
@@ -44,6 +45,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         gfp: Gfp,
         pages: &mut [Option<&'a Page>],
     ) -> Result<usize, AllocError> {
+        let full = self.fill_plain(gfp, pages);
+        if full {
+            return Ok(pages.len());
+        }
         let r = self.decide(gfp, 0, None)?;
         let mut at = pages.iter().position(Option::is_none).unwrap_or(pages.len());
         // Pages of an interleave policy take turns one by one.
@@ -60,36 +65,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                     && let Some(owned) = self.own(cpu, Path::Bulk)
                 {
                     let state = Self::initial_state(&r);
-                    let mut empty = pages[at..end].iter_mut().filter(|place| place.is_none());
-                    let mut place = empty.next();
-                    let mut taken = 0;
-                    while place.is_some() {
-                        pcp.pop_run(list, |pfn| {
-                            if let Some(at) = &mut place
-                                && let Some(page) = self.dress(pfn, state)
-                            {
-                                **at = Some(page);
-                                taken += 1;
-                                place = empty.next();
-                            }
-                            place.is_some()
-                        });
-                        let room = zone.room(r.highest, flags);
-                        if place.is_none() || room <= 0 || pcp.high(list) == 0 {
-                            break;
-                        }
-                        let refilled = self.refill(cpu, zone, pcp, list, room - 1);
-                        cpu.set_path(Path::Bulk);
-                        let Some(pfn) = refilled else { break };
-                        if let Some(at) = &mut place
-                            && let Some(page) = self.dress(pfn, state)
-                        {
-                            **at = Some(page);
-                            taken += 1;
-                            place = empty.next();
-                        }
-                    }
-                    pcp.count_allocs(list, taken);
+                    let room = || zone.room(r.highest, flags);
+                    self.fill(cpu, Preferred { zone, pcp }, list, state, room, &mut pages[at..end]);
                     self.disown(owned);
                 }
                 self.p.put_cpu(cpu);
@@ -113,6 +90,64 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             at += 1;
         }
         Ok(at)
+    }
+
+    /// Fills the empty places from the CPU's list if there is nothing unusual about the request; says
+    /// whether that filled all of them.
+    fn fill_plain<'a>(&'a self, gfp: Gfp, pages: &mut [Option<&'a Page>]) -> bool {
+        let Some(cpu) = self.p.get_cpu_fast() else { return false };
+        let mut full = false;
+        if let Some(Plain { to, mt, .. }) = self.plain(cpu, gfp, 0)
+            && let Some(list) = ListId::small(0, mt)
+            && let Some(highest) = gfp.zone_index()
+            && let Some(owned) = self.own(cpu, Path::Bulk)
+        {
+            let room = || to.zone.room_above_low(self.lists.served_by(highest));
+            full = self.fill(cpu, to, list, Self::plain_state(gfp, 0), room, pages);
+            self.disown(owned);
+        }
+        self.p.put_cpu(cpu);
+        full
+    }
+
+    /// Fills the empty places from a list, refilling it as long as there is room; says whether that
+    /// filled all of them. The caller owns the lists.
+    #[inline(always)]
+    fn fill<'a>(
+        &'a self,
+        cpu: &Cpu,
+        Preferred { zone, pcp }: Preferred<'_>,
+        list: ListId,
+        state: PageState,
+        room: impl Fn() -> i64,
+        places: &mut [Option<&'a Page>],
+    ) -> bool {
+        let mut damaged = false;
+        let mut places = places.iter_mut().filter(|place| place.is_none());
+        let mut place = places.next();
+        loop {
+            let mut hot = pcp.hot_blocks(list);
+            while let Some(at) = place.as_deref_mut() {
+                let Some(pfn) = hot.next() else { break };
+                // A frame found damaged leaves its place to the general path.
+                *at = self.dress(pfn, state);
+                damaged |= at.is_none();
+                place = places.next();
+            }
+            drop(hot);
+            let Some(at) = place.as_deref_mut() else { return !damaged };
+            let room = room();
+            if room <= 0 || pcp.high(list) == 0 {
+                return false;
+            }
+            let refilled = self.refill(cpu, zone, pcp, list, room);
+            cpu.set_path(Path::Bulk);
+            let Some(pfn) = refilled else { return false };
+            pcp.count_allocs(list, 1);
+            *at = self.dress(pfn, state);
+            damaged |= at.is_none();
+            place = places.next();
+        }
     }
 
     /// Frees every page in `pages` and empties their places (`release_pages`). Each is checked as by
@@ -157,6 +192,33 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
     }
 
+    /// Frees pages of one zone and mobility from the front of `pages`; returns how many places it
+    /// dealt with, `None` for none. The caller owns the lists.
+    fn free_alike(&self, cpu: &Cpu, pages: &mut [Option<&Page>]) -> Option<usize> {
+        let first = pages.iter().position(Option::is_some).unwrap_or(pages.len());
+        let Some(Some(page)) = pages.get(first) else { return (first > 0).then_some(first) };
+        let (_, kind) = self.map.locate(page)?;
+        let list = ListId::small(0, kind.mt_index())?;
+        let mut end = self.pcp_of(cpu.id(), kind.zone_slot()?)?.hot_end(list);
+        let mut done = first;
+        for place in pages[first..].iter_mut() {
+            if let Some(page) = *place {
+                let Some((pfn, pb)) = self.map.locate(page) else { break };
+                if pb != kind || !page.try_free(0) {
+                    break;
+                }
+                *place = None;
+                if !end.put(pfn) {
+                    drop(end);
+                    self.spill_freed(cpu, pb, pfn);
+                    return Some(done + 1);
+                }
+            }
+            done += 1;
+        }
+        (done > 0).then_some(done)
+    }
+
     /// Frees plain single pages from the front of `pages` under one ownership; returns where it
     /// stopped.
     fn free_run(&self, pages: &mut [Option<&Page>]) -> usize {
@@ -166,33 +228,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             && !cpu.context().in_nmi()
             && let Some(owned) = self.own(cpu, Path::Bulk)
         {
-            let mut run: Option<(PbFlags, HotEnd<'_>)> = None;
-            for place in pages.iter_mut() {
-                if let Some(page) = *place {
-                    let Some((pfn, pb)) = self.map.locate(page) else { break };
-                    let open = matches!(&run, Some((of, _)) if *of == pb);
-                    if !open {
-                        let list = ListId::small(0, pb.mt_index());
-                        let pcp = pb.zone_slot().and_then(|slot| self.pcp_of(cpu.id(), slot));
-                        run = None;
-                        match (pcp, list) {
-                            (Some(pcp), Some(list)) => run = Some((pb, pcp.hot_end(list))),
-                            _ => break,
-                        }
-                    }
-                    if !page.try_free(0) {
-                        break;
-                    }
-                    let put = run.as_mut().is_some_and(|(_, end)| end.put(pfn));
-                    if !put {
-                        run = None;
-                        self.spill_freed(cpu, pb, pfn);
-                    }
-                    *place = None;
-                }
-                done += 1;
+            while let Some(n) = self.free_alike(cpu, &mut pages[done..]) {
+                done += n;
             }
-            drop(run);
             self.disown(owned);
         }
         self.p.put_cpu(cpu);

@@ -55,15 +55,15 @@ const KEYS: [u8; 32] = {
 
 /// What a CPU needs for plain requests with a given highest zone: the zone it prefers, and its lists there.
 #[derive(Clone, Copy)]
-pub(super) struct Preferred {
-    pub(super) zone: &'static Zone,
-    pub(super) pcp: &'static Pcp,
+pub(super) struct Preferred<'a> {
+    pub(super) zone: &'a Zone,
+    pub(super) pcp: &'a Pcp,
 }
 
 /// A plain request, decided.
-struct Plain {
-    to: Preferred,
-    mt: usize,
+pub(super) struct Plain {
+    pub(super) to: Preferred<'static>,
+    pub(super) mt: usize,
     /// Frames it may take from the zone.
     room: i64,
 }
@@ -119,7 +119,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// What the request comes to, if there is nothing unusual about it, its caller or the machine.
     #[inline(always)]
-    fn plain(&self, cpu: &Cpu, gfp: Gfp, order: u32) -> Option<Plain> {
+    pub(super) fn plain(&self, cpu: &Cpu, gfp: Gfp, order: u32) -> Option<Plain> {
         if gfp.bits() & UNUSUAL != 0 || self.gate.load(Relaxed) != 0 {
             return None;
         }
@@ -159,7 +159,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     #[inline(always)]
-    fn plain_state(gfp: Gfp, order: u32) -> PageState {
+    pub(super) fn plain_state(gfp: Gfp, order: u32) -> PageState {
         let head = gfp.contains(Gfp::COMP) && order > 0;
         PageState::allocated(order, if head { PageFlags::HEAD } else { PageFlags::empty() })
     }

@@ -112,7 +112,7 @@ pub struct PageAllocator<P: Platform, R> {
 /// What the fast paths need to know of a CPU, in one place. Only the CPU uses it.
 struct CpuData {
     /// By highest zone: the zone a plain request prefers, and the CPU's lists there.
-    preferred: [Option<fast::Preferred>; 8],
+    preferred: [Option<fast::Preferred<'static>>; 8],
     /// The CPU's lists by zone slot.
     pcps: &'static [Pcp],
 }

@@ -169,25 +169,60 @@ impl Place<'_> {
     }
 }
 
+/// Takes blocks off the hot end of a list, good while the caller owns the lists and changes nothing
+/// else. What was taken counts once it is dropped.
+pub(crate) struct HotBlocks<'a> {
+    pcp: &'a Pcp,
+    list: ListId,
+    head: u32,
+    /// Where the tail was.
+    from: u32,
+    tail: u32,
+}
+
+impl Iterator for HotBlocks<'_> {
+    type Item = u32;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<u32> {
+        if self.tail == self.head {
+            return None;
+        }
+        self.tail = self.tail.wrapping_sub(1);
+        Some(self.pcp.slot(self.list, self.tail).load(Relaxed))
+    }
+}
+
+impl Drop for HotBlocks<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let l = self.pcp.list(self.list);
+        l.tail.store(self.tail, Relaxed);
+        bump(&l.allocs, self.from.wrapping_sub(self.tail).into());
+    }
+}
+
 /// The hot end of a list, good while the caller owns the lists and changes nothing else. What was put
 /// counts once it is dropped.
 pub(crate) struct HotEnd<'a> {
     pcp: &'a Pcp,
     list: ListId,
+    /// Where the tail was.
+    from: u32,
     tail: u32,
-    left: u32,
-    put: u32,
+    /// Where it may get to.
+    limit: u32,
 }
 
 impl HotEnd<'_> {
     /// Puts a block there, freed by the caller; `false` if the list may not grow.
     #[inline(always)]
     pub(crate) fn put(&mut self, pfn: u32) -> bool {
-        if self.put == self.left {
+        if self.tail == self.limit {
             return false;
         }
-        self.pcp.slot(self.list, self.tail.wrapping_add(self.put)).store(pfn, Relaxed);
-        self.put += 1;
+        self.pcp.slot(self.list, self.tail).store(pfn, Relaxed);
+        self.tail = self.tail.wrapping_add(1);
         true
     }
 }
@@ -196,8 +231,8 @@ impl Drop for HotEnd<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         let l = self.pcp.list(self.list);
-        l.tail.store(self.tail.wrapping_add(self.put), Relaxed);
-        bump(&l.frees, self.put.into());
+        l.tail.store(self.tail, Relaxed);
+        bump(&l.frees, self.tail.wrapping_sub(self.from).into());
     }
 }
 
@@ -261,20 +296,12 @@ impl Pcp {
         grows.then_some(Place { list: l, slot: self.slot(list, tail), tail })
     }
 
-    /// Takes blocks off the hot end for as long as `take` says so: it is given a block, keeps it, and
-    /// says whether it wants another.
+    /// The hot end, to take several blocks from.
     #[inline(always)]
-    pub(crate) fn pop_run(&self, list: ListId, mut take: impl FnMut(u32) -> bool) {
+    pub(crate) fn hot_blocks(&self, list: ListId) -> HotBlocks<'_> {
         let l = self.list(list);
-        let head = l.head.load(Relaxed);
-        let mut tail = l.tail.load(Relaxed);
-        while tail != head {
-            tail = tail.wrapping_sub(1);
-            if !take(self.slot(list, tail).load(Relaxed)) {
-                break;
-            }
-        }
-        l.tail.store(tail, Relaxed);
+        let (head, tail) = (l.head.load(Relaxed), l.tail.load(Relaxed));
+        HotBlocks { pcp: self, list, head, from: tail, tail }
     }
 
     /// The hot end, to put several blocks there.
@@ -284,8 +311,8 @@ impl Pcp {
         let tail = l.tail.load(Relaxed);
         let limit = l.head.load(Relaxed).wrapping_add(l.high.load(Relaxed));
         // A list above its limit (it was lowered) takes no more.
-        let left = limit.wrapping_sub(tail);
-        HotEnd { pcp: self, list, tail, left: if left > CAPACITY { 0 } else { left }, put: 0 }
+        let over = limit.wrapping_sub(tail) > CAPACITY;
+        HotEnd { pcp: self, list, from: tail, tail, limit: if over { tail } else { limit } }
     }
 
     /// Puts a block on the hot end if the list may grow; says whether it did.

@@ -18,7 +18,7 @@
 
 use super::{PageAllocator, general::Request};
 use crate::{
-    context::{PF_KSWAPD, PF_MEMALLOC, PF_OOM_VICTIM, Path},
+    context::{PF_KSWAPD, PF_MEMALLOC, PF_OOM_VICTIM, Path, Task},
     error::AllocError,
     gfp::Gfp,
     page::Page,
@@ -161,8 +161,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 return Ok(page);
             }
             self.count(VmEvent::WmarkMin, 1);
-            // A reclaiming task does not reclaim again [C4].
-            if !can_reclaim || task & PF_MEMALLOC != 0 {
+            // A reclaiming task does not reclaim again [C4], and a caller on no CPU, of whom nobody could tell
+            // whether it reclaims, leaves it to kswapd.
+            let on_cpu = self.p.this_cpu().is_some();
+            if !can_reclaim || task & PF_MEMALLOC != 0 || !on_cpu {
                 // What lies on this CPU's other lists can be given back without waiting for anyone.
                 if !drained {
                     drained = true;
@@ -170,7 +172,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                         continue;
                     }
                 }
-                if can_reclaim && r.gfp.contains(Gfp::NOFAIL) {
+                let patient = !on_cpu && !r.gfp.contains(Gfp::NORETRY);
+                if can_reclaim
+                    && (r.gfp.contains(Gfp::NOFAIL) || patient && fruitless < MAX_RECLAIM_RETRIES)
+                {
+                    fruitless += 1;
                     self.pause();
                     self.drain_all_pages();
                     continue;
@@ -232,6 +238,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Reclaims on behalf of the request, in a scope in which allocations use the reserves.
     fn direct_reclaim(&self, r: &Request) -> u64 {
         self.count(VmEvent::allocstall(Self::highest_zone(r)), 1);
+        let lent = Task::new();
+        let _lent = LentTask::new(&self.p, &lent);
         let saved = self.with_task(|t| t.map(|t| t.memalloc_noreclaim_save()));
         let freed = self.reclaim.try_to_free_pages(self, &Self::reclaim_request(r));
         if let Some(saved) = saved {
@@ -303,5 +311,32 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 }
             })
             .is_ok()
+    }
+}
+
+/// Lends a task to a caller that has none, so that it has something to carry the scope of its reclaim.
+struct LentTask<'a, P: Platform> {
+    p: &'a P,
+    lent: bool,
+}
+
+impl<'a, P: Platform> LentTask<'a, P> {
+    /// The task is lent until the result is dropped.
+    fn new(p: &'a P, task: &'a Task) -> Self {
+        let cpu = p.this_cpu().filter(|cpu| cpu.current().is_none());
+        if let Some(cpu) = cpu {
+            // SAFETY: the call is made on this CPU, and the task outlives `self`, which takes it back.
+            unsafe { cpu.set_current(task) };
+        }
+        LentTask { p, lent: cpu.is_some() }
+    }
+}
+
+impl<P: Platform> Drop for LentTask<'_, P> {
+    fn drop(&mut self) {
+        if let Some(cpu) = self.p.this_cpu().filter(|_| self.lent) {
+            // SAFETY: null is always allowed, and the call is made on this CPU.
+            unsafe { cpu.set_current(core::ptr::null()) };
+        }
     }
 }

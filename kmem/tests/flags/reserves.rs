@@ -183,3 +183,27 @@ fn lowmem_reserve_counts_on_top_of_the_watermark() {
         rig.release(held.into_iter().chain(low));
     });
 }
+
+#[test]
+fn no_single_request_takes_the_zone_below_its_floor() {
+    let rig = Rig::flat();
+    let zone = rig.zone(ZoneType::Normal);
+    let min = zone.watermarks().min;
+    let half = min - min / 2;
+    rig.run(|_| {
+        let mut held = Held::new();
+        // A list that is refilled in batches must not take more than the request may.
+        for (gfp, floor) in [
+            (Gfp::KERNEL, min),
+            (Gfp::KERNEL | Gfp::COLD, min),
+            (Gfp::KERNEL | Gfp::HIGH, half),
+            (Gfp::ATOMIC, half - half / 4),
+        ] {
+            while let Ok(block) = rig.take(gfp | QUIET, 0) {
+                assert!(zone.free_frames() >= floor, "{gfp}: {} of {floor}", zone.free_frames());
+                held.push(block);
+            }
+        }
+        rig.release(held);
+    });
+}

@@ -681,22 +681,23 @@ impl Game {
         let zeroed = self.machine.small().zeroed() - zeroed;
         let wanted = if gfp.contains(Gfp::ZERO) { new.len() as u64 } else { 0 };
         assert_eq!(zeroed, wanted, "only what is new is zeroed");
-        match got {
+        let failed = match got {
             Ok(n) => {
                 assert!(pages[..n].iter().all(Option::is_some));
                 assert!(pages.get(n).is_none_or(Option::is_none));
-                if pages.get(n).is_some() {
-                    self.judge(gfp, 0, Err(AllocError::NoMemory), &before, context);
-                }
+                (n < pages.len()).then_some(AllocError::NoMemory)
             }
             Err(e) => {
                 assert!(new.is_empty());
-                self.judge(gfp, 0, Err(e), &before, context);
+                Some(e)
             }
-        }
+        };
         self.handlers_freed();
         for pfn in new {
             self.got(pfn, Live { order: 0, refs: 1, compound: false });
+        }
+        if let Some(e) = failed {
+            self.judge(gfp, 0, Err(e), &before, context);
         }
     }
 

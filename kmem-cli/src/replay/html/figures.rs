@@ -221,7 +221,7 @@ impl Figures<'_> {
                 series,
                 points: Vec::new(),
                 levels: Vec::new(),
-                range: None,
+                range: none.then_some((0.0, 10.0)),
             },
         )
     }

@@ -37,12 +37,12 @@ for (const figure of document.querySelectorAll("figure.plot")) {
       return row;
     });
     const head = document.createElement("div");
-    head.textContent = `event ${times.seq[low].toLocaleString()}, ${times.ms[low].toFixed(1)} ms into the replay`;
+    head.textContent = `event ${times.seq[low].toLocaleString()}, ${times.ms[low].toFixed(1)} ms into the replay (${data.unit})`;
     readout.replaceChildren(head, ...rows);
     readout.style.display = "block";
     const offset = at / scale;
     const room = box.width - offset > readout.offsetWidth + 24;
     readout.style.left = `${room ? offset + 14 : Math.max(0, offset - readout.offsetWidth - 14)}px`;
-    readout.style.top = `${svg.offsetTop + top / scale}px`;
+    readout.style.top = `${box.top - figure.getBoundingClientRect().top + top / scale}px`;
   });
 }

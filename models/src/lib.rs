@@ -1,0 +1,287 @@
+//! A machine for models: CPUs are threads that shuttle schedules, and interrupts land before any atomic
+//! access of the thread whose CPU they are for.
+//!
+//! # Concepts
+//! [`on_cpu`] makes a thread a CPU. From then on every atomic access of kmem's code is a place where
+//! another thread may go on, a request of another CPU lands, or the thread's own timer.
+//!
+//! # Locking
+//! What the models share are atomics that are no scheduling points; threads really run one at a time.
+
+use kmem::{
+    Config, Kmem, Platform, ZoneType,
+    context::{Cpu, Section},
+    memblock::Memblock,
+    platform::{IrqState, Level},
+    types::Pfn,
+    zone::{Layout, ZoneLimit},
+};
+use shuttle::rand::{Rng, thread_rng};
+use std::{
+    alloc::{Layout as Table, alloc_zeroed, dealloc},
+    cell::{Cell, RefCell},
+    fmt,
+    ptr::NonNull,
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
+    },
+};
+
+/// kmem's own atomics, as the core of the models has them.
+pub use kmem_models_core::sync::atomic as modelled;
+
+/// CPUs of the machine.
+pub const CPUS: usize = 2;
+
+/// What a timer interrupt does.
+pub type Timer = dyn Fn(&Kmem<Modelled>, usize) + Send + Sync;
+
+/// The platform.
+pub struct Modelled {
+    cpus: [Cpu; CPUS],
+    ipis: [AtomicBool; CPUS],
+    /// Whether a thread is the CPU.
+    taken: [AtomicBool; CPUS],
+    tables: Mutex<Vec<(usize, Table)>>,
+    kmem: Mutex<Weak<Kmem<Modelled>>>,
+    timer: Mutex<Option<Arc<Timer>>>,
+    relaxed: AtomicU64,
+    ticks: AtomicU64,
+    /// Reports of misuse.
+    pub bugs: Mutex<Vec<String>>,
+    sleepers: shuttle::sync::Mutex<()>,
+    woken: shuttle::sync::Condvar,
+    /// Threads that came to be asleep.
+    pub slept: AtomicU32,
+}
+
+shuttle::thread_local! {
+    static HERE: RefCell<Option<(Arc<Kmem<Modelled>>, usize)>> = RefCell::new(None);
+    static QUIET: Cell<bool> = Cell::new(false);
+    static TICKS_LEFT: Cell<u32> = Cell::new(0);
+}
+
+/// Before each atomic access of kmem's.
+fn point() {
+    if QUIET.try_with(Cell::get).unwrap_or(true) {
+        return;
+    }
+    let Ok(Some((kmem, cpu))) = HERE.try_with(|here| here.borrow().clone()) else { return };
+    if thread_rng().gen_bool(0.2) {
+        shuttle::thread::yield_now();
+    }
+    kmem.platform().land(&kmem, cpu);
+}
+
+fn quietly<R>(f: impl FnOnce() -> R) -> R {
+    let was = QUIET.with(|q| q.replace(true));
+    let r = f();
+    QUIET.with(|q| q.set(was));
+    r
+}
+
+/// A machine with so much memory that lists of single pages are on.
+pub fn machine() -> Arc<Kmem<Modelled>> {
+    // Nothing is checked before a thread is a CPU.
+    let mut boot = Memblock::new();
+    boot.add(0, 48 << 20, 0).unwrap();
+    let limits = [ZoneLimit { zone: ZoneType::Normal, end: u64::MAX }];
+    let config = Config { layout: Layout::new(&limits).unwrap(), ..Config::default() };
+    let platform = Modelled {
+        cpus: [Cpu::new(0, 0), Cpu::new(1, 0)],
+        ipis: Default::default(),
+        taken: Default::default(),
+        tables: Mutex::default(),
+        kmem: Mutex::default(),
+        timer: Mutex::default(),
+        relaxed: AtomicU64::new(0),
+        ticks: AtomicU64::new(0),
+        bugs: Mutex::default(),
+        sleepers: shuttle::sync::Mutex::new(()),
+        woken: shuttle::sync::Condvar::new(),
+        slept: AtomicU32::new(0),
+    };
+    let kmem = Arc::new(Kmem::bring_up(platform, boot, &config).unwrap());
+    *kmem.platform().kmem.lock().unwrap() = Arc::downgrade(&kmem);
+    (0..CPUS).for_each(|cpu| kmem.cpu_online(cpu));
+    modelled::set_hook(point);
+    kmem
+}
+
+/// Runs `f` as a CPU; `ticks` timer interrupts land at places that the model chooses. The thread stays
+/// for requests of others until `over` says so.
+pub fn on_cpu<R>(
+    kmem: &Arc<Kmem<Modelled>>,
+    cpu: usize,
+    ticks: u32,
+    over: impl Fn() -> bool,
+    f: impl FnOnce(&Kmem<Modelled>) -> R,
+) -> R {
+    HERE.with(|here| *here.borrow_mut() = Some((Arc::clone(kmem), cpu)));
+    assert!(!kmem.platform().taken[cpu].swap(true, SeqCst));
+    TICKS_LEFT.with(|t| t.set(ticks));
+    let r = f(kmem);
+    TICKS_LEFT.with(|t| t.set(0));
+    while !over() {
+        shuttle::thread::yield_now();
+        kmem.platform().land(kmem, cpu);
+    }
+    kmem.platform().land(kmem, cpu);
+    HERE.with(|here| *here.borrow_mut() = None);
+    kmem.platform().taken[cpu].store(false, SeqCst);
+    r
+}
+
+impl Modelled {
+    /// Sets what timer interrupts do.
+    pub fn set_timer(&self, timer: Arc<Timer>) {
+        *self.timer.lock().unwrap() = Some(timer);
+    }
+
+    /// Turns of spin loops so far.
+    pub fn relaxed(&self) -> u64 {
+        self.relaxed.load(SeqCst)
+    }
+
+    /// Timer interrupts so far.
+    pub fn ticks(&self) -> u64 {
+        self.ticks.load(SeqCst)
+    }
+
+    /// Serves what is due on the CPU, if it takes interrupts.
+    fn land(&self, kmem: &Kmem<Modelled>, id: usize) {
+        let cpu = &self.cpus[id];
+        let takes = quietly(|| {
+            let context = cpu.context();
+            !context.irqs_off() && !context.in_hardirq()
+        });
+        if !takes {
+            return;
+        }
+        if self.ipis[id].load(SeqCst) && thread_rng().gen_bool(0.5) {
+            self.ipis[id].store(false, SeqCst);
+            self.handle(cpu, || kmem.handle_ipi());
+        }
+        let left = TICKS_LEFT.with(Cell::get);
+        if left > 0 && thread_rng().gen_bool(0.05) {
+            TICKS_LEFT.with(|t| t.set(left - 1));
+            self.ticks.fetch_add(1, SeqCst);
+            let timer = self.timer.lock().unwrap().clone();
+            if let Some(timer) = timer {
+                self.handle(cpu, || timer(kmem, id));
+            }
+        }
+    }
+
+    fn handle(&self, cpu: &Cpu, f: impl FnOnce()) {
+        quietly(|| {
+            cpu.mask_irqs();
+            cpu.enter(Section::Hardirq);
+        });
+        f();
+        quietly(|| {
+            cpu.leave(Section::Hardirq);
+            cpu.unmask_irqs();
+        });
+    }
+
+    fn here(&self) -> Option<usize> {
+        HERE.try_with(|here| here.borrow().as_ref().map(|h| h.1)).ok().flatten()
+    }
+}
+
+impl Drop for Modelled {
+    fn drop(&mut self) {
+        for (at, table) in self.tables.lock().unwrap().drain(..) {
+            // SAFETY: allocated with this layout in `metadata`; the core is gone.
+            unsafe { dealloc(std::ptr::with_exposed_provenance_mut(at), table) };
+        }
+    }
+}
+
+// SAFETY: a CPU is one thread's for as long as it is anybody's, and handlers nest on that thread; frames
+// have no contents; tables are zero-filled and kept; nothing lands while the context word masks.
+unsafe impl Platform for Modelled {
+    fn this_cpu(&self) -> Option<&Cpu> {
+        self.cpus.get(self.here()?)
+    }
+
+    fn cpu(&self, id: usize) -> Option<&Cpu> {
+        self.cpus.get(id)
+    }
+
+    fn nr_cpu_ids(&self) -> usize {
+        CPUS
+    }
+
+    fn local_irq_save(&self) -> IrqState {
+        let Some(cpu) = self.this_cpu() else { return IrqState(2) };
+        IrqState(usize::from(quietly(|| cpu.mask_irqs())))
+    }
+
+    fn local_irq_restore(&self, state: IrqState) {
+        if state == IrqState(0)
+            && let Some(cpu) = self.this_cpu()
+        {
+            quietly(|| cpu.unmask_irqs());
+        }
+    }
+
+    fn direct_map(&self, _pfn: Pfn) -> Option<NonNull<u8>> {
+        None
+    }
+
+    fn direct_unmap(&self, _addr: *const u8) -> Option<Pfn> {
+        None
+    }
+
+    fn zero_frames(&self, _pfn: Pfn, _count: u32) {}
+
+    fn metadata(&self, _boot: &mut Memblock, bytes: usize) -> Option<NonNull<u8>> {
+        let table = Table::from_size_align(bytes, 4096).ok()?;
+        // SAFETY: the core never asks for zero bytes.
+        let at = NonNull::new(unsafe { alloc_zeroed(table) })?;
+        self.tables.lock().unwrap().push((at.as_ptr().expose_provenance(), table));
+        Some(at)
+    }
+
+    fn kick(&self, cpu: usize) {
+        self.ipis[cpu].store(true, SeqCst);
+    }
+
+    fn wait(&self, word: &modelled::AtomicU32, expected: u32, _timeout_ns: u64) {
+        // As a futex does it: the look and the falling asleep are one step for those who wake. There is
+        // no timeout, so a lost wake-up is a deadlock.
+        let guard = self.sleepers.lock().unwrap();
+        if quietly(|| word.load(SeqCst)) == expected {
+            self.slept.fetch_add(1, SeqCst);
+            drop(self.woken.wait(guard).unwrap());
+        }
+    }
+
+    fn wake(&self, _word: &modelled::AtomicU32) {
+        let _guard = self.sleepers.lock().unwrap();
+        self.woken.notify_all();
+    }
+
+    fn relax(&self) {
+        self.relaxed.fetch_add(1, SeqCst);
+        shuttle::thread::yield_now();
+        if let Some(cpu) = self.here()
+            && let Some(kmem) = self.kmem.lock().unwrap().upgrade()
+        {
+            self.land(&kmem, cpu);
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        0
+    }
+
+    fn report(&self, level: Level, message: fmt::Arguments<'_>) {
+        if level == Level::Bug {
+            self.bugs.lock().unwrap().push(message.to_string());
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Each protocol of kmem that avoids a lock, and the one lock, in many thousand schedules \[C3\]: kmem's
+//! own code, with two CPUs and interrupts at any atomic access.
+
+use kmem::{
+    Gfp, Kmem, Page, Pfn,
+    context::Atomic,
+    sync::SpinLock,
+    vmstat::VmEvent,
+    zone::Watermarks,
+};
+use kmem_models::{CPUS, Modelled, machine, modelled, on_cpu};
+use shuttle::{check_random, thread};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst},
+};
+
+/// Turns after which something that is to happen at once has not.
+const PATIENCE: u64 = 10_000;
+
+/// Schedules per model; `KMEM_MODEL_SCHEDULES` sets it.
+fn schedules(default: usize) -> usize {
+    std::env::var("KMEM_MODEL_SCHEDULES").map_or(default, |s| s.parse().expect("a number"))
+}
+
+/// Runs a closure on each CPU at once, with some timer interrupts each.
+fn on_both<F>(kmem: &Arc<Kmem<Modelled>>, ticks: u32, work: [F; CPUS])
+where
+    F: FnOnce(&Kmem<Modelled>) + Send + 'static,
+{
+    let done = Arc::new(AtomicUsize::new(0));
+    let threads: Vec<_> = work
+        .into_iter()
+        .enumerate()
+        .map(|(cpu, f)| {
+            let (kmem, done) = (Arc::clone(kmem), Arc::clone(&done));
+            thread::spawn(move || {
+                let over = || done.load(SeqCst) == CPUS;
+                on_cpu(&kmem, cpu, ticks, over, |k| {
+                    f(k);
+                    done.fetch_add(1, SeqCst);
+                });
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|t| t.join().unwrap());
+}
+
+/// Everything is free, wherever it lay, and nothing was reported.
+fn check_all_free(kmem: &Arc<Kmem<Modelled>>, bugs: usize) {
+    for cpu in 0..CPUS {
+        on_cpu(kmem, cpu, 0, || true, |k| k.drain_this_cpu());
+    }
+    let audit = kmem.audit().unwrap();
+    assert_eq!((audit.allocated, audit.free), (0, audit.managed), "{audit:?}");
+    let reports = kmem.platform().bugs.lock().unwrap();
+    assert_eq!(reports.len(), bugs, "{reports:?}");
+}
+
+/// Sets a timer that allocates and frees in turn.
+fn busy_timer(kmem: &Kmem<Modelled>) -> Arc<Mutex<Vec<u32>>> {
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let list = Arc::clone(&held);
+    kmem.platform().set_timer(Arc::new(move |kmem, _cpu| {
+        let freed = list.lock().unwrap().pop();
+        match freed {
+            Some(pfn) => kmem.__free_page(kmem.pfn_to_page(Pfn(pfn)).unwrap()).unwrap(),
+            None => {
+                let page = kmem.alloc_page(Gfp::ATOMIC).unwrap();
+                let pfn = kmem.page_to_pfn(page).unwrap().0;
+                list.lock().unwrap().push(pfn);
+            }
+        }
+    }));
+    held
+}
+
+fn free_held(kmem: &Kmem<Modelled>, held: &Mutex<Vec<u32>>) {
+    for pfn in held.lock().unwrap().drain(..) {
+        kmem.__free_page(kmem.pfn_to_page(Pfn(pfn)).unwrap()).unwrap();
+    }
+}
+
+type Work = Box<dyn FnOnce(&Kmem<Modelled>) + Send>;
+
+/// Ownership of a CPU's lists, work deferred to the owner, and requests to drain: no request is lost, and
+/// nobody touches lists that are owned (a block would be handed out twice, or be lost).
+#[test]
+fn ownership_and_deferred_drains() {
+    let run = || {
+        let kmem = machine();
+        let held = busy_timer(&kmem);
+        let busy: Work = Box::new(|k| {
+            let pages: Vec<&Page> = (0..3).map(|_| k.alloc_page(Gfp::NOWAIT).unwrap()).collect();
+            for page in pages {
+                k.__free_page(page).unwrap();
+            }
+            let mut pages = [None; 3];
+            assert_eq!(k.alloc_pages_bulk(Gfp::NOWAIT, &mut pages), Ok(3));
+            k.free_pages_bulk(&mut pages).unwrap();
+            k.drain_this_cpu();
+            let page = k.alloc_page(Gfp::NOWAIT).unwrap();
+            k.__free_page(page).unwrap();
+        });
+        let asking: Work = Box::new(|k| {
+            for _ in 0..4 {
+                let before = k.platform().relaxed();
+                k.drain_all_pages();
+                let turns = k.platform().relaxed() - before;
+                assert!(turns < PATIENCE, "a request to drain was lost");
+            }
+        });
+        on_both(&kmem, 4, [busy, asking]);
+        free_held(&kmem, &held);
+        check_all_free(&kmem, 0);
+    };
+    check_random(run, schedules(3000));
+}
+
+/// Two free one block, an interrupt tries a third time: exactly one succeeds.
+#[test]
+fn a_double_free_frees_once() {
+    let run = || {
+        let kmem = machine();
+        let pfn = {
+            let page = kmem.alloc_pages(Gfp::KERNEL, 1).unwrap();
+            kmem.page_to_pfn(page).unwrap()
+        };
+        let freed = Arc::new(AtomicU32::new(0));
+        let tried = Arc::new(AtomicU32::new(0));
+        let free = {
+            let (freed, tried) = (Arc::clone(&freed), Arc::clone(&tried));
+            move |k: &Kmem<Modelled>| {
+                let ok = k.__free_pages(k.pfn_to_page(pfn).unwrap(), 1).is_ok();
+                freed.fetch_add(u32::from(ok), SeqCst);
+                tried.fetch_add(1, SeqCst);
+            }
+        };
+        let in_timer = free.clone();
+        kmem.platform().set_timer(Arc::new(move |k, _cpu| in_timer(k)));
+        on_both(&kmem, 1, [free.clone(), free]);
+        assert_eq!(freed.load(SeqCst), 1);
+        check_all_free(&kmem, tried.load(SeqCst) as usize - 1);
+    };
+    check_random(run, schedules(3000));
+}
+
+/// References come and go on two CPUs, one of them taken by somebody who knows only the frame number:
+/// the block is freed once, by the last, and never while a reference is held.
+#[test]
+fn the_last_reference_frees() {
+    let run = || {
+        let kmem = machine();
+        let page = kmem.alloc_pages(Gfp::KERNEL | Gfp::COMP, 1).unwrap();
+        kmem.get_page(page).unwrap();
+        let pfn = kmem.page_to_pfn(page).unwrap();
+        let work = |by_order: bool| -> Work {
+            Box::new(move |k| {
+                let page = k.pfn_to_page(pfn).unwrap();
+                if k.get_page_unless_zero(page) {
+                    assert!(page.page_count() > 0 && k.buddy_order(pfn).is_none());
+                    k.put_page(page).unwrap();
+                }
+                if by_order {
+                    k.__free_pages(page, 1).unwrap();
+                } else {
+                    k.put_page(page).unwrap();
+                }
+                if k.get_page_unless_zero(page) {
+                    assert!(page.page_count() > 0 && k.buddy_order(pfn).is_none());
+                    k.put_page(page).unwrap();
+                }
+            })
+        };
+        on_both(&kmem, 0, [work(true), work(false)]);
+        check_all_free(&kmem, 0);
+    };
+    check_random(run, schedules(3000));
+}
+
+/// The interrupt-masking spin lock: one holder at a time, on two CPUs and in interrupts, and no interrupt
+/// finds its own CPU's lock held (it would spin for ever).
+#[test]
+fn the_lock_is_held_by_one() {
+    let run = || {
+        let kmem = machine();
+        let lock = Arc::new((SpinLock::new(0u32), AtomicU32::new(0)));
+        let step = {
+            let lock = Arc::clone(&lock);
+            move |k: &Kmem<Modelled>| {
+                Atomic::interrupt(|atomic| {
+                    lock.0.with_atomic(k.platform(), atomic, |_, n| {
+                        assert_eq!(lock.1.fetch_add(1, SeqCst), 0, "two holders");
+                        thread::yield_now();
+                        *n += 1;
+                        lock.1.fetch_sub(1, SeqCst);
+                    });
+                });
+                assert!(k.platform().relaxed() < PATIENCE, "the lock is never given up");
+            }
+        };
+        let in_timer = step.clone();
+        kmem.platform().set_timer(Arc::new(move |k, _cpu| in_timer(k)));
+        let work = move |k: &Kmem<Modelled>| (0..3).for_each(|_| step(k));
+        on_both(&kmem, 3, [work.clone(), work]);
+        let sum = Atomic::interrupt(|a| lock.0.with_atomic(kmem.platform(), a, |_, n| *n));
+        assert_eq!(u64::from(sum), 6 + kmem.platform().ticks());
+    };
+    check_random(run, schedules(3000));
+}
+
+/// kswapd's bell: whoever rings it while kswapd falls asleep is heard. Sleeps have no timeout here.
+#[test]
+fn a_wake_up_of_kswapd_is_heard() {
+    let slept = Arc::new(AtomicU32::new(0));
+    let sum = Arc::clone(&slept);
+    let run = move || {
+        let kmem = machine();
+        // Below low, above min and high: each request rings, and kswapd has nothing to do.
+        let marks = Watermarks { min: 0, low: 1 << 20, high: 0, promo: 0 };
+        kmem.set_watermarks(&kmem.zones()[0], marks);
+        let stop = Arc::new(modelled::AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let kswapd: Work = Box::new(move |k| k.kswapd_run(0, &stopping));
+        let asking: Work = Box::new(move |k| {
+            for _ in 0..3 {
+                let runs = k.vm_event(VmEvent::PageOutRun);
+                let page = k.alloc_page(Gfp::KERNEL).unwrap();
+                k.__free_page(page).unwrap();
+                let mut turns = 0;
+                while k.vm_event(VmEvent::PageOutRun) == runs {
+                    turns += 1;
+                    assert!(turns < PATIENCE, "kswapd sleeps through a wake-up");
+                    thread::yield_now();
+                }
+            }
+            stop.store(true, SeqCst);
+            k.nudge_kswapd();
+        });
+        on_both(&kmem, 0, [kswapd, asking]);
+        sum.fetch_add(kmem.platform().slept.load(SeqCst), SeqCst);
+        check_all_free(&kmem, 0);
+    };
+    check_random(run, schedules(1000));
+    assert!(slept.load(SeqCst) > 100, "kswapd slept now and then");
+}
