@@ -40,19 +40,19 @@ pub enum MachineError {
     #[error(transparent)]
     Hosted(#[from] HostedError),
     /// The boot allocator refused.
-    #[error("boot memory: {0}")]
+    #[error("boot memory")]
     Boot(#[from] MemblockError),
     /// The shape's zones make no sense.
-    #[error("zones: {0}")]
+    #[error("zones")]
     Layout(#[from] LayoutError),
     /// The shape makes no sense.
     #[error(transparent)]
     Shape(#[from] ShapeError),
     /// The memory manager could not be brought up.
-    #[error("bring-up: {0}")]
+    #[error("bring-up")]
     BringUp(#[from] BringUpError),
     /// A kswapd thread could not be started.
-    #[error("kswapd: {0}")]
+    #[error("kswapd")]
     Thread(#[from] std::io::Error),
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Memory orders operations too, where it is short. A thread that ran far ahead of the others would take
 //! frames that Linux, at that point of the recording, did not have, and free them only where the others are
-//! still to come; so an allocation waits while its thread is further ahead than a sixteenth of the frames
+//! still to come; so an allocation waits while its thread is further ahead than a sixty-fourth of the frames
 //! that are free above the low watermarks. Plenty of memory, and the threads run as they may; none left,
 //! and the allocations follow the recording.
 //!
@@ -124,6 +124,19 @@ struct Shared<'a> {
     began: Instant,
     paced: bool,
     damaged: AtomicBool,
+    /// A thread has panicked; nobody is to wait for what it had still to do.
+    broken: AtomicBool,
+}
+
+/// Tells the other threads when this one unwinds.
+struct Alarm<'a>(&'a AtomicBool);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Release);
+        }
+    }
 }
 
 /// Runs the plan.
@@ -156,6 +169,7 @@ pub fn run(
         began: Instant::now(),
         paced: args.speed == Speed::Recorded,
         damaged: AtomicBool::new(false),
+        broken: AtomicBool::new(false),
     };
     for (handle, pfn, _) in prior {
         shared.words[*handle as usize].store(pfn + 1, Release);
@@ -170,6 +184,7 @@ pub fn run(
             .map(|(i, (ops, times))| {
                 let shared = &shared;
                 scope.spawn(move || {
+                    let _alarm = Alarm(&shared.broken);
                     let task = Task::new();
                     machine.run_on(Some(i % cpus), Some(&task), |p| shared.thread(i, ops, times, p))
                 })
@@ -340,6 +355,7 @@ impl Shared<'_> {
     fn idle(&self, turns: &mut u32, process: &mut Process) {
         *turns += 1;
         if turns.is_multiple_of(64) {
+            assert!(!self.broken.load(Acquire), "another replay thread panicked");
             self.machine.hosted().cond_resched(process);
             std::thread::yield_now();
         } else {
@@ -355,11 +371,11 @@ impl Shared<'_> {
         }
     }
 
-    /// How many events a thread may be ahead of the slowest: a sixteenth of the frames that are free
+    /// How many events a thread may be ahead of the slowest: a sixty-fourth of the frames that are free
     /// above the low watermarks.
     fn lead(&self) -> u64 {
         let zones = self.machine.zones().iter();
-        zones.map(|z| z.free_frames().saturating_sub(z.watermarks().low)).sum::<u64>() / 16
+        zones.map(|z| z.free_frames().saturating_sub(z.watermarks().low)).sum::<u64>() / 64
     }
 
     fn alloc(&self, op: &Op, process: &mut Process, c: &mut Counts) {
@@ -432,19 +448,14 @@ impl Shared<'_> {
 
     fn sample(&self, seq: u64) {
         let m = self.machine;
-        let allocs: u64 =
-            kmem::ZoneType::ALL.iter().map(|z| m.vm_event(VmEvent::pgalloc(*z))).sum();
-        let misses = m.vm_event(VmEvent::PcpRefill) + m.vm_event(VmEvent::PcpBypass);
+        let hits = m.vm_event(VmEvent::PcpHit);
+        let requests = hits + m.vm_event(VmEvent::PcpRefill) + m.vm_event(VmEvent::PcpBypass);
         let sample = Sample {
             seq,
             ms: self.began.elapsed().as_secs_f64() * 1e3,
             free_blocks: free_blocks(m),
             pcp_frames: m.zones().iter().flat_map(|z| m.pcp_frames(z)).sum(),
-            pcp_hit_percent: if allocs == 0 {
-                0.0
-            } else {
-                100.0 * (1.0 - misses as f64 / allocs as f64).max(0.0)
-            },
+            pcp_hit_percent: 100.0 * hits as f64 / requests.max(1) as f64,
             low_crossings: m.vm_event(VmEvent::WmarkLow),
             min_crossings: m.vm_event(VmEvent::WmarkMin),
         };

@@ -11,7 +11,11 @@
 
 use super::plan::Plan;
 use anyhow::{Context, anyhow, bail};
-use kmem::{Config, Gfp, Pfn, ZoneType, types::MigrateType, zone::Watermarks};
+use kmem::{
+    Config, Gfp, Pfn, ZoneType,
+    types::{DEFAULT_MAX_ORDER, MAX_MAX_ORDER, MigrateType},
+    zone::Watermarks,
+};
 use kmem_hosted::{Machine, Shape, ZoneLimit};
 use kmem_trace::{Recording, StartState, start::ZoneStart};
 use std::{collections::HashMap, ops::Range};
@@ -65,7 +69,9 @@ pub fn build(
     }
     let bytes = memory.unwrap_or(1 << 30).next_multiple_of(2 << 20);
     let shape = Shape::x86_64(bytes).cpus(cpus).without_contents();
-    let machine = Machine::without_kswapd(shape, Config::default())?;
+    let largest = plan.largest_order().clamp(DEFAULT_MAX_ORDER, MAX_MAX_ORDER);
+    let config = Config { max_order: largest, ..Config::default() };
+    let machine = Machine::without_kswapd(shape, config)?;
     let mut blocks = Vec::new();
     machine.run(|_| {
         for prior in &plan.prior {
@@ -159,7 +165,13 @@ fn zone_limits(zones: &[ZoneStart]) -> anyhow::Result<Vec<ZoneLimit>> {
             .min();
         let known = zones.iter().any(|z| z.name == kind.name());
         if known || kind <= ZoneType::Normal {
-            limits.push(ZoneLimit { zone: kind, end: above.map_or(end, |a| end.min(a)) });
+            // A recorded zone ends where the next recorded one starts, whatever is usual.
+            let end = match above {
+                Some(a) if known => a,
+                Some(a) => end.min(a),
+                None => end,
+            };
+            limits.push(ZoneLimit { zone: kind, end });
         }
     }
     if let Some(z) = zones.iter().find(|z| ZoneType::from_name(&z.name).is_none()) {

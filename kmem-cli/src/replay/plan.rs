@@ -161,6 +161,11 @@ impl Plan {
         }
     }
 
+    /// The largest order of any operation.
+    pub fn largest_order(&self) -> u32 {
+        self.cpus.iter().flatten().map(|op| u32::from(op.order)).max().unwrap_or(0)
+    }
+
     /// Recorded CPUs.
     pub fn nr_cpus(&self) -> usize {
         self.cpus.len()

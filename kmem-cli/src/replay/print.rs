@@ -19,7 +19,7 @@ pub fn text(r: &ReplayResult) -> String {
         "one thread, in the recorded order".to_string()
     } else {
         format!(
-            "{} threads on {} CPUs, ordered only by what a free needs of its allocation",
+            "{} threads on {} CPUs, ordered by what a free needs of its allocation and, where memory is short, by the recording",
             r.threads, r.cpus
         )
     };

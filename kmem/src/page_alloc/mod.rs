@@ -275,7 +275,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 hits.saturating_sub(self.vm_event(VmEvent::PcpRefill))
             }
             VmEvent::PcpBypass => {
-                counted + lists().map(|(pcp, _)| pcp.plain_allocs() - pcp.allocs().0).sum::<u64>()
+                counted + lists().map(|(pcp, _)| pcp.direct_allocs()).sum::<u64>()
             }
             _ => match ZoneType::ALL.into_iter().find(|z| VmEvent::pgalloc(*z) == event) {
                 Some(t) => {

@@ -354,9 +354,14 @@ impl Pcp {
         bump(&self.direct, 1);
     }
 
+    /// Blocks that the fast paths ever took straight from the buddy.
+    pub(crate) fn direct_allocs(&self) -> u64 {
+        self.direct.load(Relaxed)
+    }
+
     /// Blocks that the fast paths ever gave out, from the lists or straight from the buddy.
     pub(crate) fn plain_allocs(&self) -> u64 {
-        self.allocs().0 + self.direct.load(Relaxed)
+        self.allocs().0 + self.direct_allocs()
     }
 
     /// Frames ever put by frees.

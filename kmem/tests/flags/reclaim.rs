@@ -120,6 +120,36 @@ fn shrinkers_give_frames_back_and_the_request_succeeds() {
 }
 
 #[test]
+fn shrinkers_are_asked_for_the_nodes_that_the_request_may_use() {
+    let shape = kmem_hosted::Shape::no_dma(16 * MIB).bank(16 * MIB, 16 * MIB, 1).cpus(2);
+    let rig = Rig::new(shape, Config::default());
+    let (by_node, _) = TestShrinker::by_node(&rig, 1000, |_, _, _| Some(0));
+    let (plain, _) = TestShrinker::register(&rig, 1000, |_, _, _| Some(0));
+    let mut before = (0, 0);
+    let mut asked = |gfp: Gfp, nid: i32| {
+        let asked = rig.alloc_pages_node(nid, gfp | Gfp::NOWARN | Gfp::NORETRY, 0).err();
+        assert_eq!(asked, Some(kmem::AllocError::NoMemory));
+        let nodes = |s: &TestShrinker, from| {
+            let mut nodes: Vec<_> = s.seen().iter().skip(from).map(|sc| sc.node).collect();
+            nodes.sort_unstable();
+            nodes.dedup();
+            nodes
+        };
+        let seen = (nodes(by_node, before.0), nodes(plain, before.1));
+        before = (by_node.seen().len(), plain.seen().len());
+        seen
+    };
+    rig.run(|_| {
+        let held = rig.exhaust(Gfp::KERNEL | Gfp::NOWARN | Gfp::NORETRY, 0);
+        asked(Gfp::KERNEL, 0);
+        assert_eq!(asked(Gfp::KERNEL, 0), (vec![0, 1], vec![0]));
+        assert_eq!(asked(Gfp::KERNEL | Gfp::THISNODE, 1), (vec![1], vec![]));
+        assert_eq!(asked(Gfp::KERNEL | Gfp::THISNODE, 0), (vec![0], vec![0]));
+        rig.release(held);
+    });
+}
+
+#[test]
 fn kswapd_works_up_to_the_high_watermark() {
     let rig = Rig::with_kswapd(kmem_hosted::Shape::no_dma(64 * MIB));
     let zone = rig.zone(kmem::ZoneType::Normal);
