@@ -32,7 +32,7 @@ use std::{
 pub use kmem_models_core::sync::atomic as modelled;
 
 /// CPUs of the machine.
-pub const CPUS: usize = 2;
+pub const CPUS: usize = 3;
 
 /// What a timer interrupt does.
 pub type Timer = dyn Fn(&Kmem<Modelled>, usize) + Send + Sync;
@@ -68,9 +68,13 @@ fn point() {
         return;
     }
     let Ok(Some((kmem, cpu))) = HERE.try_with(|here| here.borrow().clone()) else { return };
-    if thread_rng().gen_bool(0.2) {
-        shuttle::thread::yield_now();
-    }
+    // Now and then a CPU is held up for long.
+    let turns = match thread_rng().gen_range(0..200) {
+        0 => thread_rng().gen_range(0..400),
+        1..40 => 1,
+        _ => 0,
+    };
+    (0..turns).for_each(|_| shuttle::thread::yield_now());
     kmem.platform().land(&kmem, cpu);
 }
 
@@ -85,11 +89,11 @@ fn quietly<R>(f: impl FnOnce() -> R) -> R {
 pub fn machine() -> Arc<Kmem<Modelled>> {
     // Nothing is checked before a thread is a CPU.
     let mut boot = Memblock::new();
-    boot.add(0, 48 << 20, 0).unwrap();
+    boot.add(0, 72 << 20, 0).unwrap();
     let limits = [ZoneLimit { zone: ZoneType::Normal, end: u64::MAX }];
     let config = Config { layout: Layout::new(&limits).unwrap(), ..Config::default() };
     let platform = Modelled {
-        cpus: [Cpu::new(0, 0), Cpu::new(1, 0)],
+        cpus: [Cpu::new(0, 0), Cpu::new(1, 0), Cpu::new(2, 0)],
         ipis: Default::default(),
         taken: Default::default(),
         tables: Mutex::default(),
@@ -268,9 +272,9 @@ unsafe impl Platform for Modelled {
     fn relax(&self) {
         self.relaxed.fetch_add(1, SeqCst);
         shuttle::thread::yield_now();
-        if let Some(cpu) = self.here()
-            && let Some(kmem) = self.kmem.lock().unwrap().upgrade()
-        {
+        // Taken out first: nothing may be locked where another thread may go on.
+        let kmem = self.kmem.lock().unwrap().upgrade();
+        if let (Some(cpu), Some(kmem)) = (self.here(), kmem) {
             self.land(&kmem, cpu);
         }
     }

@@ -134,8 +134,10 @@ fn mobility_flags_keep_pageblocks_apart() {
         let mut held = Vec::new();
         let mut blocks: [BTreeSet<u32>; 3] = Default::default();
         for round in 0..300 {
+            // COLD goes the general path.
+            let way = if round % 3 == 0 { Gfp::COLD } else { Gfp::empty() };
             for (i, (gfp, mt)) in kinds.into_iter().enumerate() {
-                let (pfn, order) = rig.take(gfp, round % 4).unwrap();
+                let (pfn, order) = rig.take(gfp | way, round % 4).unwrap();
                 assert_eq!(rig.pageblock_migratetype(pfn), Some(mt));
                 blocks[i].insert(pfn.0 >> 9);
                 held.push((pfn, order));

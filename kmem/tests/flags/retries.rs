@@ -1,7 +1,7 @@
 //! How hard each flag makes a request try: NORETRY, REPEAT, NOFAIL, costly orders, the OOM handler.
 
 use kmem::{
-    AllocError, Gfp, context::Task, gfp::GfpError, page_alloc::ReclaimRequest, vmstat::VmEvent,
+    AllocError, Gfp, context::Task, fault::FaultPlan, gfp::GfpError, page_alloc::ReclaimRequest, vmstat::VmEvent,
 };
 use kmem_test_support::{Held, OomScript, Rig, TestShrinker};
 use std::{
@@ -275,4 +275,24 @@ fn nofail_calls_the_oom_handler_even_where_others_would_not() {
             rig.release(held);
         });
     }
+}
+
+#[test]
+fn an_injected_failure_spares_nofail() {
+    let rig = Rig::flat();
+    rig.run(|_| {
+        for (gfp, order, fails) in [
+            (Gfp::KERNEL | Gfp::NOWARN, 0, true),
+            (Gfp::KERNEL | Gfp::NOWARN, 4, true),
+            (Gfp::KERNEL | Gfp::NOFAIL, 0, false),
+            (Gfp::KERNEL | Gfp::NOFAIL, 1, false),
+        ] {
+            rig.set_fault_plan(FaultPlan::Nth(0));
+            let got = rig.take(gfp, order);
+            rig.set_fault_plan(FaultPlan::Off);
+            assert_eq!(got.is_err(), fails, "{gfp}");
+            rig.release(got);
+        }
+        assert_eq!(rig.faults_injected(), 4);
+    });
 }

@@ -28,7 +28,7 @@ fn config() -> Config {
 }
 
 /// Where high memory begins, in frames.
-const HIGH_FROM: u32 = (300 * MIB >> 12) as u32;
+const HIGH_FROM: u32 = ((300 * MIB) >> 12) as u32;
 
 fn machine() -> Machine {
     Machine::new(Small::new([0, 0], HIGH_FROM), boot(), &config()).unwrap()

@@ -314,7 +314,7 @@ impl Game {
     /// A frame of the machine for sixteen bits.
     fn frame(&self, near: u16) -> u32 {
         let frames = (self.zone_of.len() as u64) << PAGEBLOCK_ORDER;
-        self.first + (u64::from(near) * frames >> 16) as u32
+        self.first + ((u64::from(near) * frames) >> 16) as u32
     }
 
     fn before(&self) -> Before {

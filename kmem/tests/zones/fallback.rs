@@ -15,10 +15,16 @@ fn machine(zones: &[(ZoneType, u64)]) -> Rig {
     rig
 }
 
+/// The zones that single pages come from, in order: asked for plainly, and in a way that only the general
+/// path answers.
+#[track_caller]
 fn zones_of(rig: &Rig, gfp: Gfp) -> Vec<ZoneType> {
     let task = Task::new();
     let zone = |pfn| rig.page_zone(pfn).unwrap().zone_type();
-    order_of(rig, &task, || pfn(rig, rig.alloc_page(gfp | QUIET)), zone)
+    let zones = |gfp: Gfp| order_of(rig, &task, || pfn(rig, rig.alloc_page(gfp | QUIET)), zone);
+    let plain = zones(gfp);
+    assert_eq!(zones(gfp | Gfp::COLD), plain, "{gfp}");
+    plain
 }
 
 #[test]

@@ -149,6 +149,13 @@ fn bind_allows_no_other_node() {
         assert_eq!(nodes_as(&rig, 0, &task, gfp), [2, 3], "{gfp}");
         assert_eq!(nodes_as(&rig, 3, &task, gfp), [3, 2], "{gfp}");
     }
+    let count = |node, event| {
+        rig.zone_numa_event(rig.zone_of(node, kmem::ZoneType::Normal).unwrap(), event)
+    };
+    let hits = count(2, VmEvent::NumaHit);
+    rig.run_as(&task, |_| rig.release([rig.take(Gfp::KERNEL, 0).unwrap()]));
+    assert_eq!(count(2, VmEvent::NumaHit), hits + 1, "it got the node that it could hope for");
+    assert_eq!(count(0, VmEvent::NumaForeign), 0);
     task.set_mempolicy(MemPolicy::Bind(0));
     assert_eq!(nodes_as(&rig, 0, &task, Gfp::KERNEL), []);
     task.set_mempolicy(MemPolicy::Default);
