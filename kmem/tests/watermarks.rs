@@ -59,8 +59,8 @@ fn a_large_zone_goes_by_the_scale_factor() {
 
 #[test]
 fn high_memory_keeps_a_little_whatever_its_size() {
-    let machine = empty(Shape::x86_32(GIB), Config::default());
-    assert_eq!(marks(&machine, ZoneType::HighMem).0, 32, "128 MiB / 1024, at least 32 frames");
+    let machine = empty(Shape::x86_32(900 * MIB), Config::default());
+    assert_eq!(marks(&machine, ZoneType::HighMem).0, 32);
     let machine = empty(Shape::x86_32(1152 * MIB), Config::default());
     assert_eq!(marks(&machine, ZoneType::HighMem).0, 64);
     let machine = empty(Shape::x86_32_pae(8 * GIB), Config::default());
@@ -80,6 +80,11 @@ fn lowmem_reserve_is_what_lies_above_divided_by_the_ratio() {
     assert_eq!([dma, dma32, normal].map(|z| reserve(dma, z)), [0, 3056, 8176]);
     assert_eq!([dma, dma32, normal].map(|z| reserve(dma32, z)), [0, 0, 5120]);
     assert_eq!([dma, dma32, normal].map(|z| reserve(normal, z)), [0, 0, 0]);
+    // Another node's memory is no reason to keep this one's.
+    let two = empty(Shape::numa(2, 64 * MIB), Config::default());
+    let reserve = |z| two.zone_of(0, z).unwrap().lowmem_reserve(normal);
+    assert_eq!((reserve(dma), reserve(dma32)), (48, 0));
+    assert_eq!(two.zone_of(1, normal).unwrap().managed_frames(), 16_384);
     let ratio = [1000, 0, 32, 0, 0, 0];
     let machine =
         empty(Shape::x86_64(8 * GIB), Config { lowmem_reserve_ratio: ratio, ..Config::default() });

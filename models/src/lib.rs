@@ -70,7 +70,7 @@ fn point() {
     let Ok(Some((kmem, cpu))) = HERE.try_with(|here| here.borrow().clone()) else { return };
     // Now and then a CPU is held up for long.
     let turns = match thread_rng().gen_range(0..200) {
-        0 => thread_rng().gen_range(0..400),
+        0 => thread_rng().gen_range(0..40),
         1..40 => 1,
         _ => 0,
     };

@@ -350,7 +350,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let counters = unsafe { tables.zeroed::<VmCounters>(cpus + 1)? };
         // SAFETY: rows are atomics; zero is zero.
         let numa = unsafe { tables.zeroed(nr_zones * (cpus + 1))? };
-        let nodes = plans.iter().flatten().map(|p| p.node as usize + 1).max().unwrap_or(1);
+        // A CPU's node counts, whether it has memory or not: its requests need a zonelist.
+        let of_cpus = (0..cpus).filter_map(|cpu| p.cpu(cpu)).map(|cpu| cpu.node() + 1);
+        let of_zones = plans.iter().flatten().map(|p| p.node as usize + 1);
+        let nodes = of_zones.chain(of_cpus).max().unwrap_or(1);
         // SAFETY: as above.
         let node_stats = unsafe { tables.zeroed(nodes.min(MAX_NODES))? };
         // SAFETY: as above.

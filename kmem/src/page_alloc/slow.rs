@@ -199,7 +199,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 break;
             }
             let persistent = r.gfp.contains(Gfp::RETRY_MAYFAIL);
-            if Gfp::costly(r.order) && !persistent && !r.gfp.contains(Gfp::NOFAIL) {
+            if Gfp::costly(r.order) && !persistent {
                 break;
             }
             // Progress resets the patience of the cheap orders only: for a costly one it need not lead anywhere.
@@ -261,11 +261,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         })
     }
 
+    /// Calls the OOM handler for those who may not simply fail. Costly orders have given up before, save
+    /// for `__GFP_RETRY_MAYFAIL`.
     fn try_oom(&self, r: &Request, task: u32) -> bool {
         let nofail = r.gfp.contains(Gfp::NOFAIL);
         if task & (PF_OOM_VICTIM | PF_KSWAPD) != 0
             || r.gfp.intersects(Gfp::RETRY_MAYFAIL | Gfp::THISNODE)
-            || (Gfp::costly(r.order) && !nofail)
             || (!r.gfp.contains(Gfp::FS) && !nofail)
         {
             return false;

@@ -1,11 +1,12 @@
 //! How hard each flag makes a request try: NORETRY, REPEAT, NOFAIL, costly orders, the OOM handler.
 
 use kmem::{
-    AllocError, Gfp, context::Task, fault::FaultPlan, gfp::GfpError, page_alloc::ReclaimRequest, vmstat::VmEvent,
+    AllocError, Gfp, context::Task, fault::FaultPlan, gfp::GfpError, page_alloc::ReclaimRequest,
+    vmstat::VmEvent,
 };
 use kmem_test_support::{Held, OomScript, Rig, TestShrinker};
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Barrier, Mutex},
     thread,
     time::Duration,
 };
@@ -55,6 +56,18 @@ fn without_hope_it_gives_up_at_once() {
 fn a_costly_order_is_not_worth_a_second_pass_unless_repeat_says_so() {
     assert_eq!(passes(Gfp::KERNEL, 4, 100_000), 1);
     assert_eq!(passes(Gfp::KERNEL | Gfp::REPEAT, 4, 100_000), PATIENCE);
+}
+
+#[test]
+fn progress_that_leads_nowhere_does_not_hold_a_costly_order_for_ever() {
+    let (rig, held) = full();
+    TestShrinker::register(&rig, 100_000, |_, sc, _| Some(sc.nr_to_scan));
+    rig.run(|_| {
+        let before = rig.stalls();
+        assert!(rig.alloc_pages(Gfp::KERNEL | Gfp::REPEAT | Gfp::NOWARN, 4).is_err());
+        assert_eq!(rig.stalls() - before, PATIENCE);
+        rig.release(held);
+    });
 }
 
 #[test]
@@ -158,6 +171,8 @@ fn nofail_waits_for_somebody_elses_free() {
     let task = Task::new();
     for scope in [false, true] {
         let mine = held.pop().unwrap();
+        // The waiter has used up what it may, and nothing is left for it.
+        let ready = Barrier::new(2);
         let got = thread::scope(|s| {
             let waiter = s.spawn(|| {
                 rig.on(1, &task, |_| {
@@ -165,6 +180,7 @@ fn nofail_waits_for_somebody_elses_free() {
                     // In the scope the reserve is open: use it up, so that NOFAIL has to wait.
                     let reserve =
                         if scope { rig.exhaust(Gfp::KERNEL | Gfp::NOWARN, 0) } else { Held::new() };
+                    ready.wait();
                     let got = rig.take(Gfp::KERNEL | Gfp::NOFAIL, 0);
                     rig.release(reserve);
                     if let Some(saved) = saved {
@@ -173,12 +189,11 @@ fn nofail_waits_for_somebody_elses_free() {
                     got
                 })
             });
+            ready.wait();
             thread::sleep(Duration::from_millis(5));
             assert!(!waiter.is_finished(), "nothing is free yet");
-            rig.run(|_| {
-                rig.release([mine]);
-                rig.drain_this_cpu();
-            });
+            // It goes on a list of this CPU; the waiter has to have it drained.
+            rig.run(|_| rig.release([mine]));
             waiter.join().unwrap()
         });
         held.push(got.unwrap());

@@ -3,7 +3,13 @@
 use kmem::{Gfp, Misuse, context::Task};
 use kmem_hosted::Shape;
 use kmem_test_support::{MIB, Rig};
-use std::{sync::Barrier, thread};
+use std::{
+    sync::{
+        Barrier,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    thread,
+};
 
 #[test]
 fn of_two_frees_at_once_one_succeeds() {
@@ -64,4 +70,42 @@ fn references_from_everywhere_add_up() {
     assert_eq!(page.page_count(), 1);
     rig.run(|_| rig.put_page(page).unwrap());
     assert_eq!(page.page_count(), 0);
+}
+
+#[test]
+fn two_frees_in_the_same_moment() {
+    let rig = Rig::flat();
+    const ROUNDS: usize = 1500;
+    let blocks: Vec<_> =
+        rig.run(|_| (0..ROUNDS).map(|_| rig.take(Gfp::KERNEL, 0).unwrap().0).collect());
+    // Both wait for each other before every block, spinning, to be as close together as can be.
+    let arrived = AtomicUsize::new(0);
+    let meet = |round: usize| {
+        arrived.fetch_add(1, SeqCst);
+        let mut spins = 0u32;
+        while arrived.load(SeqCst) < 2 * (round + 1) {
+            spins += 1;
+            if spins.is_multiple_of(1000) {
+                thread::yield_now();
+            }
+            std::hint::spin_loop();
+        }
+    };
+    let freed: usize = thread::scope(|s| {
+        let free = |cpu| {
+            let (rig, blocks, meet) = (&rig, &blocks, &meet);
+            s.spawn(move || {
+                rig.on(cpu, &Task::new(), |_| {
+                    let one = |(round, pfn): (usize, &kmem::Pfn)| {
+                        let page = rig.pfn_to_page(*pfn).unwrap();
+                        meet(round);
+                        rig.__free_page(page).is_ok()
+                    };
+                    blocks.iter().enumerate().map(one).filter(|freed| *freed).count()
+                })
+            })
+        };
+        [0, 1].map(free).map(|t| t.join().unwrap()).into_iter().sum()
+    });
+    assert_eq!(freed, ROUNDS);
 }

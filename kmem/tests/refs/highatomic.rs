@@ -128,3 +128,81 @@ fn one_frame_of_a_reserved_pageblock_goes_back_to_it() {
         rig.release(held.into_iter().chain(ordinary));
     });
 }
+
+#[test]
+fn a_fragmented_machine_keeps_the_reserve_from_those_who_do_not_wait() {
+    let (rig, mut held) = reserved();
+    rig.run(|_| {
+        rig.set_min_free_kbytes(0);
+        held.extend(rig.exhaust(Gfp::NOWAIT, 0));
+        // Plenty of single frames, and no two of them together outside of the reserve.
+        let mut n = 0;
+        let (odd, even): (Held, Held) = held.into_iter().partition(|(pfn, order)| {
+            n += 1;
+            *order == 0 && pfn.0 % 2 == 1 && n > 100 && n < 4000
+        });
+        rig.release(odd);
+        rig.drain_this_cpu();
+        assert_eq!(rig.take(Gfp::NOWAIT, 2), Err(AllocError::NoMemory));
+        let atomic = rig.take(Gfp::ATOMIC | QUIET, 2).unwrap();
+        rig.release(even.into_iter().chain([atomic]));
+    });
+}
+
+#[test]
+fn all_but_the_last_pageblock_are_given_back_before_anybody_fails() {
+    // A hundredth of 512 MiB: more than one pageblock.
+    let rig = Rig::new(kmem_hosted::Shape::no_dma(512 << 20), kmem::Config::default());
+    let zone = rig.zone(ZoneType::Normal);
+    rig.run(|_| {
+        let mut held = rig.exhaust(Gfp::KERNEL | QUIET, 0);
+        rig.release(held.drain(10_000..12_000));
+        rig.drain_this_cpu();
+        rig.set_min_free_kbytes(rig.min_free_kbytes() + 8000);
+        held.extend(rig.exhaust(Gfp::ATOMIC | QUIET, 3));
+        assert_eq!(zone.highatomic_frames(), 1024);
+        rig.set_min_free_kbytes(0);
+        held.extend(rig.exhaust(Gfp::NOWAIT, 0));
+        let last = held.pop().unwrap();
+        rig.release(held.iter().rev().copied().filter(|(_, order)| *order == 3).take(20));
+        held.retain(|(pfn, _)| rig.pfn_to_page(*pfn).unwrap().page_count() > 0);
+        held.extend(rig.exhaust(Gfp::NOWAIT, 0));
+        assert_eq!(zone.highatomic_frames(), 1024);
+        held.push(rig.take(Gfp::KERNEL | QUIET, 0).unwrap());
+        assert_eq!(zone.highatomic_frames(), 512);
+        rig.release(held.into_iter().chain([last]));
+    });
+}
+
+/// Free frames in the pageblock of a frame.
+fn free_beside(rig: &Rig, pfn: kmem::Pfn) -> u64 {
+    let first = pfn.0 & !511;
+    (first..first + 512).filter(|n| rig.buddy_order(kmem::Pfn(*n)).is_some()).count() as u64
+}
+
+#[test]
+fn what_is_free_in_the_reserve_is_not_free_for_others() {
+    let (rig, mut held) = reserved();
+    let zone = rig.zone(ZoneType::Normal);
+    let (pfn, _) = *held.last().unwrap();
+    rig.run(|_| {
+        rig.set_min_free_kbytes(64);
+        held.extend(rig.exhaust(Gfp::NOWAIT, 0));
+        let inside = free_beside(&rig, pfn);
+        assert!(inside > 16);
+        assert_eq!(zone.free_frames(), 16 + inside, "min, and the reserve on top");
+        // Neither does the fast path count it.
+        rig.release(held.drain(..1000));
+        rig.drain_this_cpu();
+        let (free, inside) = (zone.free_frames(), free_beside(&rig, pfn));
+        let crossed = rig.vm_event(VmEvent::WmarkLow);
+        for (low, slow) in [(free - inside - 1, 0), (free - inside, 1)] {
+            let marks = kmem::zone::Watermarks { min: 16, low, high: free, promo: free };
+            rig.set_watermarks(zone, marks);
+            rig.release([rig.take(Gfp::KERNEL, 0).unwrap()]);
+            rig.drain_this_cpu();
+            assert_eq!(rig.vm_event(VmEvent::WmarkLow) - crossed, slow);
+        }
+        rig.release(held);
+    });
+}

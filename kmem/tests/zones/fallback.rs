@@ -80,6 +80,9 @@ fn the_movable_zone_is_for_what_can_move() {
 #[test]
 fn a_device_zone_is_handed_to_nobody() {
     let rig = machine(&[(Normal, 8 * MIB), (ZoneType::Device, 12 * MIB)]);
+    let device = rig.zone_of(0, ZoneType::Device).unwrap();
+    assert_eq!(device.present_frames(), 1024, "it is there");
+    assert_eq!((device.managed_frames(), device.free_frames()), (0, 0), "and not the allocator's");
     for gfp in [Gfp::KERNEL, Gfp::HIGHUSER_MOVABLE, Gfp::DMA] {
         assert_eq!(zones_of(&rig, gfp), [Normal], "{gfp}");
     }

@@ -143,6 +143,13 @@ fn no_block_spans_two_zones_or_nodes() {
     rig.set_min_free_kbytes(0);
     rig.set_watermark_scale_factor(0);
     rig.run(|_| {
+        // Aligned, all of it free, and across the border at 6 MiB; then across that of the nodes.
+        for crossing in [Pfn(1024), Pfn(5120)] {
+            assert_eq!(
+                rig.alloc_pages_at(crossing, 10, Gfp::KERNEL).err(),
+                Some(AllocError::NoMemory)
+            );
+        }
         for (order, blocks) in [(10, 8), (9, 22), (3, 1408), (0, 11_264)] {
             let held = rig.exhaust(Gfp::KERNEL | Gfp::MEMALLOC | Gfp::NOWARN, order);
             for (pfn, _) in &held {

@@ -233,3 +233,21 @@ fn a_policy_is_the_tasks_and_gives_way_to_what_the_caller_says() {
     rig.run_as(&task, |_| assert!(rig.hosted().raise_softirq(1)));
     assert_eq!(node.load(SeqCst), 0, "an interrupt is nobody's");
 }
+
+#[test]
+fn cpus_on_nodes_without_memory_use_the_nearest() {
+    let config = Config { distance: |a, b| 10 + 10 * a.abs_diff(b) as u32, ..Config::default() };
+    let mut shape = Shape::no_dma(4 * MIB).bank(8 * MIB, 4 * MIB, 2);
+    shape.cpus = vec![0, 1, 2, 3, 5];
+    let rig = Rig::new(shape, config);
+    without_marks(&rig);
+    let task = Task::new();
+    for (cpu, order) in [(0, [0, 2]), (1, [2, 0]), (2, [2, 0]), (3, [2, 0]), (4, [2, 0])] {
+        assert_eq!(nodes_as(&rig, cpu, &task, Gfp::KERNEL), order, "from CPU {cpu}");
+    }
+    for cpu in [1, 3, 4] {
+        let none = rig.on(cpu, &task, |_| rig.take(Gfp::KERNEL | Gfp::THISNODE | QUIET, 0));
+        assert_eq!(none, Err(AllocError::NoMemory), "CPU {cpu}'s node has none");
+    }
+    assert_eq!(nodes_asked(&rig, 1, &task, Gfp::KERNEL), [2, 0]);
+}

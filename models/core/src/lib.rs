@@ -18,8 +18,8 @@ pub mod sync {
 
     /// As `core::sync::atomic`, with the hook.
     pub mod atomic {
-        pub use ::core::sync::atomic::{Ordering, compiler_fence, fence};
         use ::core::sync::atomic as real;
+        pub use ::core::sync::atomic::{Ordering, compiler_fence, fence};
 
         static HOOK: real::AtomicPtr<()> = real::AtomicPtr::new(::core::ptr::null_mut());
 
