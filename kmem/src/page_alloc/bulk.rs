@@ -140,7 +140,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             if room <= 0 || pcp.high(list) == 0 {
                 return false;
             }
-            let refilled = self.refill(cpu, zone, pcp, list, room);
+            let refilled = self.refill(cpu, zone, pcp, list, room - 1);
             cpu.set_path(Path::Bulk);
             let Some(pfn) = refilled else { return false };
             pcp.count_allocs(list, 1);

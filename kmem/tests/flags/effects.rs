@@ -95,6 +95,10 @@ fn comp_builds_a_compound_page() {
     let rig = Rig::flat();
     rig.run(|_| {
         for order in [1, 3, 4, 9, 10] {
+            // COLD goes the general path.
+            let cold = rig.alloc_pages(Gfp::KERNEL | Gfp::COMP | Gfp::COLD, order).unwrap();
+            assert!(cold.flags().contains(PageFlags::HEAD));
+            rig.__free_pages(cold, order).unwrap();
             let page = rig.alloc_pages(Gfp::KERNEL | Gfp::COMP, order).unwrap();
             let pfn = rig.page_to_pfn(page).unwrap();
             assert!(page.flags().contains(PageFlags::HEAD));

@@ -206,3 +206,20 @@ fn what_is_free_in_the_reserve_is_not_free_for_others() {
         rig.release(held);
     });
 }
+
+#[test]
+fn atomic_requests_look_into_their_reserve_first() {
+    let (rig, mut held) = reserved();
+    rig.run(|_| {
+        // Elsewhere is room as well, and the machine as short of memory as before.
+        let elsewhere: Held = held.drain(8000..8064).collect();
+        rig.release(elsewhere);
+        rig.drain_this_cpu();
+        let min = rig.min_free_kbytes() + 4 * 64;
+        rig.set_min_free_kbytes(min);
+        assert!(rig.take(Gfp::KERNEL | QUIET, 2).is_err());
+        let (pfn, order) = rig.take(Gfp::ATOMIC | QUIET, 2).unwrap();
+        assert_eq!(rig.pageblock_migratetype(pfn), Some(MigrateType::HighAtomic));
+        rig.release(held.into_iter().chain([(pfn, order)]));
+    });
+}
