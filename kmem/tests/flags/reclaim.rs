@@ -183,6 +183,16 @@ fn kswapd_works_up_to_the_high_watermark() {
     rig.run(|_| rig.release(live.chain([got]).collect::<std::collections::BTreeSet<_>>()));
 }
 
+/// Ends kswapd however the test ends.
+struct StopKswapd<'a>(&'a AtomicBool, &'a Kmem<Plain<12>>);
+
+impl Drop for StopKswapd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+        self.1.nudge_kswapd();
+    }
+}
+
 #[test]
 fn only_kswapd_reclaim_wakes_kswapd() {
     let mut boot = Memblock::new();
@@ -202,6 +212,7 @@ fn only_kswapd_reclaim_wakes_kswapd() {
                 thread::yield_now();
             }
         };
+        let _stop = StopKswapd(&stop, &kmem);
         Plain::<12>::be_cpu(0);
         asleep();
         let quiet = Gfp::NOWARN | Gfp::NORETRY;
@@ -228,8 +239,6 @@ fn only_kswapd_reclaim_wakes_kswapd() {
         held.extend(kmem.alloc_page(Gfp::ATOMIC));
         assert_eq!(wakes(), before);
         held.drain(..).for_each(|page| kmem.__free_page(page).unwrap());
-        stop.store(true, SeqCst);
-        kmem.nudge_kswapd();
     });
     kmem.drain_this_cpu();
     assert_eq!(kmem.audit().unwrap(), start);
