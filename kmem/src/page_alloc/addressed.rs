@@ -121,7 +121,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     ///
     /// # Errors
     /// As [`__get_free_pages`](Self::__get_free_pages); `Invalid` for 0 bytes and for more than the
-    /// largest order holds, and for `__GFP_COMP`, whose pages cannot be split.
+    /// largest order holds. `__GFP_COMP` is ignored: compound pages cannot be split.
     #[track_caller]
     pub fn alloc_pages_exact(&self, size: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
         let Some((frames, order)) = self.frames_for(size) else {

@@ -48,25 +48,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             }
             self.give_back(zone, pcp, list, batch);
             if !pcp.push_hot(list, pfn) {
-                self.give_spilled(zone, pfn, list.order());
+                // The free is counted by the list.
+                self.give_uncounted(zone, pfn, list.order(), || ());
             }
         }
         cpu.set_path_raw(before);
-    }
-
-    /// Gives a block to the buddy that its list has no place for. The free was counted by the list.
-    fn give_spilled(&self, zone: &Zone, pfn: u32, order: u32) {
-        let given =
-            zone.with_area(&self.p, &self.map, zone.area_of(pfn), |area| area.give(pfn, order));
-        match given {
-            Ok(()) => {
-                let free = zone.free.fetch_add(1 << order, Relaxed) + (1 << order);
-                self.relieve(zone, free);
-            }
-            Err(crate::buddy::AlreadyFree) => {
-                self.misuse(Misuse::DoubleFree { pfn: Pfn(pfn) });
-            }
-        }
     }
 
     /// Gives up to `n` blocks from the cold end of a list to the buddy and returns the number of

@@ -262,12 +262,19 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Gives one block to the buddy.
     pub(super) fn give(&self, zone: &Zone, pfn: u32, order: u32, counters: Option<&VmCounters>) {
+        // Interrupts are masked when this is called, so nobody else counts on this CPU.
+        self.give_uncounted(zone, pfn, order, || match counters {
+            Some(c) => c.owned(VmEvent::PgFree, 1 << order),
+            None => self.stray_counters.shared(VmEvent::PgFree, 1 << order),
+        });
+    }
+
+    /// Gives one block to the buddy, counting the free only by `locked`, which runs under the area's
+    /// lock.
+    #[inline(always)]
+    pub(super) fn give_uncounted(&self, zone: &Zone, pfn: u32, order: u32, locked: impl FnOnce()) {
         let given = zone.with_area(&self.p, &self.map, zone.area_of(pfn), |area| {
-            // Interrupts are masked here, so nobody else counts on this CPU.
-            match counters {
-                Some(c) => c.owned(VmEvent::PgFree, 1 << order),
-                None => self.stray_counters.shared(VmEvent::PgFree, 1 << order),
-            }
+            locked();
             area.give(pfn, order)
         });
         match given {
