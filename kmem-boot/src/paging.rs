@@ -4,7 +4,8 @@
 //! `boot.s` maps 4 GiB with 2 MiB pages. Where the firmware's map shows memory beyond, more page
 //! directories are added here, one for each GiB, up to the 512 GiB that the first top-level entry
 //! holds. The second top-level entry holds tables that are indexed by frame number and have holes
-//! where memory has: address space for all of a table, frames for the parts in use \[F5\].
+//! where memory has: address space for all of a table, frames for the parts in use, and one frame of
+//! zeros, mapped read-only all over the rest \[F5\].
 //!
 //! # Locking
 //! None: everything here happens before interrupts are on, on the only CPU.
@@ -87,39 +88,91 @@ pub fn extend(boot: &mut Memblock, end: u64) -> u64 {
     mapped
 }
 
-/// Address space for `bytes` bytes, with zero-filled frames behind the byte ranges `used`.
+/// Zero-filled memory of `bytes` bytes, of which only the byte ranges in `used` may be written and have
+/// frames of their own.
 pub fn sparse(
     boot: &mut Memblock,
     bytes: usize,
     used: &mut dyn Iterator<Item = Range<usize>>,
 ) -> Option<NonNull<u8>> {
+    let len = (bytes as u64).next_multiple_of(FRAME);
     // A frame's gap, so that running off a table's end faults.
-    let span = (bytes as u64).next_multiple_of(FRAME) + FRAME;
-    let base = NEXT_SPARSE.fetch_add(span, Relaxed);
-    if base.checked_add(span)? > 2 * TOP_SPAN {
+    let base = NEXT_SPARSE.fetch_add(len + FRAME, Relaxed);
+    if base.checked_add(len)? > 2 * TOP_SPAN {
         return None;
     }
+    let top = (&raw const boot_pml4).addr() as u64;
     for range in used {
         let first = (base + range.start as u64) / FRAME;
         let last = (base + range.end as u64).div_ceil(FRAME);
         for page in first..last {
-            let mut table = (&raw const boot_pml4).addr() as u64;
-            for level in [27, 18, 9] {
-                table = next_table(boot, table, page >> level)?;
+            let mut table = top;
+            for shift in [27, 18, 9] {
+                table = next_table(boot, table, page >> shift)?;
             }
             let leaf = entry(table, page);
             // SAFETY: a page table's entry; where two ranges share a page it is present already. A
-            // new one is not in any cache. The frame is mapped and nobody else's.
+            // new one is not in any cache.
             unsafe {
                 if leaf.read_volatile() & PRESENT == 0 {
-                    let frame = boot.alloc(Request::new(FRAME).align(FRAME)).ok()?;
-                    entry(frame, 0).cast::<u8>().write_bytes(0, FRAME as usize);
-                    leaf.write_volatile(frame | PRESENT | WRITABLE);
+                    leaf.write_volatile(new_frame(boot)? | PRESENT | WRITABLE);
                 }
             }
         }
     }
+    let zeros = Zeros::new(boot)?;
+    zeros.fill(boot, top, 3, base / FRAME..(base + len) / FRAME)?;
     NonNull::new(ptr::with_exposed_provenance_mut(base as usize))
+}
+
+/// What stands in for the parts of a sparse table that nothing writes: for each level of the page tables
+/// an entry behind which there is nothing but the frame of zeros.
+struct Zeros([u64; 3]);
+
+impl Zeros {
+    fn new(boot: &mut Memblock) -> Option<Zeros> {
+        let mut entries = [new_frame(boot)? | PRESENT; 3];
+        for level in 1..3 {
+            let table = new_table(boot)?;
+            for i in 0..ENTRIES {
+                // SAFETY: a new table that nothing leads to.
+                unsafe { entry(table, i).write_volatile(entries[level - 1]) };
+            }
+            entries[level] = table | PRESENT;
+        }
+        Some(Zeros(entries))
+    }
+
+    /// Maps the frame of zeros wherever nothing is mapped in `pages`, below a `table` of `level` (3 for
+    /// the top).
+    fn fill(&self, boot: &mut Memblock, table: u64, level: usize, pages: Range<u64>) -> Option<()> {
+        let shift = 9 * level as u32;
+        let mut page = pages.start;
+        while page < pages.end {
+            let next = ((page >> shift) + 1) << shift;
+            let part = page..next.min(pages.end);
+            let at = entry(table, page >> shift);
+            // SAFETY: an entry of a page table in mapped memory; nobody else changes it.
+            let present = unsafe { at.read_volatile() } & PRESENT != 0;
+            if !present && level < 3 && part.end - part.start == 1 << shift {
+                // SAFETY: as above; one that is not present is not in any cache.
+                unsafe { at.write_volatile(self.0[level]) };
+            } else if level > 0 {
+                let below = next_table(boot, table, page >> shift)?;
+                self.fill(boot, below, level - 1, part)?;
+            }
+            page = next;
+        }
+        Some(())
+    }
+}
+
+/// A zero-filled frame.
+fn new_frame(boot: &mut Memblock) -> Option<u64> {
+    let frame = boot.alloc(Request::new(FRAME).align(FRAME)).ok()?;
+    // SAFETY: just allocated, so nobody else's, and mapped like all memory.
+    unsafe { entry(frame, 0).cast::<u8>().write_bytes(0, FRAME as usize) };
+    Some(frame)
 }
 
 /// Switches caching off for the 2 MiB page around a device's registers, below 4 GiB.

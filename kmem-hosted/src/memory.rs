@@ -224,7 +224,8 @@ impl PhysMemory {
         }
     }
 
-    /// Zero-filled memory for tables, of which only the ranges in `used` (all, if `None`) are backed.
+    /// Zero-filled memory for tables, of which only the ranges in `used` (all, if `None`) may be written.
+    /// The rest reads as zeros, all from one page of the host's.
     pub(crate) fn metadata(
         &self,
         bytes: usize,
@@ -235,7 +236,7 @@ impl PhysMemory {
         let area = match used {
             None => Area::anonymous(len, ProtFlags::READ | ProtFlags::WRITE).ok()?,
             Some(used) => {
-                let area = Area::anonymous(len, ProtFlags::empty()).ok()?;
+                let area = Area::anonymous(len, ProtFlags::READ).ok()?;
                 for range in used {
                     let end = range.end.checked_next_multiple_of(page)?;
                     area.open(range.start / page * page..end).ok()?;

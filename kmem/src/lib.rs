@@ -28,6 +28,7 @@ mod memmap;
 pub mod page;
 pub mod page_alloc;
 pub mod page_state;
+mod pageblock;
 pub mod platform;
 pub mod proc;
 pub mod reclaim;

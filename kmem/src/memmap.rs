@@ -6,53 +6,20 @@
 //! platform backs only what [`Platform::sparse_metadata`] names \[F5\].
 //!
 //! # Implementation
-//! Four parallel tables: `Page` per frame, and per pageblock its free bits, its descriptor and its
-//! *pageblock flags*: which zone it belongs to and its mobility, two bytes, dense, so that the free
-//! path finds both with one load. All are zero at the start, and zero means: frame not allocated, not
-//! free, of no zone. Bring-up therefore touches two bytes per pageblock and nothing per frame \[F4\].
+//! Three parallel tables: `Page` per frame, and per pageblock its free bits and its descriptor. All are
+//! zero at the start, and zero means: frame not allocated, not free, of no zone. Bring-up therefore
+//! touches a word per pageblock and nothing per frame \[F4\]. What lies in holes is read, as zeros, and
+//! never written.
 //!
 //! # Locking
-//! The tables are made of atomics. Pageblock flags change under the owning area's lock and are read
-//! without it; a stale mobility sends a frame to a list it could have been on a moment ago.
+//! The tables are made of atomics; who may write what is told in `page` and `pageblock`.
 
 use crate::{
-    buddy::{FreeBits, Pageblock},
     page::Page,
-    types::{MigrateType, PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn},
+    pageblock::{FreeBits, Pageblock, PbFlags},
+    types::{PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn},
 };
-use core::{
-    ptr::NonNull,
-    sync::atomic::{AtomicU16, Ordering::Relaxed},
-};
-
-/// A pageblock's zone and mobility.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PbFlags(u16);
-
-impl PbFlags {
-    #[inline(always)]
-    pub(crate) const fn new(zone_slot: usize, mt: MigrateType) -> PbFlags {
-        PbFlags((zone_slot as u16 + 1) << 4 | mt as u16)
-    }
-
-    /// The zone's slot; `None` for a hole.
-    #[inline(always)]
-    pub(crate) const fn zone_slot(self) -> Option<usize> {
-        (self.0 as usize >> 4).checked_sub(1)
-    }
-
-    #[inline(always)]
-    pub(crate) const fn mt_index(self) -> usize {
-        (self.0 & 0xf) as usize
-    }
-
-    pub(crate) const fn migratetype(self) -> MigrateType {
-        match MigrateType::from_index(self.mt_index()) {
-            Some(mt) => mt,
-            None => MigrateType::Unmovable,
-        }
-    }
-}
+use core::ptr::NonNull;
 
 /// The tables of one machine.
 pub(crate) struct MemMap {
@@ -62,7 +29,6 @@ pub(crate) struct MemMap {
     base: u32,
     /// Frames in the map, a multiple of a pageblock's.
     frames: u32,
-    pub(crate) flags: &'static [AtomicU16],
     pub(crate) bits: &'static [FreeBits],
     pub(crate) blocks: &'static [Pageblock],
 }
@@ -84,11 +50,10 @@ impl MemMap {
         pages: NonNull<Page>,
         base: u32,
         frames: u32,
-        flags: &'static [AtomicU16],
         bits: &'static [FreeBits],
         blocks: &'static [Pageblock],
     ) -> MemMap {
-        MemMap { pages, base, frames, flags, bits, blocks }
+        MemMap { pages, base, frames, bits, blocks }
     }
 
     /// First pageblock number of the map.
@@ -109,18 +74,11 @@ impl MemMap {
         if off < self.frames { Some((off >> PAGEBLOCK_ORDER) as usize) } else { None }
     }
 
+    /// Zone and mobility of the frame's pageblock.
     #[inline(always)]
     pub(crate) fn flags_of(&self, pfn: u32) -> PbFlags {
-        match self.block_index(pfn).and_then(|i| self.flags.get(i)) {
-            Some(f) => PbFlags(f.load(Relaxed)),
-            None => PbFlags(0),
-        }
-    }
-
-    pub(crate) fn set_flags(&self, pfn: u32, flags: PbFlags) {
-        if let Some(f) = self.block_index(pfn).and_then(|i| self.flags.get(i)) {
-            f.store(flags.0, Relaxed);
-        }
+        let block = self.block_index(pfn).and_then(|i| self.blocks.get(i));
+        block.map_or(PbFlags::HOLE, Pageblock::flags)
     }
 
     /// The page of a frame in the map; `None` outside it and in holes.
@@ -145,10 +103,10 @@ impl MemMap {
     pub(crate) fn locate(&self, page: &Page) -> Option<(u32, PbFlags)> {
         let pfn = self.pfn(page)?;
         let i = ((pfn - self.base) >> PAGEBLOCK_ORDER) as usize;
-        // SAFETY: `pfn` returned a frame of the map, and by `new`'s contract `flags` has an entry for
+        // SAFETY: `pfn` returned a frame of the map, and by `new`'s contract `blocks` has an entry for
         // every pageblock of it.
-        let flags = unsafe { self.flags.get_unchecked(i) };
-        Some((pfn, PbFlags(flags.load(Relaxed))))
+        let block = unsafe { self.blocks.get_unchecked(i) };
+        Some((pfn, block.flags()))
     }
 
     /// The frame of a page; `None` when the page is not of this map.

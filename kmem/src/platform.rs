@@ -100,9 +100,10 @@ pub unsafe trait Platform: Sync {
     /// through the direct map; a host may take it from elsewhere. `None` when there is none.
     fn metadata(&self, boot: &mut Memblock, bytes: usize) -> Option<NonNull<u8>>;
 
-    /// Address space for a table of `bytes` of which only the byte ranges in `used` will be touched
-    /// (ascending, disjoint): a machine with holes in its memory backs no more than those \[F5\].
-    /// What is backed is zero-filled. A platform without page tables to play with backs everything.
+    /// Zero-filled memory for a table of `bytes` of which only the byte ranges in `used` (ascending,
+    /// disjoint) will ever be written: a machine with holes in its memory backs no more than those
+    /// \[F5\]. The rest is read, as zeros, so one zero-filled frame mapped everywhere will do for it. A
+    /// platform without page tables to play with backs everything.
     fn sparse_metadata(
         &self,
         boot: &mut Memblock,

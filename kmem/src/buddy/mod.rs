@@ -19,7 +19,7 @@
 //! ```text
 //!   Area (lock)                    pageblock descriptor        free bits (64 bytes)
 //!   +---------------------+        +--------------------+      +------------------------+
-//!   | bins[mobility][0..9]|------->| counts per order   |      | 512 bits, set = free   |
+//!   | bins[mobility][0..9]|------->| counts, bin, flags |      | 512 bits, set = free   |
 //!   | mask of used bins   |        | next/prev in bin   |      +------------------------+
 //!   | region bins, mask   |---+    +--------------------+
 //!   | nr_free[0..=15]     |   |    region
@@ -29,15 +29,16 @@
 //!                                  +--------------------+
 //! ```
 //! Nothing is threaded through the frames or their `Page`s: a free touches the block's bits and its
-//! descriptor, a merge is a test of the neighbouring bits, and every operation is bounded by constants
-//! \[P8\]: at most 9 merge steps, 8 words searched, one scan of a 10-bit mask per mobility.
+//! descriptor (see `pageblock`), a merge is a test of the neighbouring bits, and every operation is
+//! bounded by constants \[P8\]: at most 9 merge steps, 8 words searched, one scan of a 10-bit mask per
+//! mobility.
 //! A zone's regions are dealt out over several areas, each with its own lock, so that CPUs working on
 //! their own frames do not meet (`zone::Zone::areas`).
 //!
 //! `nr_free` counts maximal blocks by order, as `/proc/buddyinfo` shows them.
 //!
 //! Invariants, checked by `PageAllocator::audit`:
-//! - a whole pageblock's free bits and descriptor are zero; its region bit is set;
+//! - a whole pageblock's free bits and counts are zero and it is in no bin; its region bit is set;
 //! - a broken pageblock's descriptor counts its maximal blocks exactly; it is in the bin of its largest;
 //! - pageblocks of the mobilities that do not mix (high-atomic, CMA, isolated) never become whole: they
 //!   stay in bin 9, so that nobody claims them.
@@ -47,88 +48,21 @@
 //!
 //! See [`/proc/buddyinfo`](https://docs.kernel.org/filesystems/proc.html).
 
-mod bits;
 mod region;
 mod steal;
 
-pub(crate) use bits::FreeBits;
 pub(crate) use region::{REGION_SHIFT, Region};
 
 use crate::{
     memmap::MemMap,
+    pageblock::{BLOCK_ORDERS, FreeBits, NIL, Pageblock, PbFlags, Word},
     types::{MIGRATE_TYPES, MigrateType, PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER},
 };
-use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 use region::REGION_ORDERS;
-
-const NIL: u32 = u32::MAX;
-const BLOCK_ORDERS: usize = PAGEBLOCK_ORDER as usize + 1;
 
 /// Number of orders that `nr_free` counts.
 pub(crate) const NR_ORDERS: usize = 16;
-
-/// Descriptor of one pageblock. Meaningful while the pageblock is broken; zero otherwise.
-#[repr(C, align(64))]
-pub(crate) struct Pageblock {
-    /// Maximal free blocks of each order.
-    counts: [AtomicU16; BLOCK_ORDERS],
-    /// Orders with a count above zero.
-    mask: AtomicU16,
-    /// Free frames.
-    free: AtomicU16,
-    /// Bin the pageblock is linked into, plus one; 0 for none.
-    bin: AtomicU8,
-    next: AtomicU32,
-    prev: AtomicU32,
-}
-
-impl Pageblock {
-    #[inline(always)]
-    fn add(&self, order: u32) {
-        let i = order as usize;
-        self.counts[i].store(self.counts[i].load(Relaxed) + 1, Relaxed);
-        self.mask.store(self.mask.load(Relaxed) | 1 << order, Relaxed);
-    }
-
-    #[inline(always)]
-    fn sub(&self, order: u32) {
-        let i = order as usize;
-        let n = self.counts[i].load(Relaxed) - 1;
-        self.counts[i].store(n, Relaxed);
-        if n == 0 {
-            self.mask.store(self.mask.load(Relaxed) & !(1 << order), Relaxed);
-        }
-    }
-
-    #[inline(always)]
-    fn mask(&self) -> u32 {
-        u32::from(self.mask.load(Relaxed))
-    }
-
-    /// Free frames while broken.
-    pub(crate) fn free(&self) -> u32 {
-        u32::from(self.free.load(Relaxed))
-    }
-
-    fn add_free(&self, n: u32) {
-        self.free.store(self.free.load(Relaxed).wrapping_add(n as u16), Relaxed);
-    }
-
-    /// Maximal free blocks of `order` while broken.
-    pub(crate) fn count(&self, order: u32) -> u32 {
-        u32::from(self.counts[order as usize].load(Relaxed))
-    }
-
-    pub(crate) fn bin(&self) -> Option<u32> {
-        u32::from(self.bin.load(Relaxed)).checked_sub(1)
-    }
-
-    fn reset(&self) {
-        self.counts.iter().for_each(|c| c.store(0, Relaxed));
-        self.mask.store(0, Relaxed);
-        self.free.store(0, Relaxed);
-    }
-}
 
 /// What went wrong in giving a block back: some of it is free already.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -197,14 +131,14 @@ const fn mixes(mt: MigrateType) -> bool {
     matches!(mt, MigrateType::Unmovable | MigrateType::Movable | MigrateType::Reclaimable)
 }
 
-impl Area<'_> {
+impl<'a> Area<'a> {
     #[inline(always)]
-    fn block(&self, index: u32) -> &Pageblock {
+    fn block(&self, index: u32) -> &'a Pageblock {
         &self.map.blocks[index as usize]
     }
 
     #[inline(always)]
-    fn bits(&self, index: u32) -> &FreeBits {
+    fn bits(&self, index: u32) -> &'a FreeBits {
         &self.map.bits[index as usize]
     }
 
@@ -222,84 +156,93 @@ impl Area<'_> {
 
     #[inline(always)]
     fn migratetype(&self, index: u32) -> MigrateType {
-        self.map.flags_of(self.first_pfn(index)).migratetype()
+        self.block(index).flags().migratetype()
     }
 
-    fn link(&mut self, index: u32, mt: MigrateType, bin: u32) {
-        let head = self.lists.heads[mt as usize][bin as usize];
+    /// Gives a pageblock to a mobility; its free blocks stay where they are.
+    fn set_owner(&self, index: u32, mt: MigrateType) {
+        self.block(index).set_flags(PbFlags::new(self.slot, mt));
+    }
+
+    fn link(&mut self, index: u32, mt: usize, bin: u32) {
+        let order = bin as usize - 1;
+        let head = core::mem::replace(&mut self.lists.heads[mt][order], index);
         let b = self.block(index);
         b.next.store(head, Relaxed);
         b.prev.store(NIL, Relaxed);
-        b.bin.store(bin as u8 + 1, Relaxed);
-        if head != NIL {
+        if head == NIL {
+            self.lists.masks[mt] |= 1 << order;
+        } else {
             self.block(head).prev.store(index, Relaxed);
         }
-        self.lists.heads[mt as usize][bin as usize] = index;
-        self.lists.masks[mt as usize] |= 1 << bin;
     }
 
-    fn unlink(&mut self, index: u32, mt: MigrateType) {
+    fn unlink(&mut self, index: u32, mt: usize, bin: u32) {
+        let order = bin as usize - 1;
         let b = self.block(index);
-        let Some(bin) = b.bin() else { return };
         let (next, prev) = (b.next.load(Relaxed), b.prev.load(Relaxed));
-        b.bin.store(0, Relaxed);
         if next != NIL {
             self.block(next).prev.store(prev, Relaxed);
         }
         if prev != NIL {
             self.block(prev).next.store(next, Relaxed);
         } else {
-            self.lists.heads[mt as usize][bin as usize] = next;
+            self.lists.heads[mt][order] = next;
             if next == NIL {
-                self.lists.masks[mt as usize] &= !(1 << bin);
+                self.lists.masks[mt] &= !(1 << order);
             }
         }
     }
 
-    /// Moves a pageblock to the bin of its largest free block, if it is in another.
+    /// Writes a pageblock's word back, and moves the pageblock to the bin of its largest free block if
+    /// it is in another.
     #[inline(always)]
-    fn rebin(&mut self, index: u32, mt: MigrateType) {
-        let b = self.block(index);
-        let mask = b.mask();
-        let want = 32 - mask.leading_zeros();
-        if want != u32::from(b.bin.load(Relaxed)) {
-            self.unlink(index, mt);
-            if let Some(bin) = want.checked_sub(1) {
-                self.link(index, mt, bin);
-            }
+    fn update(&mut self, index: u32, word: Word) {
+        let (have, want) = (word.bin(), word.wanted_bin());
+        if have == want {
+            self.block(index).store(word);
+        } else {
+            self.rebin(index, word, have, want);
         }
     }
 
-    fn note_taken(&mut self, index: u32, mt: MigrateType, frames: u32) {
-        self.block(index).add_free(frames.wrapping_neg());
-        if mt == MigrateType::HighAtomic {
-            self.lists.free_highatomic -= frames;
+    #[inline(never)]
+    fn rebin(&mut self, index: u32, word: Word, have: u32, want: u32) {
+        let mt = word.flags().migratetype() as usize;
+        self.block(index).store(word.with_bin(want));
+        if have != 0 {
+            self.unlink(index, mt, have);
+        }
+        if want != 0 {
+            self.link(index, mt, want);
         }
     }
 
-    /// Takes a block of `order` from a broken pageblock that holds a maximal block of order `from`,
-    /// splitting that. Returns the block's first frame.
+    /// Takes a block of `order` from a broken pageblock that has a free one of `order` or more: from the
+    /// smallest that will do, splitting that. Returns the block's first frame and the order it was split
+    /// out of.
     #[inline]
-    fn carve(&mut self, index: u32, mt: MigrateType, from: u32, order: u32) -> Option<u32> {
+    fn carve(&mut self, index: u32, order: u32) -> Option<(u32, u32)> {
+        let from = self.block(index).word().smallest(order)?;
         let pos = self.bits(index).find(from)?;
-        self.carve_at(index, mt, from, order, pos);
-        Some(self.first_pfn(index) + pos)
+        self.carve_at(index, from, order, pos);
+        Some((self.first_pfn(index) + pos, from))
     }
 
     /// Takes the block of `order` at `pos` out of the maximal block of order `from` around it.
     #[inline]
-    fn carve_at(&mut self, index: u32, mt: MigrateType, from: u32, order: u32, pos: u32) {
+    fn carve_at(&mut self, index: u32, from: u32, order: u32, pos: u32) {
         self.bits(index).clear(pos, order);
-        let b = self.block(index);
-        b.sub(from);
-        self.lists.nr_free[from as usize] -= 1;
+        let word = self.block(index).word();
+        self.lists.nr_free[from as usize % NR_ORDERS] -= 1;
         // What is left of the maximal block is one buddy of every order between.
         for k in order..from {
-            self.block(index).add(k);
-            self.lists.nr_free[k as usize] += 1;
+            self.lists.nr_free[k as usize % NR_ORDERS] += 1;
         }
-        self.note_taken(index, mt, 1 << order);
-        self.rebin(index, mt);
+        if word.flags().mt_index() == MigrateType::HighAtomic as usize {
+            self.lists.free_highatomic -= 1 << order;
+        }
+        self.update(index, word.split(from, order));
     }
 
     /// The smallest bin of mobility `mt` with a block of `order`, and its first pageblock.
@@ -313,13 +256,6 @@ impl Area<'_> {
         Some(self.lists.heads[mt as usize][bin as usize])
     }
 
-    /// The order of the smallest maximal block in a pageblock that holds one of `order`.
-    #[inline(always)]
-    fn smallest_in(&self, index: u32, order: u32) -> u32 {
-        let mask = self.block(index).mask() >> order;
-        order + mask.trailing_zeros()
-    }
-
     /// Takes one block of `order` (below a pageblock's) of mobility `mt`: from a pageblock of that
     /// mobility, or by claiming a whole one for it.
     pub(crate) fn take(&mut self, order: u32, mt: MigrateType) -> Option<u32> {
@@ -328,8 +264,7 @@ impl Area<'_> {
             None if mixes(mt) => self.claim_whole(mt)?,
             None => return None,
         };
-        let from = self.smallest_in(index, order);
-        self.carve(index, mt, from, order)
+        self.carve(index, order).map(|(pfn, _)| pfn)
     }
 
     /// Takes up to `want` blocks of `order` (below a pageblock's) of mobility `mt` and hands each one's first frame
@@ -352,10 +287,12 @@ impl Area<'_> {
                 },
                 None => break,
             };
-            let from = self.smallest_in(index, order);
+            let Some(from) = self.block(index).word().smallest(order) else { break };
             let fits = order + (want - got).ilog2();
             let take = from.min(fits);
-            let Some(pfn) = self.carve(index, mt, from, take) else { break };
+            let Some(pos) = self.bits(index).find(from) else { break };
+            self.carve_at(index, from, take, pos);
+            let pfn = self.first_pfn(index) + pos;
             let n = 1 << (take - order);
             for i in 0..n {
                 out(pfn + (i << order));
@@ -369,51 +306,57 @@ impl Area<'_> {
     ///
     /// # Errors
     /// [`AlreadyFree`], and nothing changes, if any frame of it is free.
+    #[inline(always)]
     pub(crate) fn give(&mut self, pfn: u32, order: u32) -> Result<(), AlreadyFree> {
-        let index = self.index(pfn);
-        if order >= PAGEBLOCK_ORDER {
-            return self.give_whole(pfn, order);
+        match order {
+            // Most are of order 0, and all that depends on the order is a constant then.
+            0 => self.give_broken(pfn, 0),
+            1..PAGEBLOCK_ORDER => self.give_part(pfn, order),
+            _ => self.give_whole(pfn, order),
         }
-        let pos = pfn & (PAGEBLOCK_FRAMES - 1);
+    }
+
+    #[inline(never)]
+    fn give_part(&mut self, pfn: u32, order: u32) -> Result<(), AlreadyFree> {
+        self.give_broken(pfn, order)
+    }
+
+    /// Gives back a block of less than a pageblock.
+    #[inline(always)]
+    fn give_broken(&mut self, pfn: u32, order: u32) -> Result<(), AlreadyFree> {
+        let index = self.index(pfn);
+        let word = self.block(index).word();
         // A pageblock with free bits is broken; only one without any can be whole.
-        let whole = self.block(index).free() == 0 && self.is_whole(index);
-        if whole || self.bits(index).any(pos, order) {
+        if word.is_empty() && self.is_whole(index) {
             return Err(AlreadyFree);
         }
-        let mt = self.migratetype(index);
-        let k = self.bits(index).set_and_climb(pos, order);
+        let pos = pfn & (PAGEBLOCK_FRAMES - 1);
+        let k = self.bits(index).give(pos, order).ok_or(AlreadyFree)?;
         for merged in order..k {
             // The buddy was free and ours was not: it was a maximal block of its own.
-            self.block(index).sub(merged);
-            self.lists.nr_free[merged as usize] -= 1;
+            self.lists.nr_free[merged as usize % NR_ORDERS] -= 1;
         }
-        if mt == MigrateType::HighAtomic {
+        if word.flags().mt_index() == MigrateType::HighAtomic as usize {
             self.lists.free_highatomic += 1 << order;
         }
-        if k == PAGEBLOCK_ORDER && mixes(mt) {
-            self.unlink(index, mt);
-            self.block(index).reset();
-            self.bits(index).clear(0, PAGEBLOCK_ORDER);
-            self.set_whole(index);
+        if k == PAGEBLOCK_ORDER && mixes(word.flags().migratetype()) {
+            self.make_whole(index);
             return Ok(());
         }
-        let b = self.block(index);
-        b.add(k);
-        b.add_free(1 << order);
-        self.lists.nr_free[k as usize] += 1;
-        self.rebin(index, mt);
+        self.lists.nr_free[k as usize % NR_ORDERS] += 1;
+        self.update(index, word.merged(order, k));
         Ok(())
     }
 
-    /// Whether any frame of the aligned block is free.
-    pub(crate) fn any_free(&self, pfn: u32, order: u32) -> bool {
-        if order >= PAGEBLOCK_ORDER {
-            let first = self.index(pfn);
-            return (first..first + (1 << (order - PAGEBLOCK_ORDER)))
-                .any(|i| self.is_whole(i) || self.bits(i).any(0, PAGEBLOCK_ORDER));
+    /// Turns a broken pageblock, all of it free and no longer counted, into a whole one.
+    fn make_whole(&mut self, index: u32) {
+        let word = self.block(index).word();
+        if word.bin() != 0 {
+            self.unlink(index, word.flags().migratetype() as usize, word.bin());
         }
-        let index = self.index(pfn);
-        self.is_whole(index) || self.bits(index).any(pfn & (PAGEBLOCK_FRAMES - 1), order)
+        self.block(index).store(word.emptied());
+        self.bits(index).clear(0, PAGEBLOCK_ORDER);
+        self.set_whole(index);
     }
 
     /// The order of the maximal free block that the frame is in; `None` when it is not free.
@@ -435,15 +378,14 @@ impl Area<'_> {
             return self.claim_whole_at(pfn, order);
         }
         let pos = pfn & (PAGEBLOCK_FRAMES - 1);
-        let mt = self.migratetype(index);
         if self.is_whole(index) {
-            self.break_whole(index, mt);
+            self.break_whole(index);
         }
         if !self.bits(index).all(pos, order) {
             return false;
         }
         let from = self.bits(index).enclosing(pos, order);
-        self.carve_at(index, mt, from, order, pos);
+        self.carve_at(index, from, order, pos);
         true
     }
 
@@ -456,28 +398,29 @@ impl Area<'_> {
         }
         if self.is_whole(index) {
             if mixes(to) {
-                self.map
-                    .set_flags(self.first_pfn(index), crate::memmap::PbFlags::new(self.slot, to));
+                self.set_owner(index, to);
                 return;
             }
-            self.break_whole(index, from);
+            self.break_whole(index);
         }
-        self.unlink(index, from);
-        self.map.set_flags(self.first_pfn(index), crate::memmap::PbFlags::new(self.slot, to));
-        let free = self.block(index).free();
+        let word = self.block(index).word();
+        let free = word.frames();
         if from == MigrateType::HighAtomic {
             self.lists.free_highatomic -= free;
         }
         if to == MigrateType::HighAtomic {
             self.lists.free_highatomic += free;
         }
+        if word.bin() != 0 {
+            self.unlink(index, from as usize, word.bin());
+        }
+        let word = word.with_bin(0).with_flags(PbFlags::new(self.slot, to));
+        self.block(index).store(word);
         if mixes(to) && free == PAGEBLOCK_FRAMES {
             self.lists.nr_free[PAGEBLOCK_ORDER as usize] -= 1;
-            self.block(index).reset();
-            self.bits(index).clear(0, PAGEBLOCK_ORDER);
-            self.set_whole(index);
+            self.make_whole(index);
         } else {
-            self.rebin(index, to);
+            self.update(index, word);
         }
     }
 

@@ -13,10 +13,7 @@
 //! As for the area.
 
 use super::{AlreadyFree, Area, NIL};
-use crate::{
-    memmap::PbFlags,
-    types::{MigrateType, PAGEBLOCK_ORDER},
-};
+use crate::types::{MigrateType, PAGEBLOCK_ORDER};
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Orders a region can hold: 9 to 15.
@@ -99,20 +96,24 @@ impl Area<'_> {
     fn rebin_region(&mut self, r: u32) {
         let word = self.region(r).whole();
         let max_k = self.max_k();
-        let mut want = 0;
+        let mut want = 0u32;
         if word != 0 {
-            let mut k = 0;
-            while k < max_k && runs(word, k + 1) != 0 {
-                k += 1;
+            let mut at = word;
+            while want < max_k {
+                at = at & at >> (1u32 << want) & STARTS[want as usize + 1];
+                if at == 0 {
+                    break;
+                }
+                want += 1;
             }
-            want = k as u8 + 1;
+            want += 1;
         }
-        let have = self.region(r).bin.load(Relaxed);
+        let have = u32::from(self.region(r).bin.load(Relaxed));
         if have == want {
             return;
         }
         if have != 0 {
-            let bin = usize::from(have) - 1;
+            let bin = have as usize - 1;
             let (next, prev) =
                 (self.region(r).next.load(Relaxed), self.region(r).prev.load(Relaxed));
             if next != NIL {
@@ -127,9 +128,9 @@ impl Area<'_> {
                 }
             }
         }
-        self.region(r).bin.store(want, Relaxed);
+        self.region(r).bin.store(want as u8, Relaxed);
         if want != 0 {
-            let bin = usize::from(want) - 1;
+            let bin = want as usize - 1;
             let head = self.lists.region_heads[bin];
             self.region(r).next.store(head, Relaxed);
             self.region(r).prev.store(NIL, Relaxed);
@@ -233,7 +234,7 @@ impl Area<'_> {
     fn own_run(&mut self, index: u32, k: u32, mt: MigrateType) {
         for i in index..index + (1 << k) {
             if self.migratetype(i) != mt {
-                self.map.set_flags(self.first_pfn(i), PbFlags::new(self.slot, mt));
+                self.set_owner(i, mt);
             }
         }
     }
@@ -252,17 +253,15 @@ impl Area<'_> {
         true
     }
 
-    /// Turns a whole pageblock into a broken one of mobility `mt`, all of it one free block.
-    pub(super) fn break_whole(&mut self, index: u32, mt: MigrateType) {
+    /// Turns a whole pageblock into a broken one, all of it one free block.
+    pub(super) fn break_whole(&mut self, index: u32) {
         let (r, bit) = self.region_of(index);
         let from = self.whole_order(index) - PAGEBLOCK_ORDER;
         self.clear_run(r, bit, 0, from);
         self.bits(index).set(0, PAGEBLOCK_ORDER);
-        let b = self.block(index);
-        b.add(PAGEBLOCK_ORDER);
-        b.add_free(1 << PAGEBLOCK_ORDER);
         self.lists.nr_free[PAGEBLOCK_ORDER as usize] += 1;
-        self.rebin(index, mt);
+        let word = self.block(index).word();
+        self.update(index, word.merged(PAGEBLOCK_ORDER, PAGEBLOCK_ORDER));
     }
 
     /// Claims a whole pageblock for `mt` and breaks it.
@@ -270,27 +269,29 @@ impl Area<'_> {
         let (r, bit, _) = self.find_run(0)?;
         let index = self.run_index(r, bit);
         self.own_run(index, 0, mt);
-        self.break_whole(index, mt);
+        self.break_whole(index);
         Some(index)
     }
 
     /// Gives a block of a pageblock's order or larger back.
     pub(super) fn give_whole(&mut self, pfn: u32, order: u32) -> Result<(), AlreadyFree> {
-        if self.any_free(pfn, order) {
-            return Err(AlreadyFree);
-        }
         let k = order - PAGEBLOCK_ORDER;
         let index = self.index(pfn);
-        if (index..index + (1 << k)).all(|i| super::mixes(self.migratetype(i))) {
-            let (r, bit) = self.region_of(index);
+        let run = index..index + (1 << k);
+        let (r, bit) = self.region_of(index);
+        let whole = self.region(r).whole() & low(k) << bit != 0;
+        if whole || run.clone().any(|i| !self.block(i).word().is_empty()) {
+            return Err(AlreadyFree);
+        }
+        if run.clone().all(|i| super::mixes(self.migratetype(i))) {
             self.set_run(r, bit, k);
             return Ok(());
         }
-        for i in index..index + (1 << k) {
+        for i in run {
             self.set_whole(i);
             let mt = self.migratetype(i);
             if !super::mixes(mt) {
-                self.break_whole(i, mt);
+                self.break_whole(i);
                 if mt == MigrateType::HighAtomic {
                     self.lists.free_highatomic += 1 << PAGEBLOCK_ORDER;
                 }

@@ -42,17 +42,15 @@ impl Area<'_> {
             let largest = order + (31 - mask.leading_zeros());
             let smallest = order + mask.trailing_zeros();
             let index = self.lists.heads[from as usize][largest as usize];
-            let half = self.block(index).free() >= PAGEBLOCK_FRAMES / 2;
+            let half = self.block(index).word().frames() >= PAGEBLOCK_FRAMES / 2;
             if half {
                 self.set_migratetype(self.first_pfn(index), mt);
-                let found = self.smallest_in(index, order);
-                let pfn = self.carve(index, mt, found, order)?;
+                let (pfn, found) = self.carve(index, order)?;
                 return Some(Stolen { pfn, order: found, from, converted: true });
             }
             let bin = if mt == MigrateType::Movable { smallest } else { largest };
             let index = self.lists.heads[from as usize][bin as usize];
-            let found = self.smallest_in(index, order);
-            let pfn = self.carve(index, from, found, order)?;
+            let (pfn, found) = self.carve(index, order)?;
             return Some(Stolen { pfn, order: found, from, converted: false });
         }
         None

@@ -136,12 +136,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 continue;
             }
             let Some(i) = self.map.block_index(pfn) else { continue };
-            let (bits, desc) = (&self.map.bits[i], &self.map.blocks[i]);
+            let (bits, word) = (&self.map.bits[i], self.map.blocks[i].word());
             let h = bits.histogram();
-            let largest = h.iter().rposition(|n| *n > 0).map(|k| k as u32);
-            let agrees = bits.count() == desc.free()
-                && (0..=PAGEBLOCK_ORDER).all(|k| desc.count(k) == h[k as usize])
-                && desc.bin() == largest;
+            let bin = h.iter().rposition(|n| *n > 0).map_or(0, |k| k as u32 + 1);
+            let agrees = bits.count() == word.frames()
+                && (0..=PAGEBLOCK_ORDER).all(|k| word.count(k) == h[k as usize])
+                && word.bin() == bin;
             if !agrees {
                 return Err(AuditError::Pageblock(Pfn(pfn)));
             }

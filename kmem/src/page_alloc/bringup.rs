@@ -19,14 +19,15 @@ use super::{
     slow::Reclaim,
 };
 use crate::{
-    buddy::{AreaLists, FreeBits, Pageblock, REGION_SHIFT, Region},
+    buddy::{AreaLists, REGION_SHIFT, Region},
     context::Cpu,
     fault::Fault,
     gfp::Gfp,
     memblock::{Memblock, MemblockError},
-    memmap::{MemMap, PbFlags},
+    memmap::MemMap,
     page::Page,
     page_state::StatRow,
+    pageblock::{FreeBits, Pageblock, PbFlags},
     platform::Platform,
     sync::IrqLock,
     types::{
@@ -44,7 +45,7 @@ use core::{
     mem::MaybeUninit,
     ops::Range,
     ptr::NonNull,
-    sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64},
 };
 use crossbeam_utils::CachePadded;
 
@@ -141,6 +142,7 @@ impl From<MemblockError> for BringUpError {
 
 /// Slots that pageblock flags can name.
 const MAX_SLOTS: usize = NO_SLOT as usize;
+const _: () = assert!(MAX_SLOTS <= PbFlags::MAX_SLOTS);
 
 /// A populated zone, before it is one.
 #[derive(Clone, Copy)]
@@ -312,7 +314,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let blocks = (span.len() / PAGEBLOCK_FRAMES) as usize;
         let per_block = PAGEBLOCK_FRAMES;
         let pages = tables.sparse::<Page>(layout, span, 1)?;
-        let flags = tables.sparse::<AtomicU16>(layout, span, per_block)?;
         let bits = tables.sparse::<FreeBits>(layout, span, per_block)?;
         let descs = tables.sparse::<Pageblock>(layout, span, per_block)?;
         // SAFETY: the tables are zero-filled, made of atomics for which zero is a value, sized for the span,
@@ -322,7 +323,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 pages,
                 span.start,
                 span.len(),
-                core::slice::from_raw_parts(flags.as_ptr(), blocks),
                 core::slice::from_raw_parts(bits.as_ptr(), blocks),
                 core::slice::from_raw_parts(descs.as_ptr(), blocks),
             )
@@ -366,7 +366,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 .ok_or(BringUpError::NoMemory)?;
             let mut pfn = r.start as u32 & !(PAGEBLOCK_FRAMES - 1);
             while pfn < r.end as u32 {
-                map.set_flags(pfn, PbFlags::new(slot, MigrateType::Movable));
+                if let Some(block) = map.block_index(pfn).and_then(|i| map.blocks.get(i)) {
+                    block.set_flags(PbFlags::new(slot, MigrateType::Movable));
+                }
                 pfn += PAGEBLOCK_FRAMES;
             }
         }

@@ -5,7 +5,7 @@
 //! memory is short, drains all lists.
 //!
 //! # Locking
-//! Ownership of the CPU's lists, then an area's lock, held for a run of blocks of the same area.
+//! Ownership of the CPU's lists, then an area's lock, held for all blocks of a chunk that belong there.
 
 use super::{
     Owned, PageAllocator,
@@ -25,6 +25,9 @@ use core::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
     compiler_fence,
 };
+
+/// Blocks given back at a time: as many as a word has bits.
+const CHUNK: usize = u32::BITS as usize;
 
 /// Turns of waiting for other CPUs to drain their lists.
 const DRAIN_PATIENCE: u32 = 20_000;
@@ -58,50 +61,60 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Gives up to `n` blocks from the cold end of a list to the buddy and returns the number of
     /// frames. The caller owns the lists.
     fn give_back(&self, zone: &Zone, pcp: &Pcp, list: ListId, n: u32) -> u64 {
-        let order = list.order();
-        let mut left = n;
+        let mut chunk = [0; CHUNK];
         let mut frames = 0;
-        let mut next = if left > 0 { pcp.pop_cold(list) } else { None };
-        while let Some(first) = next {
-            let area = zone.area_of(first);
-            let mut damaged = None;
-            let mut given = 0;
-            next = zone.with_area(&self.p, &self.map, area, |a| {
-                let mut pfn = first;
-                loop {
-                    match a.give(pfn, order) {
-                        Ok(()) => {
-                            given += 1;
-                            self.trace_drain(pfn, order);
-                        }
-                        Err(_) => damaged = Some(pfn),
-                    }
-                    left -= 1;
-                    if left == 0 {
-                        return None;
-                    }
-                    match pcp.pop_cold(list) {
-                        Some(p) if damaged.is_none() && zone.area_of(p) == area => pfn = p,
-                        other => return other,
-                    }
-                }
-            });
-            let n = i64::from(given) << order;
-            frames += n as u64;
-            let free = zone.free.fetch_add(n, Relaxed) + n;
-            self.relieve(zone, free);
-            if let Some(pfn) = damaged {
-                self.misuse(Misuse::DoubleFree { pfn: Pfn(pfn) });
+        let mut left = n as usize;
+        while left > 0 {
+            let got = pcp.pop_cold_many(list, &mut chunk[..left.min(CHUNK)]);
+            if got == 0 {
+                break;
             }
+            left -= got;
+            frames += self.give_chunk(zone, &chunk[..got], list.order());
         }
         frames
     }
 
-    fn trace_drain(&self, pfn: u32, order: u32) {
-        if self.tracing() {
-            let migratetype = self.map.flags_of(pfn).migratetype();
-            self.trace(&Event::PagePcpuDrain { pfn: Pfn(pfn), order, migratetype });
+    /// Gives blocks to the buddy, area by area, and returns the number of frames.
+    #[inline]
+    fn give_chunk(&self, zone: &Zone, chunk: &[u32], order: u32) -> u64 {
+        let tracing = self.tracing();
+        let mut todo = u32::MAX >> (CHUNK - chunk.len());
+        let mut damaged = 0u32;
+        while todo != 0 {
+            let area = zone.area_of(chunk[todo.trailing_zeros() as usize]);
+            zone.with_area(&self.p, &self.map, area, |a| {
+                let mut here = todo;
+                while here != 0 {
+                    let i = here.trailing_zeros();
+                    here &= here - 1;
+                    let pfn = chunk[i as usize];
+                    if zone.area_of(pfn) != area {
+                        continue;
+                    }
+                    todo &= !(1 << i);
+                    if a.give(pfn, order).is_err() {
+                        damaged |= 1 << i;
+                    } else if tracing {
+                        self.trace_drain(pfn, order);
+                    }
+                }
+            });
         }
+        let given = (chunk.len() as i64 - i64::from(damaged.count_ones())) << order;
+        let free = zone.free.fetch_add(given, Relaxed) + given;
+        self.relieve(zone, free);
+        while damaged != 0 {
+            self.misuse(Misuse::DoubleFree { pfn: Pfn(chunk[damaged.trailing_zeros() as usize]) });
+            damaged &= damaged - 1;
+        }
+        given as u64
+    }
+
+    #[cold]
+    fn trace_drain(&self, pfn: u32, order: u32) {
+        let migratetype = self.map.flags_of(pfn).migratetype();
+        self.trace(&Event::PagePcpuDrain { pfn: Pfn(pfn), order, migratetype });
     }
 
     /// Drains all lists of a CPU that the caller owns.

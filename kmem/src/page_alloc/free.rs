@@ -18,8 +18,8 @@ use super::{
 use crate::{
     context::{Cpu, Path},
     error::Misuse,
-    memmap::PbFlags,
     page::{Page, PageFlags, PageState, Put},
+    pageblock::PbFlags,
     platform::Platform,
     trace::Event,
     types::Pfn,

@@ -14,6 +14,7 @@ use super::{
     slow::Reclaim,
 };
 use crate::{
+    buddy::Area,
     context::{
         Cpu, MemPolicy, PF_CPUSET, PF_MEMALLOC_NOFS, PF_MEMALLOC_NOIO, PF_OOM_VICTIM, PF_POLICY,
         Path,
@@ -279,9 +280,15 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.count_zone_numa(zone, if here { VmEvent::NumaLocal } else { VmEvent::NumaOther });
     }
 
-    /// Takes one block of a zone: from the CPU's list if there is one and it is not owned, else from
-    /// the buddy.
+    /// Takes one block of a zone: from the reserve if that is there for the request, else from the CPU's
+    /// list if there is one and it is not owned, else from the buddy.
     fn rmqueue(&self, zone: &Zone, r: &Request, flags: AllocFlags, room: i64) -> Option<u32> {
+        if flags.highatomic
+            && zone.reserved_highatomic.load(Relaxed) > 0
+            && let Some(pfn) = self.rmqueue_buddy(zone, r, |home| self.reserved(zone, home, r))
+        {
+            return Some(pfn);
+        }
         if let Some(list) = ListId::of(r.order, r.mt as usize)
             && let Some(cpu) = self.p.get_cpu()
         {
@@ -289,14 +296,16 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             self.p.put_cpu(cpu);
             match pfn {
                 Some(Some(pfn)) => return Some(pfn),
-                Some(None) if !flags.highatomic && !flags.oom && !flags.non_block => return None,
+                Some(None) if !flags.oom && !flags.non_block => return None,
                 _ => {}
             }
         }
-        let pfn = self.rmqueue_buddy(zone, r, flags)?;
-        self.count(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
-        self.count(VmEvent::PcpBypass, 1);
-        Some(pfn)
+        self.rmqueue_buddy(zone, r, |home| {
+            let pfn = self.ordinary(zone, home, r);
+            // In the last resort an atomic request may eat into the high-order reserve.
+            let desperate = flags.oom || flags.non_block;
+            pfn.or_else(|| if desperate { self.reserved(zone, home, r) } else { None })
+        })
     }
 
     /// `None`: the CPU has no list to use; `Some(None)`: the list is empty and cannot be refilled.
@@ -411,46 +420,21 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         })
     }
 
-    /// Takes one block straight from the buddy.
-    fn rmqueue_buddy(&self, zone: &Zone, r: &Request, flags: AllocFlags) -> Option<u32> {
+    /// Takes one block straight from the buddy: what `take` finds, beginning at the CPU's area.
+    fn rmqueue_buddy(
+        &self,
+        zone: &Zone,
+        r: &Request,
+        take: impl FnOnce(usize) -> Option<u32>,
+    ) -> Option<u32> {
         if self.fault.strikes() {
             return None;
         }
         let home = self.p.this_cpu().map_or(0, Cpu::id) % zone.nr_areas();
-        let areas = || (0..zone.nr_areas()).map(move |i| (home + i) % zone.nr_areas());
-        let pfn = self.marked(Path::BuddyAlloc, || {
-            let reserved = || {
-                areas().find_map(|n| {
-                    zone.with_area(&self.p, &self.map, n, |a| a.take_reserved(r.order))
-                })
-            };
-            let ordinary = || {
-                areas()
-                    .find_map(|n| {
-                        zone.with_area(&self.p, &self.map, n, |a| {
-                            if r.order >= PAGEBLOCK_ORDER {
-                                a.take_whole(r.order, r.mt)
-                            } else {
-                                a.take(r.order, r.mt)
-                            }
-                        })
-                    })
-                    .or_else(|| {
-                        (r.order < PAGEBLOCK_ORDER)
-                            .then(|| self.steal(zone, home, r.order, r.mt))
-                            .flatten()
-                    })
-            };
-            if flags.highatomic {
-                reserved().or_else(ordinary)
-            } else if flags.oom || flags.non_block {
-                // In the last resort an atomic request may eat into the high-order reserve.
-                ordinary().or_else(reserved)
-            } else {
-                ordinary()
-            }
-        })?;
+        let pfn = self.marked(Path::BuddyAlloc, || take(home))?;
         zone.free.fetch_sub(1 << r.order, Relaxed);
+        self.count(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
+        self.count(VmEvent::PcpBypass, 1);
         if self.tracing() {
             self.trace(&Event::PageAllocZoneLocked {
                 pfn: Pfn(pfn),
@@ -460,6 +444,32 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             });
         }
         Some(pfn)
+    }
+
+    /// What the areas of a zone have, asked one after the other from `home` on.
+    fn first_of(
+        &self,
+        zone: &Zone,
+        home: usize,
+        ask: impl Fn(&mut Area<'_>) -> Option<u32>,
+    ) -> Option<u32> {
+        (0..zone.nr_areas()).find_map(|i| {
+            zone.with_area(&self.p, &self.map, (home + i) % zone.nr_areas(), &ask)
+        })
+    }
+
+    /// A block of the pageblocks set aside for high-order atomic requests.
+    fn reserved(&self, zone: &Zone, home: usize, r: &Request) -> Option<u32> {
+        self.first_of(zone, home, |area| area.take_reserved(r.order))
+    }
+
+    /// A block of the request's mobility, or stolen from another.
+    fn ordinary(&self, zone: &Zone, home: usize, r: &Request) -> Option<u32> {
+        if r.order >= PAGEBLOCK_ORDER {
+            return self.first_of(zone, home, |area| area.take_whole(r.order, r.mt));
+        }
+        let own = self.first_of(zone, home, |area| area.take(r.order, r.mt));
+        own.or_else(|| self.steal(zone, home, r.order, r.mt))
     }
 
     /// The highest zone of the request as a type.

@@ -154,7 +154,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                     } else if flags.zone_slot() == Some(zone.slot)
                         && let Some(i) = self.map.block_index(start + (at << PAGEBLOCK_ORDER))
                     {
-                        let block = &self.map.blocks[i];
+                        let block = self.map.blocks[i].word();
                         for order in 0..=PAGEBLOCK_ORDER {
                             counts[order as usize] += u64::from(block.count(order));
                         }
@@ -175,7 +175,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 && let Some(i) = self.map.block_index(pfn)
             {
                 frames += u64::from(PAGEBLOCK_FRAMES);
-                free += u64::from(self.map.blocks[i].free());
+                free += u64::from(self.map.blocks[i].word().frames());
             }
         }
         (frames, free)

@@ -94,30 +94,30 @@ impl Limits {
     ///
     /// All lists of all CPUs together may hold a sixty-fourth of the zone: what lies on lists cannot merge, and
     /// on replayed kernel traces that is the largest single cause of fragmentation. Half of it goes to
-    /// order 0, the rest to the other orders alike. A list that could not hold enough to be worth it is
-    /// off, and so are all lists of a small zone.
+    /// order 0, the rest to the other orders alike. Where a share is less than is worth a list, the list
+    /// is off, or as short as does any good as long as all such lists together hold no more than another
+    /// sixty-fourth.
     pub(crate) fn for_zone(managed: u64, cpus: usize) -> Limits {
+        /// The largest batch, the least share worth its own list, and the shortest list.
+        const SIZES: [(u32, u32, u32); PCP_ORDERS] =
+            [(32, 16, 8), (16, 8, 4), (8, 8, 4), (8, 4, 2), (1, 1, 1)];
         let mut l = Limits { batch: [1; PCP_ORDERS], min: [0; PCP_ORDERS], max: [0; PCP_ORDERS] };
         let per_cpu = managed / 64 / cpus.max(1) as u64;
-        for o in 0..PCP_ORDERS {
+        let mut spare = per_cpu;
+        for (o, (batch, worth, shortest)) in SIZES.into_iter().enumerate() {
             let order = ListId(o * MIGRATE_PCPTYPES).order();
-            let share = match o {
-                0 => per_cpu / 2 / MIGRATE_PCPTYPES as u64,
+            let (share, most) = match o {
+                0 => (per_cpu / 2 / MIGRATE_PCPTYPES as u64, CAPACITY),
                 // One mobility at a time asks for pageblocks, so a list may have the whole share.
-                _ if order == PAGEBLOCK_ORDER => per_cpu,
-                _ => per_cpu / 2 / (PCP_ORDERS as u64 - 1) / MIGRATE_PCPTYPES as u64,
+                _ if order == PAGEBLOCK_ORDER => (per_cpu, 2),
+                _ => (per_cpu / 2 / (PCP_ORDERS as u64 - 1) / MIGRATE_PCPTYPES as u64, CAPACITY),
             };
-            let blocks = (share >> order).min(u64::from(CAPACITY)) as u32;
-            let (batch, floor, most) = match o {
-                0 => (32, 16, CAPACITY),
-                1 => (16, 8, CAPACITY),
-                2 => (8, 8, CAPACITY),
-                3 => (8, 4, CAPACITY),
-                _ => (1, 1, 2),
-            };
-            let blocks = blocks.min(most);
-            if blocks < floor {
-                continue;
+            let mut blocks = (share >> order).min(u64::from(most)) as u32;
+            if blocks < worth {
+                let lists = (u64::from(shortest) << order) * MIGRATE_PCPTYPES as u64;
+                let Some(left) = spare.checked_sub(lists) else { continue };
+                spare = left;
+                blocks = shortest;
             }
             l.batch[o] = batch.min(blocks / 2).max(1);
             l.min[o] = (2 * l.batch[o]).min(blocks);
@@ -285,6 +285,18 @@ impl Pcp {
         let pfn = self.slot(list, head).load(Relaxed);
         l.head.store(head.wrapping_add(1), Relaxed);
         Some(pfn)
+    }
+
+    /// Takes blocks off the cold end into `to`, as many as there are; says how many.
+    pub(crate) fn pop_cold_many(&self, list: ListId, to: &mut [u32]) -> usize {
+        let l = self.list(list);
+        let head = l.head.load(Relaxed);
+        let n = (l.tail.load(Relaxed).wrapping_sub(head) as usize).min(to.len());
+        for (i, at) in to[..n].iter_mut().enumerate() {
+            *at = self.slot(list, head.wrapping_add(i as u32)).load(Relaxed);
+        }
+        l.head.store(head.wrapping_add(n as u32), Relaxed);
+        n
     }
 
     /// The hot end, if the list may grow there.

@@ -164,7 +164,10 @@ fn all_but_the_last_pageblock_are_given_back_before_anybody_fails() {
         rig.set_min_free_kbytes(0);
         held.extend(rig.exhaust(Gfp::NOWAIT, 0));
         let last = held.pop().unwrap();
-        rig.release(held.iter().rev().copied().filter(|(_, order)| *order == 3).take(20));
+        let inside = |(pfn, order): &(kmem::Pfn, u32)| {
+            *order == 3 && rig.pageblock_migratetype(*pfn) == Some(MigrateType::HighAtomic)
+        };
+        rig.release(held.iter().copied().filter(inside).take(20));
         held.retain(|(pfn, _)| rig.pfn_to_page(*pfn).unwrap().page_count() > 0);
         held.extend(rig.exhaust(Gfp::NOWAIT, 0));
         assert_eq!(zone.highatomic_frames(), 1024);

@@ -31,28 +31,25 @@ const fn low(order: u32) -> u64 {
     if order >= 6 { u64::MAX } else { (1 << (1u32 << order)) - 1 }
 }
 
-/// Where blocks of `order` (at most 5) start in `word`, free and aligned.
+/// Where blocks of order `K` (at most 5) start in `word`, free and aligned.
 #[inline(always)]
-fn runs(word: u64, order: u32) -> u64 {
+fn runs<const K: u32>(word: u64) -> u64 {
     let mut w = word;
     let mut k = 0;
-    while k < order {
+    while k < K {
         w &= w >> (1u32 << k);
         k += 1;
     }
-    w & STARTS[order as usize]
+    w & STARTS[K as usize]
 }
 
-/// Where *maximal* blocks of `order` (at most 5) start in `word`.
+/// Where *maximal* blocks of order `K` (at most 5) start in `word`.
 #[inline(always)]
-fn maximal(word: u64, order: u32) -> u64 {
-    let at = runs(word, order);
-    let pairs = if order == 5 {
-        u64::from(word == u64::MAX)
-    } else {
-        at & (at >> (1u32 << order)) & STARTS[order as usize + 1]
-    };
-    at & !(pairs | pairs << (1u32 << order))
+fn maximal<const K: u32>(word: u64) -> u64 {
+    let at = runs::<K>(word);
+    let pairs =
+        if K == 5 { at & at >> 32 } else { at & at >> (1u32 << K) & STARTS[K as usize + 1] };
+    at & !(pairs | pairs << (1u32 << K))
 }
 
 /// The free bits of one pageblock.
@@ -91,6 +88,7 @@ impl FreeBits {
         (i..i + (1 << (order - 6))).any(|i| self.word(i) != 0)
     }
 
+    /// Marks the frames of the aligned block free, whatever they were.
     #[inline(always)]
     pub(crate) fn set(&self, pos: u32, order: u32) {
         let i = (pos >> 6) as usize;
@@ -101,6 +99,7 @@ impl FreeBits {
         }
     }
 
+    /// Marks the frames of the aligned block not free, whatever they were.
     #[inline(always)]
     pub(crate) fn clear(&self, pos: u32, order: u32) {
         let i = (pos >> 6) as usize;
@@ -111,26 +110,38 @@ impl FreeBits {
         }
     }
 
-    /// Marks the aligned block free and returns the order of the maximal free block it belongs to now.
-    #[inline]
-    pub(crate) fn set_and_climb(&self, pos: u32, order: u32) -> u32 {
+    /// Marks the aligned block free and returns the order of the maximal free block it belongs to now;
+    /// `None`, and nothing changes, when any of its frames is free already.
+    #[inline(always)]
+    pub(crate) fn give(&self, pos: u32, order: u32) -> Option<u32> {
         if order >= 6 {
+            if self.any(pos, order) {
+                return None;
+            }
             self.set(pos, order);
-            return self.enclosing(pos, order);
+            return Some(self.enclosing(pos, order));
         }
         let i = (pos >> 6) as usize;
-        let bit = pos & 63;
-        let word = self.word(i) | low(order) << bit;
-        self.put(i, word);
+        let mut bit = pos & 63;
+        let mut block = low(order) << bit;
+        let word = self.word(i);
+        if word & block != 0 {
+            return None;
+        }
+        self.put(i, word | block);
         let mut k = order;
         while k < 6 {
-            let mask = low(k + 1) << (bit & !((2 << k) - 1));
-            if word & mask != mask {
-                return k;
+            // The buddy's frames: those of the block, on the other side of its start.
+            let size = 1 << k;
+            let buddy = if bit & size == 0 { block << size } else { block >> size };
+            if word & buddy != buddy {
+                return Some(k);
             }
+            block |= buddy;
+            bit &= !size;
             k += 1;
         }
-        self.enclosing(pos, 6)
+        Some(self.enclosing(pos, 6))
     }
 
     /// The order of the maximal free block that a free block of `order` at `pos` belongs to.
@@ -146,27 +157,25 @@ impl FreeBits {
     /// The first maximal block of `order` (at most 9).
     #[inline]
     pub(crate) fn find(&self, order: u32) -> Option<u32> {
-        if order < 6 {
-            for i in 0..WORDS {
-                let w = self.word(i);
-                if w == 0 {
-                    continue;
-                }
-                let at = maximal(w, order);
-                if at != 0 {
-                    return Some((i as u32) << 6 | at.trailing_zeros());
-                }
-            }
-            return None;
+        match order {
+            0 => self.find_in_words::<0>(),
+            1 => self.find_in_words::<1>(),
+            2 => self.find_in_words::<2>(),
+            3 => self.find_in_words::<3>(),
+            4 => self.find_in_words::<4>(),
+            5 => self.find_in_words::<5>(),
+            _ => (0..1 << PAGEBLOCK_ORDER)
+                .step_by(1 << order)
+                .find(|pos| self.all(*pos, order) && self.enclosing(*pos, order) == order),
         }
-        let mut pos = 0;
-        while pos < 1 << PAGEBLOCK_ORDER {
-            if self.all(pos, order) && self.enclosing(pos, order) == order {
-                return Some(pos);
-            }
-            pos += 1 << order;
-        }
-        None
+    }
+
+    #[inline(always)]
+    fn find_in_words<const K: u32>(&self) -> Option<u32> {
+        (0..WORDS).find_map(|i| {
+            let at = maximal::<K>(self.word(i));
+            (at != 0).then(|| (i as u32) << 6 | at.trailing_zeros())
+        })
     }
 
     /// Free frames.
