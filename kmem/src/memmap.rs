@@ -6,7 +6,7 @@
 //! platform backs only what [`Platform::sparse_metadata`] names \[F5\].
 //!
 //! # Implementation
-//! Three parallel tables: `Page` per frame, and per pageblock its free bits and its descriptor. All are
+//! Four parallel tables: `Page` per frame, and per pageblock its free bits, descriptor and links. All are
 //! zero at the start, and zero means: frame not allocated, not free, of no zone. Bring-up therefore
 //! touches a word per pageblock and nothing per frame \[F4\]. What lies in holes is read, as zeros, and
 //! never written.
@@ -16,44 +16,36 @@
 
 use crate::{
     page::Page,
-    pageblock::{FreeBits, Pageblock, PbFlags},
+    pageblock::{FreeBits, Links, Pageblock, PbFlags},
     types::{PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn},
 };
-use core::ptr::NonNull;
 
-/// The tables of one machine.
+/// The tables of one machine. A copy in a local is what a loop over many pages works with.
+#[derive(Clone, Copy)]
 pub(crate) struct MemMap {
-    /// Address of the `Page` of frame `base`.
-    pages: NonNull<Page>,
+    pages: &'static [Page],
     /// First frame of the map, a pageblock's first.
     base: u32,
-    /// Frames in the map, a multiple of a pageblock's.
-    frames: u32,
     pub(crate) bits: &'static [FreeBits],
     pub(crate) blocks: &'static [Pageblock],
+    pub(crate) links: &'static [Links],
 }
 
-// SAFETY: every table is made of atomics; the pointer is to `frames` Pages that live as long as the
-// platform, which the map's owner keeps.
-unsafe impl Send for MemMap {}
-// SAFETY: as above.
-unsafe impl Sync for MemMap {}
-
 impl MemMap {
-    /// A map of `frames` frames from `base`.
-    ///
-    /// # Safety
-    /// `pages` points to `frames` zero-initialised `Page`s, used for nothing else and valid for as long
-    /// as the map is used; `base` and `frames` are multiples of a pageblock's frames; the slices have one entry
-    /// per pageblock.
-    pub(crate) unsafe fn new(
-        pages: NonNull<Page>,
+    /// The map of the frames from `base`, a pageblock's first; the tables have an entry for each of the
+    /// same pageblocks.
+    pub(crate) fn new(
         base: u32,
-        frames: u32,
+        pages: &'static [Page],
         bits: &'static [FreeBits],
         blocks: &'static [Pageblock],
+        links: &'static [Links],
     ) -> MemMap {
-        MemMap { pages, base, frames, bits, blocks }
+        let per_block = PAGEBLOCK_FRAMES as usize;
+        assert!(base.is_multiple_of(PAGEBLOCK_FRAMES) && pages.len() <= (u32::MAX - base) as usize);
+        assert_eq!(pages.len(), blocks.len() * per_block);
+        assert!(bits.len() == blocks.len() && links.len() == blocks.len());
+        MemMap { pages, base, bits, blocks, links }
     }
 
     /// First pageblock number of the map.
@@ -64,14 +56,14 @@ impl MemMap {
 
     /// The span of frame numbers.
     pub(crate) fn span(&self) -> (u32, u32) {
-        (self.base, self.base + self.frames)
+        (self.base, self.base + self.pages.len() as u32)
     }
 
     /// Index into the pageblock tables; `None` outside the map.
     #[inline(always)]
     pub(crate) fn block_index(&self, pfn: u32) -> Option<usize> {
-        let off = pfn.wrapping_sub(self.base);
-        if off < self.frames { Some((off >> PAGEBLOCK_ORDER) as usize) } else { None }
+        let block = (pfn.wrapping_sub(self.base) >> PAGEBLOCK_ORDER) as usize;
+        if block < self.blocks.len() { Some(block) } else { None }
     }
 
     /// Zone and mobility of the frame's pageblock.
@@ -90,12 +82,8 @@ impl MemMap {
 
     /// The page of a frame known to be in a populated pageblock.
     #[inline(always)]
-    pub(crate) fn page_in_map(&self, pfn: u32) -> &Page {
-        let off = pfn.wrapping_sub(self.base);
-        assert!(off < self.frames);
-        // SAFETY: `off` is below `frames`, so by `new`'s contract the Page is within the table, zero
-        // or since written only through atomics.
-        unsafe { self.pages.add(off as usize).as_ref() }
+    pub(crate) fn page_in_map(&self, pfn: u32) -> &'static Page {
+        &self.pages[pfn.wrapping_sub(self.base) as usize]
     }
 
     /// The frame of a page and the flags of its pageblock; `None` when the page is not of this map.
@@ -103,8 +91,8 @@ impl MemMap {
     pub(crate) fn locate(&self, page: &Page) -> Option<(u32, PbFlags)> {
         let pfn = self.pfn(page)?;
         let i = ((pfn - self.base) >> PAGEBLOCK_ORDER) as usize;
-        // SAFETY: `pfn` returned a frame of the map, and by `new`'s contract `blocks` has an entry for
-        // every pageblock of it.
+        // SAFETY: `pfn` returned a frame of the map, and by the check in `new` `blocks` has an entry for
+        // the pageblock of every one.
         let block = unsafe { self.blocks.get_unchecked(i) };
         Some((pfn, block.flags()))
     }
@@ -114,7 +102,7 @@ impl MemMap {
     pub(crate) fn pfn(&self, page: &Page) -> Option<u32> {
         let off = (page as *const Page as usize).wrapping_sub(self.pages.as_ptr() as usize);
         let n = off / size_of::<Page>();
-        if n < self.frames as usize { Some(self.base + n as u32) } else { None }
+        if n < self.pages.len() { Some(self.base + n as u32) } else { None }
     }
 
     /// First frames of all pageblocks in the map.

@@ -194,12 +194,15 @@ impl fmt::Debug for PageState {
     }
 }
 
+/// The half of `used_by` that is the mapping.
+const MAPPING: u64 = u64::MAX << 32;
+
 /// What is known of one frame \[F1\].
 #[repr(C, align(32))]
 pub struct Page {
     state: AtomicU64,
-    mapcount: AtomicU32,
-    mapping: AtomicU32,
+    /// Mapcount in the low half, mapping in the high one, so that a free looks once.
+    used_by: AtomicU64,
     lru_next: AtomicU32,
     lru_prev: AtomicU32,
     index: AtomicU32,
@@ -286,7 +289,7 @@ impl Page {
     /// Whether neither a page table nor an address space knows the page.
     #[inline(always)]
     fn unmapped(&self) -> bool {
-        self.mapcount.load(Ordering::Relaxed) | self.mapping.load(Ordering::Relaxed) == 0
+        self.used_by.load(Ordering::Relaxed) == 0
     }
 
     /// Takes a reference unless the count is zero (`get_page_unless_zero`): the speculative form for
@@ -352,32 +355,37 @@ impl Page {
 
     /// Page-table entries that map the page.
     pub fn mapcount(&self) -> u32 {
-        self.mapcount.load(Ordering::Relaxed)
+        self.used_by.load(Ordering::Relaxed) as u32
     }
 
-    /// Counts one more mapping and returns the new count. A frame that is mapped cannot be freed
-    /// \[P5\].
+    /// Counts one more mapping and returns the new count, which stays at `u32::MAX` once it is there. A
+    /// frame that is mapped cannot be freed \[P5\].
     pub fn inc_mapcount(&self) -> u32 {
-        self.mapcount.fetch_add(1, Ordering::AcqRel).wrapping_add(1)
+        self.count_mapping(|n| n.checked_add(1)).unwrap_or(u32::MAX)
     }
 
     /// Counts one mapping less and returns the new count; `None`, and nothing changed, if there was
     /// none.
     pub fn dec_mapcount(&self) -> Option<u32> {
-        self.mapcount
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |c| c.checked_sub(1))
-            .ok()
-            .map(|c| c - 1)
+        self.count_mapping(|n| n.checked_sub(1))
+    }
+
+    fn count_mapping(&self, change: impl Fn(u32) -> Option<u32>) -> Option<u32> {
+        let changed = |used: u64| Some(used & MAPPING | u64::from(change(used as u32)?));
+        // AcqRel: whoever counts the last mapping away sees what was done under the others.
+        let before = self.used_by.fetch_update(Ordering::AcqRel, Ordering::Relaxed, changed);
+        before.ok().and_then(|used| change(used as u32))
     }
 
     /// Handle of the address space the page belongs to; 0 for none.
     pub fn mapping(&self) -> u32 {
-        self.mapping.load(Ordering::Relaxed)
+        (self.used_by.load(Ordering::Relaxed) >> 32) as u32
     }
 
     /// Sets the address-space handle.
     pub fn set_mapping(&self, mapping: u32) {
-        self.mapping.store(mapping, Ordering::Relaxed);
+        let changed = |used| Some(used & !MAPPING | u64::from(mapping) << 32);
+        let _ = self.used_by.fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed);
     }
 
     /// Offset in the address space, in pages.

@@ -138,7 +138,7 @@ fn backed(ranges: &[(u64, u64, u32)]) -> usize {
     let frames: u64 = ranges.iter().map(|(_, size, _)| size >> 12).sum();
     assert_eq!(kmem.totalram_pages(), frames);
     let asked = kmem.platform().sparse.lock().unwrap();
-    assert_eq!(asked.len(), 3, "pages, bits and descriptors");
+    assert_eq!(asked.len(), 4, "pages, bits, descriptors and links");
     asked.iter().map(|(_, used)| used).sum()
 }
 

@@ -55,7 +55,7 @@ pub(crate) use region::{REGION_SHIFT, Region};
 
 use crate::{
     memmap::MemMap,
-    pageblock::{BLOCK_ORDERS, FreeBits, NIL, Pageblock, PbFlags, Word},
+    pageblock::{BLOCK_ORDERS, FreeBits, Links, NIL, Pageblock, PbFlags, Word},
     types::{MIGRATE_TYPES, MigrateType, PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER},
 };
 use core::sync::atomic::Ordering::Relaxed;
@@ -137,6 +137,10 @@ impl<'a> Area<'a> {
         &self.map.blocks[index as usize]
     }
 
+    fn links(&self, index: u32) -> &'a Links {
+        &self.map.links[index as usize]
+    }
+
     #[inline(always)]
     fn bits(&self, index: u32) -> &'a FreeBits {
         &self.map.bits[index as usize]
@@ -167,25 +171,25 @@ impl<'a> Area<'a> {
     fn link(&mut self, index: u32, mt: usize, bin: u32) {
         let order = bin as usize - 1;
         let head = core::mem::replace(&mut self.lists.heads[mt][order], index);
-        let b = self.block(index);
-        b.next.store(head, Relaxed);
-        b.prev.store(NIL, Relaxed);
+        let at = self.links(index);
+        at.next.store(head, Relaxed);
+        at.prev.store(NIL, Relaxed);
         if head == NIL {
             self.lists.masks[mt] |= 1 << order;
         } else {
-            self.block(head).prev.store(index, Relaxed);
+            self.links(head).prev.store(index, Relaxed);
         }
     }
 
     fn unlink(&mut self, index: u32, mt: usize, bin: u32) {
         let order = bin as usize - 1;
-        let b = self.block(index);
-        let (next, prev) = (b.next.load(Relaxed), b.prev.load(Relaxed));
+        let at = self.links(index);
+        let (next, prev) = (at.next.load(Relaxed), at.prev.load(Relaxed));
         if next != NIL {
-            self.block(next).prev.store(prev, Relaxed);
+            self.links(next).prev.store(prev, Relaxed);
         }
         if prev != NIL {
-            self.block(prev).next.store(next, Relaxed);
+            self.links(prev).next.store(next, Relaxed);
         } else {
             self.lists.heads[mt][order] = next;
             if next == NIL {

@@ -27,7 +27,7 @@ use crate::{
     memmap::MemMap,
     page::Page,
     page_state::StatRow,
-    pageblock::{FreeBits, Pageblock, PbFlags},
+    pageblock::{FreeBits, Links, Pageblock, PbFlags},
     platform::Platform,
     sync::IrqLock,
     types::{
@@ -316,15 +316,17 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let pages = tables.sparse::<Page>(layout, span, 1)?;
         let bits = tables.sparse::<FreeBits>(layout, span, per_block)?;
         let descs = tables.sparse::<Pageblock>(layout, span, per_block)?;
-        // SAFETY: the tables are zero-filled, made of atomics for which zero is a value, sized for the span,
-        // and live as long as the platform that the allocator will own.
+        let links = tables.sparse::<Links>(layout, span, per_block)?;
+        // SAFETY: the platform made the tables for at least so many entries, to live as long as itself,
+        // which the allocator will own. They are zero-filled, made of atomics for which zero is a value,
+        // and nobody else's.
         let map = unsafe {
             MemMap::new(
-                pages,
                 span.start,
-                span.len(),
+                core::slice::from_raw_parts(pages.as_ptr(), span.len() as usize),
                 core::slice::from_raw_parts(bits.as_ptr(), blocks),
                 core::slice::from_raw_parts(descs.as_ptr(), blocks),
+                core::slice::from_raw_parts(links.as_ptr(), blocks),
             )
         };
 

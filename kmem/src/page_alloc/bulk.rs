@@ -10,13 +10,14 @@
 use super::{
     PageAllocator,
     fast::{Plain, Preferred},
-    pcp::ListId,
+    pcp::{ListId, Pcp},
     slow::Reclaim,
 };
 use crate::{
     context::{Cpu, Path},
     error::{AllocError, Misuse},
     gfp::Gfp,
+    memmap::MemMap,
     page::{Page, PageState},
     pageblock::PbFlags,
     platform::Platform,
@@ -122,20 +123,21 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         room: impl Fn() -> i64,
         places: &mut [Option<&'a Page>],
     ) -> bool {
+        let mut at = 0;
         let mut damaged = false;
-        let mut places = places.iter_mut().filter(|place| place.is_none());
-        let mut place = places.next();
         loop {
-            let mut hot = pcp.hot_blocks(list);
-            while let Some(at) = place.as_deref_mut() {
-                let Some(pfn) = hot.next() else { break };
+            let (n, bad) = take_alike(&self.map, pcp, list, state, &mut places[at..]);
+            at += n;
+            if let Some(pfn) = bad {
                 // A frame found damaged leaves its place to the general path.
-                *at = self.dress(pfn, state);
-                damaged |= at.is_none();
-                place = places.next();
+                self.bad_page(pfn, self.map.page_in_map(pfn));
+                damaged = true;
+                at += 1;
+                continue;
             }
-            drop(hot);
-            let Some(at) = place.as_deref_mut() else { return !damaged };
+            if at == places.len() {
+                return !damaged;
+            }
             let room = room();
             if room <= 0 || pcp.high(list) == 0 {
                 return false;
@@ -144,9 +146,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             cpu.set_path(Path::Bulk);
             let Some(pfn) = refilled else { return false };
             pcp.count_allocs(list, 1);
-            *at = self.dress(pfn, state);
-            damaged |= at.is_none();
-            place = places.next();
+            places[at] = self.dress(pfn, state);
+            damaged |= places[at].is_none();
+            at += 1;
         }
     }
 
@@ -199,21 +201,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let Some(Some(page)) = pages.get(first) else { return (first > 0).then_some(first) };
         let (_, kind) = self.map.locate(page)?;
         let list = ListId::small(0, kind.mt_index())?;
-        let mut end = self.pcp_of(cpu.id(), kind.zone_slot()?)?.hot_end(list);
-        let mut done = first;
-        for place in pages[first..].iter_mut() {
-            if let Some(page) = *place {
-                let Some((pfn, pb)) = self.map.locate(page) else { break };
-                if pb != kind || !page.try_free(0) {
-                    break;
-                }
-                *place = None;
-                if !end.put(pfn) {
-                    drop(end);
-                    self.spill_freed(cpu, pb, pfn);
-                    return Some(done + 1);
-                }
-            }
+        let pcp = self.pcp_of(cpu.id(), kind.zone_slot()?)?;
+        let (n, over) = put_alike(&self.map, pcp, list, kind, &mut pages[first..]);
+        let mut done = first + n;
+        if let Some(pfn) = over {
+            self.spill_freed(cpu, kind, pfn);
             done += 1;
         }
         (done > 0).then_some(done)
@@ -236,4 +228,66 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.p.put_cpu(cpu);
         done
     }
+}
+
+/// Fills empty places from the front with pages off the hot end of a list. Returns how many places it
+/// dealt with: all, those before the one that the list has no page for, or those before the one whose page
+/// is damaged, and its frame.
+///
+/// On its own, so that what the loop uses stays in registers.
+#[inline(never)]
+fn take_alike<'a>(
+    map: &'a MemMap,
+    pcp: &Pcp,
+    list: ListId,
+    state: PageState,
+    places: &mut [Option<&'a Page>],
+) -> (usize, Option<u32>) {
+    let map = *map;
+    let mut hot = pcp.hot_blocks(list);
+    let mut done = 0;
+    for place in places {
+        if place.is_none() {
+            let Some(pfn) = hot.next() else { break };
+            let page = map.page_in_map(pfn);
+            if page.state() != PageState::FREE {
+                return (done, Some(pfn));
+            }
+            page.set_allocated(state);
+            *place = Some(page);
+        }
+        done += 1;
+    }
+    (done, None)
+}
+
+/// Frees pages of one zone and mobility from the front of `pages` to the hot end of their list. Returns
+/// how many places it dealt with, and the frame of one more that it freed but found no place for.
+///
+/// On its own for the same reason.
+#[inline(never)]
+fn put_alike(
+    map: &MemMap,
+    pcp: &Pcp,
+    list: ListId,
+    kind: PbFlags,
+    pages: &mut [Option<&Page>],
+) -> (usize, Option<u32>) {
+    let map = *map;
+    let mut end = pcp.hot_end(list);
+    let mut done = 0;
+    for place in pages {
+        if let Some(page) = *place {
+            let Some((pfn, pb)) = map.locate(page) else { break };
+            if pb != kind || !page.try_free(0) {
+                break;
+            }
+            *place = None;
+            if !end.put(pfn) {
+                return (done, Some(pfn));
+            }
+        }
+        done += 1;
+    }
+    (done, None)
 }

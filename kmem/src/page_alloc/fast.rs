@@ -256,7 +256,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     #[cold]
     #[inline(never)]
-    fn bad_page(&self, pfn: u32, page: &Page) {
+    pub(super) fn bad_page(&self, pfn: u32, page: &Page) {
         self.p.report(
             crate::platform::Level::Bug,
             format_args!("BUG: Bad page state in free list: pfn:{pfn:#x} {page:?}"),

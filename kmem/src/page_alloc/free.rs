@@ -82,13 +82,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         };
         // From here on the block is this CPU's, and nobody else's.
         self.own_idle(cpu, Path::PcpFree);
-        let place = match (pb.zone_slot(), ListId::small(order, pb.mt_index())) {
-            (Some(slot), Some(list)) => self
-                .data_of(cpu)
-                .and_then(|data| data.pcps.get(slot))
-                .and_then(|pcp| pcp.place(list).map(|place| (pcp, list, place))),
-            _ => None,
-        };
+        let place = ListId::small(order, pb.mt_index()).and_then(|list| {
+            let pcp = self.data_of(cpu)?.pcps.get(pb.zone_index())?;
+            Some((pcp, list, pcp.place(list)?))
+        });
         let Some((pcp, list, place)) = place else {
             self.disown_idle(cpu);
             self.p.put_cpu(cpu);

@@ -453,9 +453,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         home: usize,
         ask: impl Fn(&mut Area<'_>) -> Option<u32>,
     ) -> Option<u32> {
-        (0..zone.nr_areas()).find_map(|i| {
-            zone.with_area(&self.p, &self.map, (home + i) % zone.nr_areas(), &ask)
-        })
+        (0..zone.nr_areas())
+            .find_map(|i| zone.with_area(&self.p, &self.map, (home + i) % zone.nr_areas(), &ask))
     }
 
     /// A block of the pageblocks set aside for high-order atomic requests.

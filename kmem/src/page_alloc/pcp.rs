@@ -10,7 +10,9 @@
 //! A list is a ring of 32-bit frame numbers; two free-running counters are its ends. Orders 0 to 3 and
 //! a pageblock's order have lists, one per mobility. How many blocks a list may hold (`high`) tunes
 //! itself: a refill that follows a spill says that the traffic swings wider than the list, so it grows;
-//! pressure on the zone puts it back to its smallest.
+//! pressure on the zone puts it back to its smallest. The ring goes round in no more places than that
+//! takes, so that a list costs few cache lines; its size changes when it is empty, which it is when it
+//! is refilled.
 //!
 //! # Locking
 //! A list is touched by its own CPU only, and only while [`Cpu::path`](crate::context::Cpu::path) says
@@ -29,7 +31,7 @@ pub(crate) const PCP_LISTS: usize = PCP_ORDERS * MIGRATE_PCPTYPES;
 
 /// Blocks a list's ring has place for: a power of two.
 const CAPACITY: u32 = 256;
-const _: () = assert!(CAPACITY.is_power_of_two());
+const _: () = assert!(CAPACITY.is_power_of_two() && PCP_LISTS <= 32);
 
 /// Names a list: below `PCP_LISTS`, which only this module can break.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,6 +75,10 @@ impl ListId {
     /// The mobility of the list's blocks.
     pub(crate) const fn migratetype(self) -> MigrateType {
         MigrateType::ALL[self.0 % MIGRATE_PCPTYPES]
+    }
+
+    const fn bit(self) -> u32 {
+        1 << self.0
     }
 
     /// Index into [`Limits`].
@@ -136,8 +142,8 @@ struct List {
     tail: AtomicU32,
     /// Blocks the list may hold now; 0 switches it off.
     high: AtomicU32,
-    /// Whether blocks were spilled since the last refill.
-    spilled: AtomicU32,
+    /// Places of the ring that are in use, less one: below `CAPACITY`, which only this module can break.
+    mask: AtomicU32,
     /// Blocks ever taken for an allocation.
     allocs: AtomicU64,
     /// Blocks ever put by a free.
@@ -148,6 +154,8 @@ struct List {
 #[repr(C, align(64))]
 pub(crate) struct Pcp {
     lists: [List; PCP_LISTS],
+    /// Lists, by bit, of which blocks were spilled since the last refill.
+    spilled: AtomicU32,
     /// Blocks that the fast paths took straight from the buddy.
     direct: AtomicU64,
     rings: [[AtomicU32; CAPACITY as usize]; PCP_LISTS],
@@ -172,8 +180,8 @@ impl Place<'_> {
 /// Takes blocks off the hot end of a list, good while the caller owns the lists and changes nothing
 /// else. What was taken counts once it is dropped.
 pub(crate) struct HotBlocks<'a> {
-    pcp: &'a Pcp,
-    list: ListId,
+    list: &'a List,
+    ring: Ring<'a>,
     head: u32,
     /// Where the tail was.
     from: u32,
@@ -189,24 +197,23 @@ impl Iterator for HotBlocks<'_> {
             return None;
         }
         self.tail = self.tail.wrapping_sub(1);
-        Some(self.pcp.slot(self.list, self.tail).load(Relaxed))
+        Some(self.ring.slot(self.tail).load(Relaxed))
     }
 }
 
 impl Drop for HotBlocks<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        let l = self.pcp.list(self.list);
-        l.tail.store(self.tail, Relaxed);
-        bump(&l.allocs, self.from.wrapping_sub(self.tail).into());
+        self.list.tail.store(self.tail, Relaxed);
+        bump(&self.list.allocs, self.from.wrapping_sub(self.tail).into());
     }
 }
 
 /// The hot end of a list, good while the caller owns the lists and changes nothing else. What was put
 /// counts once it is dropped.
 pub(crate) struct HotEnd<'a> {
-    pcp: &'a Pcp,
-    list: ListId,
+    list: &'a List,
+    ring: Ring<'a>,
     /// Where the tail was.
     from: u32,
     tail: u32,
@@ -221,7 +228,7 @@ impl HotEnd<'_> {
         if self.tail == self.limit {
             return false;
         }
-        self.pcp.slot(self.list, self.tail).store(pfn, Relaxed);
+        self.ring.slot(self.tail).store(pfn, Relaxed);
         self.tail = self.tail.wrapping_add(1);
         true
     }
@@ -230,9 +237,25 @@ impl HotEnd<'_> {
 impl Drop for HotEnd<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        let l = self.pcp.list(self.list);
-        l.tail.store(self.tail, Relaxed);
-        bump(&l.frees, self.tail.wrapping_sub(self.from).into());
+        self.list.tail.store(self.tail, Relaxed);
+        bump(&self.list.frees, self.tail.wrapping_sub(self.from).into());
+    }
+}
+
+/// The places of a list's ring.
+#[derive(Clone, Copy)]
+struct Ring<'a> {
+    places: &'a [AtomicU32; CAPACITY as usize],
+    /// Those in use, less one.
+    mask: u32,
+}
+
+impl<'a> Ring<'a> {
+    #[inline(always)]
+    fn slot(self, at: u32) -> &'a AtomicU32 {
+        let i = (at & self.mask) as usize;
+        // SAFETY: a mask is below CAPACITY: it is 0 in zeroed memory, and `set_high` clamps.
+        unsafe { self.places.get_unchecked(i) }
     }
 }
 
@@ -250,9 +273,10 @@ impl Pcp {
     }
 
     #[inline(always)]
-    fn slot(&self, list: ListId, at: u32) -> &AtomicU32 {
-        // SAFETY: as in `list`: there is a ring for every list. The index is masked to below CAPACITY.
-        unsafe { self.rings.get_unchecked(list.0).get_unchecked((at & (CAPACITY - 1)) as usize) }
+    fn ring(&self, list: ListId) -> Ring<'_> {
+        // SAFETY: as in `list`: there is a ring for every list.
+        let places = unsafe { self.rings.get_unchecked(list.0) };
+        Ring { places, mask: self.list(list).mask.load(Relaxed) }
     }
 
     /// Blocks on the list.
@@ -270,7 +294,7 @@ impl Pcp {
             return None;
         }
         let at = tail.wrapping_sub(1);
-        let pfn = self.slot(list, at).load(Relaxed);
+        let pfn = self.ring(list).slot(at).load(Relaxed);
         l.tail.store(at, Relaxed);
         Some(pfn)
     }
@@ -282,18 +306,18 @@ impl Pcp {
         if l.tail.load(Relaxed) == head {
             return None;
         }
-        let pfn = self.slot(list, head).load(Relaxed);
+        let pfn = self.ring(list).slot(head).load(Relaxed);
         l.head.store(head.wrapping_add(1), Relaxed);
         Some(pfn)
     }
 
     /// Takes blocks off the cold end into `to`, as many as there are; says how many.
     pub(crate) fn pop_cold_many(&self, list: ListId, to: &mut [u32]) -> usize {
-        let l = self.list(list);
+        let (l, ring) = (self.list(list), self.ring(list));
         let head = l.head.load(Relaxed);
         let n = (l.tail.load(Relaxed).wrapping_sub(head) as usize).min(to.len());
         for (i, at) in to[..n].iter_mut().enumerate() {
-            *at = self.slot(list, head.wrapping_add(i as u32)).load(Relaxed);
+            *at = ring.slot(head.wrapping_add(i as u32)).load(Relaxed);
         }
         l.head.store(head.wrapping_add(n as u32), Relaxed);
         n
@@ -305,7 +329,7 @@ impl Pcp {
         let l = self.list(list);
         let tail = l.tail.load(Relaxed);
         let grows = tail.wrapping_sub(l.head.load(Relaxed)) < l.high.load(Relaxed);
-        grows.then_some(Place { list: l, slot: self.slot(list, tail), tail })
+        grows.then_some(Place { list: l, slot: self.ring(list).slot(tail), tail })
     }
 
     /// The hot end, to take several blocks from.
@@ -313,7 +337,7 @@ impl Pcp {
     pub(crate) fn hot_blocks(&self, list: ListId) -> HotBlocks<'_> {
         let l = self.list(list);
         let (head, tail) = (l.head.load(Relaxed), l.tail.load(Relaxed));
-        HotBlocks { pcp: self, list, head, from: tail, tail }
+        HotBlocks { list: l, ring: self.ring(list), head, from: tail, tail }
     }
 
     /// The hot end, to put several blocks there.
@@ -324,7 +348,8 @@ impl Pcp {
         let limit = l.head.load(Relaxed).wrapping_add(l.high.load(Relaxed));
         // A list above its limit (it was lowered) takes no more.
         let over = limit.wrapping_sub(tail) > CAPACITY;
-        HotEnd { pcp: self, list, from: tail, tail, limit: if over { tail } else { limit } }
+        let limit = if over { tail } else { limit };
+        HotEnd { list: l, ring: self.ring(list), from: tail, tail, limit }
     }
 
     /// Puts a block on the hot end if the list may grow; says whether it did.
@@ -337,7 +362,7 @@ impl Pcp {
     pub(crate) fn push_cold(&self, list: ListId, pfn: u32) {
         let l = self.list(list);
         let at = l.head.load(Relaxed).wrapping_sub(1);
-        self.slot(list, at).store(pfn, Relaxed);
+        self.ring(list).slot(at).store(pfn, Relaxed);
         l.head.store(at, Relaxed);
     }
 
@@ -390,29 +415,38 @@ impl Pcp {
     /// Sets every list to its smallest size.
     pub(crate) fn reset_high(&self, limits: &Limits) {
         for i in ListId::all() {
-            self.list(i).high.store(limits.min[i.class()], Relaxed);
+            self.set_high(i, limits.min[i.class()]);
         }
+    }
+
+    /// Sets how many blocks the list may hold: any number while it is empty, no more than before
+    /// otherwise.
+    fn set_high(&self, list: ListId, high: u32) {
+        let l = self.list(list);
+        if self.len(list) == 0 {
+            let places = high.clamp(1, CAPACITY).next_power_of_two();
+            l.mask.store(places - 1, Relaxed);
+        }
+        l.high.store(high.min(l.mask.load(Relaxed) + 1), Relaxed);
     }
 
     /// Notes that the list ran empty; it grows if it also ran over since.
     pub(crate) fn note_refill(&self, list: ListId, limits: &Limits, pressed: bool) {
-        let l = self.list(list);
         let o = list.class();
+        let spilled = self.spilled.load(Relaxed);
         if pressed {
-            l.high.store(limits.min[o], Relaxed);
-        } else if l.spilled.load(Relaxed) != 0 {
-            let grown = l.high.load(Relaxed) + limits.batch[o];
-            l.high.store(grown.min(limits.max[o]), Relaxed);
+            self.set_high(list, limits.min[o]);
+        } else if spilled & list.bit() != 0 {
+            self.set_high(list, (self.high(list) + limits.batch[o]).min(limits.max[o]));
         }
-        l.spilled.store(0, Relaxed);
+        self.spilled.store(spilled & !list.bit(), Relaxed);
     }
 
     /// Notes that the list ran over; under pressure it shrinks to its smallest.
     pub(crate) fn note_spill(&self, list: ListId, limits: &Limits, pressed: bool) {
-        let l = self.list(list);
-        l.spilled.store(1, Relaxed);
+        self.spilled.store(self.spilled.load(Relaxed) | list.bit(), Relaxed);
         if pressed {
-            l.high.store(limits.min[list.class()], Relaxed);
+            self.set_high(list, limits.min[list.class()]);
         }
     }
 
@@ -425,7 +459,8 @@ impl Pcp {
     pub(crate) fn blocks(&self) -> impl Iterator<Item = (ListId, u32)> + '_ {
         ListId::all().flat_map(move |i| {
             let head = self.list(i).head.load(Relaxed);
-            (0..self.len(i)).map(move |n| (i, self.slot(i, head.wrapping_add(n)).load(Relaxed)))
+            (0..self.len(i))
+                .map(move |n| (i, self.ring(i).slot(head.wrapping_add(n)).load(Relaxed)))
         })
     }
 }

@@ -6,8 +6,9 @@
 //! descriptor.
 //!
 //! # Implementation
-//! A descriptor is 16 bytes: one word with everything the buddy asks, and two links. Four descriptors
-//! share a cache line, and a free finds the zone, the mobility and the buddy's counts in the same one.
+//! A descriptor is one word with everything that is asked often. Eight share a cache line, and a free
+//! finds the zone, the mobility and the buddy's counts in the same one. The links of a pageblock that is
+//! in a bin, needed only when it moves to another, are a table of their own.
 //! ```text
 //!   63      54 53   50 49  48    47  46 45  43 42   39 38   34 33   28 27   21 20   13 12    4 3    0
 //!   +---------+-------+--+----+------+------+-------+-------+-------+-------+-------+------+------+
@@ -22,7 +23,7 @@
 //! Zero is a descriptor of a hole: no zone, nothing free.
 //!
 //! # Locking
-//! Written under the lock of the area that owns the pageblock, with plain stores. The flags are read
+//! All three are written under the lock of the area that owns the pageblock, with plain stores. The flags are read
 //! without it; a stale mobility sends a frame to a list it could have been on a moment ago.
 
 mod bits;
@@ -58,6 +59,12 @@ impl PbFlags {
     #[inline(always)]
     pub(crate) const fn zone_slot(self) -> Option<usize> {
         ((self.0 >> SLOT_SHIFT) as usize).checked_sub(1)
+    }
+
+    /// The zone's slot, to look up with; out of every table's range for a hole.
+    #[inline(always)]
+    pub(crate) const fn zone_index(self) -> usize {
+        ((self.0 >> SLOT_SHIFT) as usize).wrapping_sub(1)
     }
 
     #[inline(always)]
@@ -205,25 +212,18 @@ impl Word {
 }
 
 /// Descriptor of one pageblock.
-#[repr(C, align(16))]
-pub(crate) struct Pageblock {
-    word: AtomicU64,
-    /// Neighbours in the bin; they mean something while it is in one.
-    pub(crate) next: AtomicU32,
-    pub(crate) prev: AtomicU32,
-}
-
-const _: () = assert!(size_of::<Pageblock>() == 16);
+#[repr(transparent)]
+pub(crate) struct Pageblock(AtomicU64);
 
 impl Pageblock {
     #[inline(always)]
     pub(crate) fn word(&self) -> Word {
-        Word(self.word.load(Relaxed))
+        Word(self.0.load(Relaxed))
     }
 
     #[inline(always)]
     pub(crate) fn store(&self, word: Word) {
-        self.word.store(word.0, Relaxed);
+        self.0.store(word.0, Relaxed);
     }
 
     #[inline(always)]
@@ -235,4 +235,11 @@ impl Pageblock {
     pub(crate) fn set_flags(&self, flags: PbFlags) {
         self.store(self.word().with_flags(flags));
     }
+}
+
+/// A pageblock's neighbours in its bin, if it is in one.
+#[repr(C, align(8))]
+pub(crate) struct Links {
+    pub(crate) next: AtomicU32,
+    pub(crate) prev: AtomicU32,
 }
