@@ -1,9 +1,12 @@
-//! The machine under the allocator: time passes, waiting ends, kicks arrive.
+//! The machine under the allocator: time passes, waiting ends, kicks arrive, holes are empty.
 
 use super::{Bench, Verdict, check, storm};
 use crate::println;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use kmem::platform::Platform;
+use kmem::{
+    platform::Platform,
+    types::{PAGEBLOCK_FRAMES, Pfn},
+};
 use x86_64::instructions::interrupts;
 
 const MS: u64 = 1_000_000;
@@ -40,5 +43,23 @@ pub fn run(bench: &mut Bench) -> Verdict {
     let served = storm::KICKS.load(Relaxed) - kicks;
     check!(served == 1, "one kick, {served} served");
     println!("machine: waited {} us for 5 ms, kick served", waited / 1000);
+    holes(bench)
+}
+
+/// Asks about a frame of every pageblock from the first of the machine to the last: in holes there are
+/// none, and asking is all the same.
+fn holes(bench: &Bench) -> Verdict {
+    let zones = || bench.kmem.zones().iter().map(|zone| zone.spanned());
+    let (start, end) = zones().fold((u32::MAX, 0), |(s, e), r| (s.min(r.start), e.max(r.end)));
+    let (mut populated, mut holes) = (0u64, 0u64);
+    for pfn in (start..end).step_by(PAGEBLOCK_FRAMES as usize) {
+        let there = bench.kmem.pfn_to_page(Pfn(pfn)).is_some();
+        populated += u64::from(there);
+        holes += u64::from(!there);
+    }
+    let present: u64 = bench.kmem.zones().iter().map(|zone| zone.present_frames()).sum();
+    let most = present.div_ceil(u64::from(PAGEBLOCK_FRAMES)) + zones().count() as u64;
+    check!(populated <= most, "{populated} pageblocks for {present} frames");
+    println!("machine: {populated} pageblocks, {holes} in holes");
     Ok(())
 }

@@ -227,17 +227,18 @@ impl<'a> Area<'a> {
     /// out of.
     #[inline]
     fn carve(&mut self, index: u32, order: u32) -> Option<(u32, u32)> {
-        let from = self.block(index).word().smallest(order)?;
+        let word = self.block(index).word();
+        let from = word.smallest(order)?;
         let pos = self.bits(index).find(from)?;
-        self.carve_at(index, from, order, pos);
+        self.carve_at(index, word, from, order, pos);
         Some((self.first_pfn(index) + pos, from))
     }
 
-    /// Takes the block of `order` at `pos` out of the maximal block of order `from` around it.
+    /// Takes the block of `order` at `pos` out of the maximal block of order `from` around it, in a
+    /// pageblock with the given word.
     #[inline]
-    fn carve_at(&mut self, index: u32, from: u32, order: u32, pos: u32) {
+    fn carve_at(&mut self, index: u32, word: Word, from: u32, order: u32, pos: u32) {
         self.bits(index).clear(pos, order);
-        let word = self.block(index).word();
         self.lists.nr_free[from as usize % NR_ORDERS] -= 1;
         // What is left of the maximal block is one buddy of every order between.
         for k in order..from {
@@ -291,11 +292,12 @@ impl<'a> Area<'a> {
                 },
                 None => break,
             };
-            let Some(from) = self.block(index).word().smallest(order) else { break };
+            let word = self.block(index).word();
+            let Some(from) = word.smallest(order) else { break };
             let fits = order + (want - got).ilog2();
             let take = from.min(fits);
             let Some(pos) = self.bits(index).find(from) else { break };
-            self.carve_at(index, from, take, pos);
+            self.carve_at(index, word, from, take, pos);
             let pfn = self.first_pfn(index) + pos;
             let n = 1 << (take - order);
             for i in 0..n {
@@ -389,7 +391,7 @@ impl<'a> Area<'a> {
             return false;
         }
         let from = self.bits(index).enclosing(pos, order);
-        self.carve_at(index, from, order, pos);
+        self.carve_at(index, self.block(index).word(), from, order, pos);
         true
     }
 

@@ -363,13 +363,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         for i in 0..zone.nr_areas() {
             let n = (home + i) % zone.nr_areas();
             got = zone.with_area(&self.p, &self.map, n, |area| {
+                let mut end = pcp.cold_end(list);
                 if order == PAGEBLOCK_ORDER {
                     (0..want)
                         .map_while(|_| area.take_whole(order, mt))
-                        .map(|pfn| pcp.push_cold(list, pfn))
+                        .map(|pfn| end.put(pfn))
                         .count() as u32
                 } else {
-                    area.take_many(order, mt, want, |pfn| pcp.push_cold(list, pfn))
+                    area.take_many(order, mt, want, |pfn| end.put(pfn))
                 }
             });
             if got > 0 {
@@ -377,9 +378,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             }
         }
         if got == 0 && order < PAGEBLOCK_ORDER {
-            got = u32::from(
-                self.steal(zone, home, order, mt).map(|p| pcp.push_cold(list, p)).is_some(),
-            );
+            let stolen = self.steal(zone, home, order, mt);
+            got = u32::from(stolen.map(|pfn| pcp.cold_end(list).put(pfn)).is_some());
         }
         zone.free.fetch_sub(i64::from(got) << order, Relaxed);
         counters.owned(VmEvent::PcpRefill, 1);

@@ -242,6 +242,30 @@ impl Drop for HotEnd<'_> {
     }
 }
 
+/// The cold end of a list, good while the caller owns the lists and changes nothing else. What was put
+/// counts once it is dropped.
+pub(crate) struct ColdEnd<'a> {
+    list: &'a List,
+    ring: Ring<'a>,
+    head: u32,
+}
+
+impl ColdEnd<'_> {
+    /// Puts a block there; the ring has places for `high` of them.
+    #[inline(always)]
+    pub(crate) fn put(&mut self, pfn: u32) {
+        self.head = self.head.wrapping_sub(1);
+        self.ring.slot(self.head).store(pfn, Relaxed);
+    }
+}
+
+impl Drop for ColdEnd<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.list.head.store(self.head, Relaxed);
+    }
+}
+
 /// The places of a list's ring.
 #[derive(Clone, Copy)]
 struct Ring<'a> {
@@ -358,12 +382,11 @@ impl Pcp {
         self.place(list).map(|p| p.put(pfn)).is_some()
     }
 
-    /// Puts a block on the cold end; the ring has place for `high` of them.
-    pub(crate) fn push_cold(&self, list: ListId, pfn: u32) {
+    /// The cold end, to put several blocks there.
+    #[inline(always)]
+    pub(crate) fn cold_end(&self, list: ListId) -> ColdEnd<'_> {
         let l = self.list(list);
-        let at = l.head.load(Relaxed).wrapping_sub(1);
-        self.ring(list).slot(at).store(pfn, Relaxed);
-        l.head.store(at, Relaxed);
+        ColdEnd { list: l, ring: self.ring(list), head: l.head.load(Relaxed) }
     }
 
     /// Counts `n` blocks taken for allocations.
