@@ -6,8 +6,8 @@
 //!
 //! # Implementation
 //! The tables start as zero-filled memory, and zero means "nothing known", so the work is proportional to
-//! pageblocks (two bytes each) and regions (one word each), not to frames: a terabyte of 4 KiB frames
-//! takes half a million two-byte stores.
+//! pageblocks (one word each) and regions (one word each), not to frames: a terabyte of 4 KiB frames
+//! takes half a million stores, in four megabytes.
 //!
 //! # Locking
 //! None: nobody else knows the allocator yet.
