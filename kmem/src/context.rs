@@ -151,10 +151,18 @@ pub enum Path {
     Drain = 7,
     /// Several pages at once, through the CPU's own lists.
     Bulk = 8,
+    /// Taking an object from the CPU's own magazines.
+    ObjAlloc = 9,
+    /// Putting an object in the CPU's own magazines.
+    ObjFree = 10,
+    /// Exchanging or filling a magazine of the CPU's own.
+    ObjRefill = 11,
+    /// Exchanging or emptying magazines of the CPU's own.
+    ObjFlush = 12,
 }
 
 /// Number of [`Path`]s.
-pub const NR_PATHS: usize = 9;
+pub const NR_PATHS: usize = 13;
 
 impl Path {
     /// All paths, in numeric order.
@@ -168,6 +176,10 @@ impl Path {
         Path::Refill,
         Path::Drain,
         Path::Bulk,
+        Path::ObjAlloc,
+        Path::ObjFree,
+        Path::ObjRefill,
+        Path::ObjFlush,
     ];
 
     /// First path that owns the CPU's lists.
@@ -176,6 +188,8 @@ impl Path {
 
 /// Work that others leave for a CPU to do when it is out of the allocator.
 pub(crate) const DEFER_DRAIN: u32 = 1;
+/// As `DEFER_DRAIN`, for the magazines of objects.
+pub(crate) const DEFER_OBJECTS: u32 = 2;
 
 /// What the core keeps for one CPU. The platform owns one per possible CPU and says which one the
 /// caller is on.

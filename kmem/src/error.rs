@@ -116,6 +116,93 @@ pub enum Misuse {
     },
     /// An NMI handler tried to free memory.
     InNmi,
+    /// The object is free already, in its slab or in a magazine \[S9\].
+    ObjectFree {
+        /// Its address.
+        addr: usize,
+        /// Its cache.
+        cache: Name,
+    },
+    /// There is an object at the address, of another cache than the one it is freed to \[S9\].
+    WrongCache {
+        /// The address.
+        addr: usize,
+        /// The cache the caller named.
+        given: Name,
+        /// The cache the object is from.
+        actual: Name,
+    },
+    /// The address is inside a slab and not the beginning of an object \[S9\].
+    InsideObject {
+        /// The address.
+        addr: usize,
+        /// The cache whose slab it is.
+        cache: Name,
+    },
+    /// Nothing that the slab layer gave out begins at the address \[S9\].
+    NotAnObject {
+        /// The address.
+        addr: usize,
+    },
+}
+
+/// The name of a cache, at most 31 bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Name {
+    bytes: [u8; 31],
+    len: u8,
+}
+
+impl Name {
+    /// `None` for an empty name, one that is too long, and one with blanks or control characters: tools
+    /// take a name to be one word.
+    pub(crate) const fn new(name: &str) -> Option<Name> {
+        let from = name.as_bytes();
+        let mut bytes = [0; 31];
+        if from.is_empty() || from.len() > bytes.len() {
+            return None;
+        }
+        let mut i = 0;
+        while i < from.len() {
+            if from[i] <= b' ' || from[i] == 0x7f {
+                return None;
+            }
+            bytes[i] = from[i];
+            i += 1;
+        }
+        Some(Name { bytes, len: from.len() as u8 })
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        let bytes = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
+        core::str::from_utf8(bytes).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl Misuse {
+    /// What is wrong with it, as the kernel's reports begin.
+    pub(crate) const fn subject(&self) -> &'static str {
+        match self {
+            Misuse::ObjectFree { .. }
+            | Misuse::WrongCache { .. }
+            | Misuse::InsideObject { .. }
+            | Misuse::NotAnObject { .. } => "Bad object",
+            _ => "Bad page state",
+        }
+    }
 }
 
 impl fmt::Display for Misuse {
@@ -142,6 +229,16 @@ impl fmt::Display for Misuse {
             Misuse::NotAllocated { pfn } => write!(f, "pfn:{pfn} is not allocated"),
             Misuse::Shared { pfn, count } => write!(f, "pfn:{pfn} has {count} references"),
             Misuse::InNmi => f.write_str("memory freed in an NMI handler"),
+            Misuse::ObjectFree { addr, cache } => {
+                write!(f, "object {addr:#x} of {cache} is free already (double free)")
+            }
+            Misuse::WrongCache { addr, given, actual } => {
+                write!(f, "object {addr:#x} of {actual} freed to {given}")
+            }
+            Misuse::InsideObject { addr, cache } => {
+                write!(f, "address {addr:#x} is inside an object of {cache}")
+            }
+            Misuse::NotAnObject { addr } => write!(f, "address {addr:#x} is not that of an object"),
         }
     }
 }

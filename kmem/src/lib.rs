@@ -32,6 +32,7 @@ mod pageblock;
 pub mod platform;
 pub mod proc;
 pub mod reclaim;
+pub mod slab;
 pub mod sync;
 pub mod trace;
 pub mod types;

@@ -6,7 +6,9 @@
 //! platform backs only what [`Platform::sparse_metadata`] names \[F5\].
 //!
 //! # Implementation
-//! Four parallel tables: `Page` per frame, and per pageblock its free bits, descriptor and links. All are
+//! Parallel tables: per frame its `Page` and its *owner* (which of the slab layer's caches it belongs to,
+//! dense, so that freeing an object touches no `Page`), and per pageblock its free bits, descriptor and
+//! links. All are
 //! zero at the start, and zero means: frame not allocated, not free, of no zone. Bring-up therefore
 //! touches a word per pageblock and nothing per frame \[F4\]. What lies in holes is read, as zeros, and
 //! never written.
@@ -19,6 +21,7 @@ use crate::{
     pageblock::{FreeBits, Links, Pageblock, PbFlags},
     types::{PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn},
 };
+use core::sync::atomic::{AtomicU16, Ordering::Relaxed};
 
 /// The tables of one machine. A copy in a local is what a loop over many pages works with.
 #[derive(Clone, Copy)]
@@ -29,6 +32,9 @@ pub(crate) struct MemMap {
     pub(crate) bits: &'static [FreeBits],
     pub(crate) blocks: &'static [Pageblock],
     pub(crate) links: &'static [Links],
+    owners: &'static [AtomicU16],
+    /// Where the direct map shows frame `base`, if there is one.
+    direct: usize,
 }
 
 impl MemMap {
@@ -40,12 +46,15 @@ impl MemMap {
         bits: &'static [FreeBits],
         blocks: &'static [Pageblock],
         links: &'static [Links],
+        owners: &'static [AtomicU16],
+        direct: usize,
     ) -> MemMap {
         let per_block = PAGEBLOCK_FRAMES as usize;
         assert!(base.is_multiple_of(PAGEBLOCK_FRAMES) && pages.len() <= (u32::MAX - base) as usize);
         assert_eq!(pages.len(), blocks.len() * per_block);
         assert!(bits.len() == blocks.len() && links.len() == blocks.len());
-        MemMap { pages, base, bits, blocks, links }
+        assert_eq!(owners.len(), pages.len());
+        MemMap { pages, base, bits, blocks, links, owners, direct }
     }
 
     /// First pageblock number of the map.
@@ -103,6 +112,32 @@ impl MemMap {
         let off = (page as *const Page as usize).wrapping_sub(self.pages.as_ptr() as usize);
         let n = off / size_of::<Page>();
         if n < self.pages.len() { Some(self.base + n as u32) } else { None }
+    }
+
+    /// Bytes from frame `base` to an address, as the direct map shows them.
+    #[inline(always)]
+    pub(crate) fn direct_offset(&self, addr: usize) -> usize {
+        addr.wrapping_sub(self.direct)
+    }
+
+    /// The owner of the frame that an offset in the direct map is in; 0 for none.
+    #[inline(always)]
+    pub(crate) fn owner_at(&self, offset: usize, page_shift: u32) -> u16 {
+        self.owners.get(offset >> page_shift).map_or(0, |owner| owner.load(Relaxed))
+    }
+
+    /// The frame that an offset in the direct map is in, if it has an owner.
+    pub(crate) fn owned_frame(&self, offset: usize, page_shift: u32) -> Option<u32> {
+        let owned = self.owner_at(offset, page_shift) != 0;
+        owned.then(|| self.base + (offset >> page_shift) as u32)
+    }
+
+    /// Names the owner of a block of frames.
+    pub(crate) fn set_owner(&self, pfn: u32, frames: u32, owner: u16) {
+        let first = pfn.wrapping_sub(self.base) as usize;
+        if let Some(owners) = self.owners.get(first..first + frames as usize) {
+            owners.iter().for_each(|at| at.store(owner, Relaxed));
+        }
     }
 
     /// First frames of all pageblocks in the map.

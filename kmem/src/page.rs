@@ -124,8 +124,10 @@ impl PageFlags {
         .union(PageFlags::GUARD);
 
     /// Flags that the allocator keeps and owners cannot change.
-    pub const ALLOCATORS_OWN: PageFlags =
-        PageFlags::ALLOCATED.union(PageFlags::HEAD).union(PageFlags::RESERVED);
+    pub const ALLOCATORS_OWN: PageFlags = PageFlags::ALLOCATED
+        .union(PageFlags::HEAD)
+        .union(PageFlags::RESERVED)
+        .union(PageFlags::SLAB);
 }
 
 const REF_MASK: u64 = (1 << 28) - 1;
@@ -262,6 +264,22 @@ impl Page {
         self.state.fetch_or(bits, Ordering::AcqRel) & bits != bits
     }
 
+    /// Marks the page as the slab layer's, or no longer.
+    pub(crate) fn mark_slab(&self, on: bool) {
+        let bits = u64::from(PageFlags::SLAB.bits()) << FLAGS_SHIFT;
+        if on {
+            self.state.fetch_or(bits, Ordering::Relaxed);
+        } else {
+            self.state.fetch_and(!bits, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the slab layer's mark off; says whether it was there.
+    pub(crate) fn take_slab_mark(&self) -> bool {
+        let bits = u64::from(PageFlags::SLAB.bits()) << FLAGS_SHIFT;
+        self.state.fetch_and(!bits, Ordering::AcqRel) & bits != 0
+    }
+
     pub(crate) fn mark_reserved(&self) {
         let bits = u64::from(PageFlags::RESERVED.bits()) << FLAGS_SHIFT;
         self.state.fetch_or(bits, Ordering::Relaxed);
@@ -393,9 +411,21 @@ impl Page {
         self.index.load(Ordering::Relaxed)
     }
 
-    /// Sets the offset in the address space.
+    /// Sets the offset in the address space. A page of the slab layer's is left alone.
     pub fn set_index(&self, index: u32) {
-        self.index.store(index, Ordering::Relaxed);
+        if !self.flags().contains(PageFlags::SLAB) {
+            self.index.store(index, Ordering::Relaxed);
+        }
+    }
+
+    /// Free objects, of a slab's first page.
+    pub(crate) fn free_objects(&self) -> u32 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    /// Sets what [`free_objects`](Self::free_objects) says. For the holder of the node's lock.
+    pub(crate) fn set_free_objects(&self, nr: u32) {
+        self.index.store(nr, Ordering::Relaxed);
     }
 
     /// The owner's word.
@@ -413,8 +443,9 @@ impl Page {
         (self.lru_next.load(Ordering::Relaxed), self.lru_prev.load(Ordering::Relaxed))
     }
 
-    /// Sets the list links. For the owner of the list.
-    pub fn set_lru(&self, next: u32, prev: u32) {
+    /// Sets the list links. For the owner of the list, which is always a layer of the core: a list
+    /// that others could bend would lead anywhere.
+    pub(crate) fn set_lru(&self, next: u32, prev: u32) {
         self.lru_next.store(next, Ordering::Relaxed);
         self.lru_prev.store(prev, Ordering::Relaxed);
     }

@@ -35,7 +35,8 @@ pub struct IrqState(pub usize);
 ///   which nest strictly;
 /// - [`cpu`](Platform::cpu) returns the same `Cpu` for the same number for the platform's lifetime;
 /// - [`direct_map`](Platform::direct_map) returns an address at which the frame's whole content can be
-///   read and written, the same each time, distinct frames at distinct places;
+///   read and written, the same each time, and the next frame's, if it has one, is at the next frame's
+///   place, holes or not: the direct map is linear;
 /// - [`metadata`](Platform::metadata) returns zero-filled memory of the size asked for, used for nothing
 ///   else until the platform value is dropped;
 /// - between [`local_irq_save`](Platform::local_irq_save) and the matching restore no interrupt

@@ -22,7 +22,10 @@ use crate::{
     platform::{self, BareMetal},
     println,
 };
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::{
+    ptr,
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+};
 use fastrand::Rng;
 use kmem::{
     AllocError, Kmem,
@@ -42,6 +45,8 @@ const TICK_NS: u64 = 1_000_000;
 const STORM_NS: u64 = 40_000;
 /// Pages of a round that are held at once, to run lists empty and over.
 const BURST: u32 = 300;
+/// Objects of a round that are held at once.
+const OBJECTS: usize = 200;
 /// Pages of a round that are asked for in one call.
 const BULK: usize = 48;
 /// Of the single steps outside the allocator one in so many does something.
@@ -56,12 +61,14 @@ static STORM: AtomicBool = AtomicBool::new(false);
 static HITS: [AtomicU64; NR_PATHS] = [const { AtomicU64::new(0) }; NR_PATHS];
 static EXHAUSTED: AtomicU64 = AtomicU64::new(0);
 static BROKEN: AtomicU32 = AtomicU32::new(0);
-static HELD: Mutex<Held> = Mutex::new(Held { slots: [None; SLOTS], rng: None });
+static HELD: Mutex<Held> =
+    Mutex::new(Held { slots: [None; SLOTS], objects: [None; SLOTS], rng: None });
 const SLOTS: usize = 64;
 
 /// What interrupts allocated and have not freed yet.
 struct Held {
     slots: [Option<Block>; SLOTS],
+    objects: [Option<Object>; SLOTS],
     rng: Option<Rng>,
 }
 
@@ -103,10 +110,45 @@ pub fn on_interrupt(source: Source) {
     }
 }
 
+/// An object of kmalloc's that holds its own address.
+#[derive(Clone, Copy)]
+struct Object(usize);
+
+impl Object {
+    fn alloc(kmem: &Kmem<BareMetal>, gfp: Gfp, size: usize) -> Result<Object, AllocError> {
+        let at = kmem.kmalloc(size.max(8), gfp)?;
+        let addr = at.as_ptr().expose_provenance();
+        // SAFETY: at least eight bytes, just given to us.
+        unsafe { at.cast::<usize>().write(addr) };
+        Ok(Object(addr))
+    }
+
+    fn free(self, kmem: &Kmem<BareMetal>) -> Verdict {
+        let at = ptr::with_exposed_provenance_mut::<u8>(self.0);
+        // SAFETY: from `alloc`, and not used after.
+        let (found, freed) = unsafe { (at.cast::<usize>().read(), kmem.kfree(at)) };
+        check!(found == self.0, "object {:#x} holds {found:#x}", self.0);
+        check!(freed.is_ok(), "object {:#x}: {freed:?}", self.0);
+        Ok(())
+    }
+}
+
 impl Held {
-    /// Frees what a random slot holds, or fills it.
+    /// Frees what random slots hold, or fills them.
     fn turn(&mut self) -> Verdict {
         let (Some(kmem), Some(rng)) = (KMEM.get(), &mut self.rng) else { return Ok(()) };
+        let slot = &mut self.objects[rng.usize(..SLOTS)];
+        *slot = match slot.take() {
+            Some(object) => {
+                object.free(kmem)?;
+                None
+            }
+            None => {
+                let most = 8 << rng.u32(..11);
+                let size = rng.usize(1..=most);
+                Object::alloc(kmem, Gfp::ATOMIC | Gfp::NOWARN, size).ok()
+            }
+        };
         let slot = &mut self.slots[rng.usize(..SLOTS)];
         if let Some(block) = slot.take() {
             block.verify(STEP)?;
@@ -247,7 +289,15 @@ fn finish(
         block.verify(STEP)?;
         block.free(kmem)?;
     }
+    let held = || without_interrupts(|| HELD.lock().objects.iter_mut().find_map(Option::take));
+    while let Some(object) = held() {
+        object.free(kmem)?;
+    }
     verdict?;
+    kmem.drop_slab();
+    let objects = kmem.audit_objects();
+    let gone = objects.is_ok_and(|o| (o.live, o.cached) == (0, 0));
+    check!(gone, "objects left: {objects:?}");
     let total: u64 = HITS.iter().map(|h| h.load(Relaxed)).sum();
     println!(
         "{name}: {rounds} rounds, {total} interrupts, {} of their requests found no memory",
@@ -279,6 +329,10 @@ fn name_of(path: Path) -> &'static str {
         Path::BuddyFree => "buddy free",
         Path::Slow => "slow path",
         Path::Bulk => "bulk",
+        Path::ObjAlloc => "obj alloc",
+        Path::ObjFree => "obj free",
+        Path::ObjRefill => "obj refill",
+        Path::ObjFlush => "obj flush",
     }
 }
 
@@ -317,6 +371,15 @@ fn round(bench: &mut Bench) -> Verdict {
     check!(filled == Ok(BULK), "{BULK} pages wanted, {filled:?} filled");
     let freed = kmem.free_pages_bulk(&mut pages);
     check!(freed.is_ok(), "freeing {BULK} pages: {freed:?}");
+    // Objects: more than magazines hold.
+    let mut objects = [None; OBJECTS];
+    for object in &mut objects {
+        match Object::alloc(kmem, Gfp::KERNEL, 64) {
+            Ok(made) => *object = Some(made),
+            Err(error) => fail!("an object of 64 bytes: {error}"),
+        }
+    }
+    objects.into_iter().flatten().try_for_each(|object| object.free(kmem))?;
     // What cannot be had.
     match Block::alloc(kmem, Gfp::DMA | QUIET, DEFAULT_MAX_ORDER, 0) {
         Err(AllocError::NoMemory) => {}

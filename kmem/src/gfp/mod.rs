@@ -128,6 +128,8 @@ pub enum GfpError {
     TwoMobilities,
     /// The node does not exist.
     NoSuchNode,
+    /// The cache belongs to another machine.
+    ForeignCache,
 }
 
 impl core::fmt::Display for GfpError {
@@ -140,6 +142,7 @@ impl core::fmt::Display for GfpError {
             GfpError::OrderTooLarge => "order above MAX_ORDER",
             GfpError::TwoMobilities => "__GFP_MOVABLE and __GFP_RECLAIMABLE in one mask",
             GfpError::NoSuchNode => "no such node",
+            GfpError::ForeignCache => "a cache of another machine",
         })
     }
 }

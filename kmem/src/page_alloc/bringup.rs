@@ -32,7 +32,7 @@ use crate::{
     sync::IrqLock,
     types::{
         DEFAULT_MAX_ORDER, MAX_CPUS, MAX_MAX_ORDER, MAX_NODES, MAX_NR_ZONES, MigrateType,
-        PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, PfnRange, ZoneType,
+        PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn, PfnRange, ZoneType,
     },
     vmstat::VmCounters,
     zone::{
@@ -45,7 +45,7 @@ use core::{
     mem::MaybeUninit,
     ops::Range,
     ptr::NonNull,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU16, AtomicU32, AtomicU64},
 };
 use crossbeam_utils::CachePadded;
 
@@ -310,6 +310,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let (plans, nr_zones, span) = plan::<P>(&boot, layout)?;
         let plans = &plans[..nr_zones];
 
+        let direct = boot
+            .memory()
+            .find_map(|m| {
+                let pfn = Pfn(u32::try_from(m.base.div_ceil(1 << P::PAGE_SHIFT)).ok()?);
+                let at = p.direct_map(pfn)?.as_ptr().expose_provenance();
+                Some(at.wrapping_sub(((pfn.0 - span.start) as usize) << P::PAGE_SHIFT))
+            })
+            .unwrap_or(0);
         let mut tables = Tables { p: &p, boot: &mut boot };
         let blocks = (span.len() / PAGEBLOCK_FRAMES) as usize;
         let per_block = PAGEBLOCK_FRAMES;
@@ -317,6 +325,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let bits = tables.sparse::<FreeBits>(layout, span, per_block)?;
         let descs = tables.sparse::<Pageblock>(layout, span, per_block)?;
         let links = tables.sparse::<Links>(layout, span, per_block)?;
+        let owners = tables.sparse::<AtomicU16>(layout, span, 1)?;
         // SAFETY: the platform made the tables for at least so many entries, to live as long as itself,
         // which the allocator will own. They are zero-filled, made of atomics for which zero is a value,
         // and nobody else's.
@@ -327,6 +336,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 core::slice::from_raw_parts(bits.as_ptr(), blocks),
                 core::slice::from_raw_parts(descs.as_ptr(), blocks),
                 core::slice::from_raw_parts(links.as_ptr(), blocks),
+                core::slice::from_raw_parts(owners.as_ptr(), span.len() as usize),
+                direct,
             )
         };
 
@@ -431,7 +442,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 let zone = zones.get(lists.first_slot(node, highest));
                 *place = zone.map(|zone| Preferred { zone, pcp: &pcps[zone.slot] });
             }
-            at.write(CpuData { preferred, pcps });
+            at.write(CpuData { preferred, pcps, objects: AtomicPtr::new(core::ptr::null_mut()) });
         }
         // SAFETY: every element was written just now.
         let cpu_data: &'static [CpuData] =

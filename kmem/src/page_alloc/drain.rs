@@ -13,7 +13,7 @@ use super::{
     slow::Reclaim,
 };
 use crate::{
-    context::{Cpu, DEFER_DRAIN, Path},
+    context::{Cpu, DEFER_DRAIN, DEFER_OBJECTS, Path},
     error::Misuse,
     platform::Platform,
     trace::Event,
@@ -152,19 +152,27 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if cpu.path_raw() >= Path::FIRST_OWNER {
             return;
         }
-        // Acquire pairs with the AcqRel in `ask_to_drain`. The look is repeated after the flag has fallen:
+        // Acquire pairs with the AcqRel in `ask`. The look is repeated after the flag has fallen:
         // the interrupt of a request made after the last one was done, and before that, found the lists
         // owned and left it to this.
+        while cpu.deferred.load(Acquire) & DEFER_OBJECTS != 0 {
+            self.reclaim.run_deferred(self, cpu);
+        }
         while cpu.deferred.load(Acquire) & DEFER_DRAIN != 0 {
             let Some(owned) = self.own(cpu, Path::Drain) else { return };
             self.drain_owned(cpu);
-            let Owned { cpu, before } = owned;
-            // The request is done once the lists are empty, not before: whoever waits reads this.
-            cpu.deferred.fetch_and(!DEFER_DRAIN, AcqRel);
-            compiler_fence(SeqCst);
-            cpu.set_path_raw(before);
-            compiler_fence(SeqCst);
+            self.answered(owned, DEFER_DRAIN);
         }
+    }
+
+    /// Lets the CPU's lists go after what was asked for in `deferred` was done.
+    pub(crate) fn answered(&self, owned: Owned<'_>, what: u32) {
+        let Owned { cpu, before } = owned;
+        // The request is done once the lists are empty, not before: whoever waits reads this.
+        cpu.deferred.fetch_and(!what, AcqRel);
+        compiler_fence(SeqCst);
+        cpu.set_path_raw(before);
+        compiler_fence(SeqCst);
     }
 
     /// What the platform calls on a CPU after [`Platform::kick`], from its interrupt or posing as it.
@@ -175,9 +183,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
     }
 
-    fn ask_to_drain(&self, cpu: &Cpu) {
+    fn ask(&self, cpu: &Cpu, what: u32) {
         // AcqRel: the drain that answers sees all that the asker did before.
-        cpu.deferred.fetch_or(DEFER_DRAIN, AcqRel);
+        cpu.deferred.fetch_or(what, AcqRel);
         self.p.kick(cpu.id());
     }
 
@@ -197,7 +205,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 .iter()
                 .any(|z| self.pcp_of(cpu.id(), z.slot).is_some_and(|pcp| pcp.frames() > 0));
             if loaded {
-                self.ask_to_drain(cpu);
+                self.ask(cpu, DEFER_DRAIN);
             }
         }
         if !self.context().may_sleep() {
@@ -213,7 +221,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
     }
 
-    /// Takes CPU `id` out of service: its lists are drained \[P3\]. To be called on that CPU before it
+    /// Takes CPU `id` out of service: its lists and magazines are drained \[P3, S4\]. To be called on that CPU before it
     /// stops, or on another one once nothing runs on it any more; the platform's
     /// [`kick`](Platform::kick) then poses as it.
     ///
@@ -222,10 +230,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let Some(cpu) = self.p.cpu(id) else { return };
         cpu.set_online(false);
         if self.p.this_cpu().map(Cpu::id) == Some(id) {
+            // Magazines first: slabs that become empty give pages to the lists.
+            self.reclaim.run_deferred(self, cpu);
             self.drain_this_cpu();
             return;
         }
-        self.ask_to_drain(cpu);
+        self.ask(cpu, DEFER_DRAIN | DEFER_OBJECTS);
         self.await_drains(|c| c.id() == id);
     }
 
@@ -235,7 +245,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             (0..self.p.nr_cpu_ids())
                 .filter_map(|id| self.p.cpu(id))
                 // Acquire pairs with the AcqRel in `run_deferred`.
-                .any(|c| of(c) && c.deferred.load(Acquire) & DEFER_DRAIN != 0)
+                .any(|c| of(c) && c.deferred.load(Acquire) & (DEFER_DRAIN | DEFER_OBJECTS) != 0)
         };
         let mut patience = DRAIN_PATIENCE;
         while patience > 0 && pending() {

@@ -69,7 +69,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Reports a request that contradicts itself.
     #[cold]
     #[track_caller]
-    pub(super) fn refuse(&self, gfp: Gfp, order: u32, e: GfpError) -> AllocError {
+    pub(crate) fn refuse(&self, gfp: Gfp, order: u32, e: GfpError) -> AllocError {
         let at = Location::caller();
         self.p.report(
             Level::Bug,
@@ -85,7 +85,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     #[cold]
     #[track_caller]
-    fn refuse_context(&self, gfp: Gfp, order: u32) -> AllocError {
+    pub(crate) fn refuse_context(&self, gfp: Gfp, order: u32) -> AllocError {
         let at = Location::caller();
         let context = self.context();
         let what = if context.in_nmi() {

@@ -69,7 +69,9 @@ use crate::{
 use core::{
     ptr::NonNull,
     sync::atomic::Ordering::SeqCst,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence},
+    sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence,
+    },
 };
 use pcp::{Limits, ListId, Pcp};
 
@@ -115,10 +117,12 @@ struct CpuData {
     preferred: [Option<fast::Preferred<'static>>; 8],
     /// The CPU's lists by zone slot.
     pcps: &'static [Pcp],
+    /// What the layer above keeps for the CPU.
+    objects: AtomicPtr<()>,
 }
 
 /// Ownership of a CPU's lists.
-struct Owned<'a> {
+pub(crate) struct Owned<'a> {
     cpu: &'a Cpu,
     before: u8,
 }
@@ -289,7 +293,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Takes the CPU's lists, if nobody beneath the caller owns them.
     #[inline(always)]
-    fn own<'a>(&self, cpu: &'a Cpu, path: Path) -> Option<Owned<'a>> {
+    pub(crate) fn own<'a>(&self, cpu: &'a Cpu, path: Path) -> Option<Owned<'a>> {
         let before = cpu.path_raw();
         if before >= Path::FIRST_OWNER {
             return None;
@@ -302,7 +306,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Takes the CPU's lists, its path known to be idle.
     #[inline(always)]
-    fn own_idle(&self, cpu: &Cpu, path: Path) {
+    pub(crate) fn own_idle(&self, cpu: &Cpu, path: Path) {
         cpu.set_path(path);
         // As in `own`.
         compiler_fence(SeqCst);
@@ -310,7 +314,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Undoes [`own_idle`](Self::own_idle). The caller looks at `deferred` next, as `disown` does.
     #[inline(always)]
-    fn disown_idle(&self, cpu: &Cpu) {
+    pub(crate) fn disown_idle(&self, cpu: &Cpu) {
         // As in `disown`.
         compiler_fence(SeqCst);
         cpu.set_path(Path::Idle);
@@ -325,9 +329,21 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         unsafe { cpu.data().cast::<CpuData>().as_ref() }
     }
 
+    /// What the layer above keeps for the CPU; `None` if the CPU is another allocator's.
+    #[inline(always)]
+    pub(crate) fn objects_of(&self, cpu: &Cpu) -> Option<&AtomicPtr<()>> {
+        self.data_of(cpu).map(|data| &data.objects)
+    }
+
+    /// The memory map.
+    #[inline(always)]
+    pub(crate) fn map(&self) -> &MemMap {
+        &self.map
+    }
+
     /// Lets the CPU's lists go, and does what others left for that moment.
     #[inline(always)]
-    fn disown(&self, owned: Owned<'_>) {
+    pub(crate) fn disown(&self, owned: Owned<'_>) {
         // An interrupt handler on this CPU must see every change of the lists before the flag falls.
         compiler_fence(SeqCst);
         owned.cpu.set_path_raw(owned.before);
@@ -360,7 +376,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     /// The caller's context; process context for callers on no CPU.
-    fn context(&self) -> Context {
+    pub(crate) fn context(&self) -> Context {
         self.p.this_cpu().map_or(Context::PROCESS, Cpu::context)
     }
 
@@ -426,12 +442,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Reports a misuse and returns it.
     #[cold]
     #[track_caller]
-    fn misuse(&self, what: Misuse) -> Misuse {
+    pub(crate) fn misuse(&self, what: Misuse) -> Misuse {
         let at = core::panic::Location::caller();
         self.count(VmEvent::Misuse, 1);
         self.p.report(
             Level::Bug,
-            format_args!("BUG: Bad page state: {what}, at {}:{}", at.file(), at.line()),
+            format_args!("BUG: {}: {what}, at {}:{}", what.subject(), at.file(), at.line()),
         );
         if self.panic_on_misuse.load(Relaxed) {
             panic!("{what}");

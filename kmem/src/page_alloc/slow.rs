@@ -18,7 +18,7 @@
 
 use super::{PageAllocator, general::Request};
 use crate::{
-    context::{PF_KSWAPD, PF_MEMALLOC, PF_OOM_VICTIM, Path, Task},
+    context::{Cpu, PF_KSWAPD, PF_MEMALLOC, PF_OOM_VICTIM, Path, Task},
     error::AllocError,
     gfp::Gfp,
     page::Page,
@@ -72,6 +72,10 @@ pub trait Reclaim: Sync + Sized {
 
     /// Whether kswapd of a node has given up, until something can be reclaimed again.
     fn unreclaimable(&self, node: usize) -> bool;
+
+    /// Does what others asked of the CPU the caller runs on, beyond giving its pages up. The CPU's lists are
+    /// not owned.
+    fn run_deferred<P: Platform>(&self, pages: &PageAllocator<P, Self>, cpu: &Cpu);
 
     /// Nothing can be reclaimed: chooses a victim, or does something else about it. `true` if trying
     /// again makes sense \[R3\].

@@ -1,8 +1,8 @@
 //! Reclaim: what stands behind the page allocator's slow path \[R1–R5, G4\].
 //!
 //! # Concepts
-//! Memory comes back from *sources*. Shrinkers are the first: caches that can count and give up objects.
-//! (LRU lists, swap and page cache join as further sources of `Vmscan::shrink_node`.) Two callers ask: *kswapd*,
+//! Memory comes back from *sources*: shrinkers, caches that can count and give up objects; and the slab layer,
+//! whose empty slabs and depots are only kept for speed. (LRU lists, swap and page cache join as further sources of `Vmscan::shrink_node`.) Two callers ask: *kswapd*,
 //! one task per node, woken at the low watermark and working up to the high one; and *direct reclaim*, a
 //! request that would fail otherwise. When neither gets anywhere, the OOM handler decides.
 //!
@@ -25,9 +25,11 @@ pub use oom::OomHandler;
 pub use shrinker::{ShrinkControl, Shrinker, ShrinkerError, ShrinkerId};
 
 use crate::{
+    context::Cpu,
     gfp::Gfp,
     page_alloc::{PageAllocator, Reclaim, ReclaimRequest},
     platform::Platform,
+    slab::{Objects, Slabs},
     sync::IrqLock,
     types::{MAX_NODES, ZoneType},
 };
@@ -44,6 +46,7 @@ pub struct Vmscan {
     shrinkers: Registry,
     nodes: [NodeState; MAX_NODES],
     oom: IrqLock<Option<&'static dyn OomHandler>>,
+    slabs: Slabs,
 }
 
 impl Default for Vmscan {
@@ -59,6 +62,7 @@ impl Vmscan {
             shrinkers: Registry::new(),
             nodes: [const { NodeState::new() }; MAX_NODES],
             oom: IrqLock::new(None),
+            slabs: Slabs::new(),
         }
     }
 
@@ -70,7 +74,19 @@ impl Vmscan {
         gfp: Gfp,
         priority: u32,
     ) -> u64 {
-        self.shrinkers.shrink(pages, node, gfp, priority)
+        // Empty slabs and depots cost nothing to give up, whatever the pressure. What shrinkers free lies in
+        // slabs first.
+        let freed = self.shrinkers.shrink(pages, node, gfp, priority);
+        freed + self.objects(pages).shrink_node(node)
+    }
+
+    /// The slab layer on these pages.
+    #[inline(always)]
+    pub(crate) fn objects<'a, P: Platform>(
+        &'a self,
+        pages: &'a PageAllocator<P, Self>,
+    ) -> Objects<'a, P, Self> {
+        Objects { pages, slabs: &self.slabs }
     }
 }
 
@@ -112,7 +128,11 @@ impl Reclaim for Vmscan {
     }
 
     fn reclaimable<P: Platform>(&self, pages: &PageAllocator<P, Self>, node: usize) -> u64 {
-        self.shrinkers.count(pages, node)
+        self.shrinkers.count(pages, node) + self.objects(pages).reclaimable(node)
+    }
+
+    fn run_deferred<P: Platform>(&self, pages: &PageAllocator<P, Self>, cpu: &Cpu) {
+        self.objects(pages).run_deferred(cpu);
     }
 
     fn unreclaimable(&self, node: usize) -> bool {

@@ -1,13 +1,16 @@
-//! What interrupts do in the storm: they allocate and free, keep blocks from one interrupt to the next,
+//! What interrupts do in the storm: they allocate and free pages and objects, keep them from one interrupt to the next,
 //! and hand blocks over to the task they interrupted and back.
 //!
 //! Handlers run in signal handlers: everything here is atomics, and nothing panics.
 
 use kmem::{Gfp, Kmem, Pfn};
 use kmem_hosted::{Hosted, Machine};
-use std::sync::{
-    Arc, Weak,
-    atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
+use std::{
+    ptr::NonNull,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+    },
 };
 
 /// A place for a block; 0 is empty.
@@ -52,7 +55,29 @@ struct Places {
     /// From handlers to tasks, and the other way.
     up: [Place; 4],
     down: [Place; 4],
+    /// Addresses of objects.
+    objects: [AtomicUsize; 24],
     random: Random,
+}
+
+/// What an object holds while it is in use: nobody else writes there.
+fn stamp(at: *mut u8) -> usize {
+    at.addr() ^ 0x5a5a_5a5a
+}
+
+/// An object of up to 8 KiB, stamped.
+pub fn object(kmem: &Kmem<Hosted>, gfp: Gfp, random: u64) -> Option<NonNull<u8>> {
+    let size = 8 << ((random >> 40) % 8);
+    let at = kmem.kmalloc(size + (random >> 50) as usize % size, gfp | Gfp::NOWARN).ok()?;
+    // SAFETY: at least eight bytes, just given to us.
+    unsafe { at.cast::<usize>().write(stamp(at.as_ptr())) };
+    Some(at)
+}
+
+/// Frees such an object; says whether it was as it should be.
+pub fn free_object(kmem: &Kmem<Hosted>, at: NonNull<u8>) -> bool {
+    // SAFETY: from `object`, and not used after.
+    unsafe { at.cast::<usize>().read() == stamp(at.as_ptr()) && kmem.kfree(at.as_ptr()).is_ok() }
 }
 
 /// The handlers' state.
@@ -72,6 +97,7 @@ impl Handlers {
             held: Default::default(),
             up: Default::default(),
             down: Default::default(),
+            objects: Default::default(),
             random: Random::new(seed),
         };
         let handlers = Arc::new(Handlers {
@@ -128,7 +154,22 @@ impl Handlers {
             }
         };
         self.free(kmem, out);
+        // Two objects in, on average, for one out and the other way round.
+        for random in [random, random.rotate_left(13), random.rotate_left(29)] {
+            let new = if random >> 9 & 1 == 0 { object(kmem, Gfp::ATOMIC, random) } else { None };
+            let place = &places.objects[(random >> 3) as usize % places.objects.len()];
+            self.free_held(
+                kmem,
+                place.swap(new.map_or(0, |at| at.as_ptr().expose_provenance()), SeqCst),
+            );
+        }
         random
+    }
+
+    fn free_held(&self, kmem: &Kmem<Hosted>, at: usize) {
+        if let Some(at) = NonNull::new(std::ptr::with_exposed_provenance_mut(at)) {
+            self.wrong.fetch_add(u64::from(!free_object(kmem, at)), Relaxed);
+        }
     }
 
     /// Frees a block, if there is one.
@@ -160,6 +201,9 @@ impl Handlers {
         for places in &self.cpus {
             for place in places.held.iter().chain(&places.up).chain(&places.down) {
                 self.free(kmem, place.swap(None));
+            }
+            for place in &places.objects {
+                self.free_held(kmem, place.swap(0, SeqCst));
             }
         }
     }

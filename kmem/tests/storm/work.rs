@@ -1,6 +1,6 @@
 //! What the tasks do in the storm: every call there is, with memory plenty and with memory short in turn.
 
-use crate::handlers::{Handlers, Random};
+use crate::handlers::{Handlers, Random, free_object, object};
 use kmem::{Gfp, Kmem, MigrateType, Page, Pfn, context::Task};
 use kmem_hosted::{Hosted, Machine};
 use std::{
@@ -35,6 +35,7 @@ struct Worker<'a> {
     live: Vec<(&'a Page, u32)>,
     ballast: Vec<(&'a Page, u32)>,
     exact: Vec<(NonNull<u8>, usize)>,
+    objects: Vec<NonNull<u8>>,
 }
 
 /// Works on a CPU until `end`, then frees everything.
@@ -48,6 +49,7 @@ pub fn run(machine: &Machine, handlers: &Handlers, cpu: usize, end: Instant) {
         live: Vec::new(),
         ballast: Vec::new(),
         exact: Vec::new(),
+        objects: Vec::new(),
     };
     machine
         .run_on(Some(cpu), Some(&task), |_process| {
@@ -107,7 +109,24 @@ impl<'a> Worker<'a> {
         }
     }
 
+    fn objects(&mut self, gfp: Gfp) {
+        for _ in 0..32 {
+            let random = self.random.next();
+            if random >> 11 & 1 == 0 && self.objects.len() < 2000 {
+                let gfp = (gfp & !(Gfp::HIGHMEM | Gfp::MOVABLE | Gfp::DMA32)) | Gfp::NORETRY;
+                self.objects.extend(object(self.kmem, gfp, random));
+            } else if !self.objects.is_empty() {
+                let at = self.random.below(self.objects.len() as u64) as usize;
+                assert!(free_object(self.kmem, self.objects.swap_remove(at)));
+            }
+        }
+    }
+
     fn step(&mut self, short: bool) {
+        if self.random.below(4) == 0 {
+            let gfp = GFPS[self.random.below(GFPS.len() as u64) as usize];
+            return self.objects(gfp);
+        }
         let n = self.random.below(1000);
         let gfp = GFPS[self.random.below(GFPS.len() as u64) as usize];
         let full = self.live.len() > if short { 4000 } else { 400 };
@@ -211,6 +230,9 @@ impl<'a> Worker<'a> {
     }
 
     fn finish(&mut self) {
+        for at in self.objects.drain(..) {
+            assert!(free_object(self.kmem, at));
+        }
         for (page, order) in self.live.drain(..) {
             self.kmem.__free_pages(page, order).unwrap();
         }

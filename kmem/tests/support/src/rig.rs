@@ -137,10 +137,16 @@ impl Rig {
         self.machine.audit().unwrap()
     }
 
-    /// Checks that every frame is back.
+    /// Checks that every object is back, and every frame but those that the slab layer keeps for itself.
     #[track_caller]
     pub fn assert_conserved(&self) {
-        assert_eq!(self.settle(), self.start, "frames lost or found");
+        self.machine.drop_slab();
+        let objects = self.machine.audit_objects().unwrap();
+        assert_eq!((objects.live, objects.cached), (0, 0), "objects lost or found");
+        let kept = objects.slab_frames + objects.own_frames;
+        let Audit { free, allocated, .. } = self.start;
+        let start = Audit { free: free - kept, allocated: allocated + kept, ..self.start };
+        assert_eq!(self.settle(), start, "frames lost or found");
     }
 }
 

@@ -7,6 +7,8 @@
 //! # Locking
 //! None of its own.
 
+mod objects;
+
 use crate::{
     memblock::Memblock,
     page_alloc::{BringUpError, Config, PageAllocator},

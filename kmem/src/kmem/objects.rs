@@ -1,0 +1,338 @@
+//! The classic calls of the slab layer \[S1, S8\].
+
+use super::Kmem;
+use crate::{
+    error::{AllocError, Misuse},
+    gfp::Gfp,
+    platform::Platform,
+    reclaim::Vmscan,
+    slab::{
+        CacheError, CacheInfo, Ctor, DestroyError, KmemCache, ObjectAudit, ObjectAuditError,
+        Objects, SlabFlags,
+    },
+};
+use core::ptr::NonNull;
+
+impl<P: Platform> Kmem<P> {
+    #[inline(always)]
+    fn objects(&self) -> Objects<'_, P, Vmscan> {
+        self.pages.reclaim().objects(&self.pages)
+    }
+
+    /// `kmem_cache_create`: a cache of objects of `size` bytes (1 to 8192), aligned to `align` (a power of
+    /// two up to a frame; 0 for a word). `ctor` is given each object once, when its pages join the cache
+    /// \[S6\]; freed objects keep what it made of them, if their users do. A cache that differs in nothing
+    /// that matters from an existing one shares that one's slabs, unless
+    /// [`SlabFlags::NO_MERGE`] is set on either.
+    ///
+    /// Context: process context; may sleep.
+    ///
+    /// # Errors
+    /// [`CacheError`], after a report.
+    ///
+    /// # Panics
+    /// Instead of an error, with [`SlabFlags::PANIC`].
+    ///
+    /// See [`kmem_cache_create`](https://docs.kernel.org/core-api/mm-api.html#c.kmem_cache_create).
+    pub fn kmem_cache_create(
+        &self,
+        name: &str,
+        size: usize,
+        align: usize,
+        flags: SlabFlags,
+        ctor: Option<Ctor>,
+    ) -> Result<KmemCache, CacheError> {
+        self.objects().create(name, size, align, flags, ctor)
+    }
+
+    /// `kmem_cache_alloc`: an object of a cache \[S1\]. Its contents are what its last user or the constructor
+    /// left, or zeros with `__GFP_ZERO`.
+    ///
+    /// Context: may sleep if `gfp` has `__GFP_DIRECT_RECLAIM`; never from an NMI.
+    ///
+    /// # Errors
+    /// [`AllocError`].
+    ///
+    /// See [`kmem_cache_alloc`](https://docs.kernel.org/core-api/mm-api.html#c.kmem_cache_alloc).
+    #[inline]
+    #[track_caller]
+    pub fn kmem_cache_alloc(&self, cache: &KmemCache, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        self.objects().alloc_from(cache, gfp)
+    }
+
+    /// `kmem_cache_zalloc`: as [`kmem_cache_alloc`](Self::kmem_cache_alloc), zeroed.
+    ///
+    /// # Errors
+    /// As [`kmem_cache_alloc`](Self::kmem_cache_alloc).
+    #[inline]
+    #[track_caller]
+    pub fn kmem_cache_zalloc(
+        &self,
+        cache: &KmemCache,
+        gfp: Gfp,
+    ) -> Result<NonNull<u8>, AllocError> {
+        self.objects().alloc_from(cache, gfp | Gfp::ZERO)
+    }
+
+    /// `kmem_cache_alloc_node`: as [`kmem_cache_alloc`](Self::kmem_cache_alloc), from node `node` if that has
+    /// memory; −1 is the caller's.
+    ///
+    /// # Errors
+    /// As [`kmem_cache_alloc`](Self::kmem_cache_alloc).
+    #[track_caller]
+    pub fn kmem_cache_alloc_node(
+        &self,
+        cache: &KmemCache,
+        gfp: Gfp,
+        node: i32,
+    ) -> Result<NonNull<u8>, AllocError> {
+        self.objects().alloc_from_node(cache, gfp, node)
+    }
+
+    /// `kmem_cache_alloc_bulk`: fills `objects` or nothing.
+    ///
+    /// # Errors
+    /// As [`kmem_cache_alloc`](Self::kmem_cache_alloc); nothing is allocated then.
+    #[track_caller]
+    pub fn kmem_cache_alloc_bulk(
+        &self,
+        cache: &KmemCache,
+        gfp: Gfp,
+        objects: &mut [NonNull<u8>],
+    ) -> Result<(), AllocError> {
+        self.objects().alloc_bulk(cache, gfp, objects)
+    }
+
+    /// `kmem_cache_free`: gives an object back to its cache.
+    ///
+    /// Context: any but NMI.
+    ///
+    /// # Safety
+    /// Nobody uses the object any more. An address that is not a live object of the cache does no harm:
+    /// it is found out \[S9\].
+    ///
+    /// # Errors
+    /// [`Misuse`], reported as well, and nothing changed.
+    ///
+    /// See [`kmem_cache_free`](https://docs.kernel.org/core-api/mm-api.html#c.kmem_cache_free).
+    #[inline]
+    #[track_caller]
+    pub unsafe fn kmem_cache_free(&self, cache: &KmemCache, at: NonNull<u8>) -> Result<(), Misuse> {
+        self.objects().free_to(cache, at)
+    }
+
+    /// `kmem_cache_free_bulk`: gives several objects back.
+    ///
+    /// # Safety
+    /// As [`kmem_cache_free`](Self::kmem_cache_free), for each.
+    ///
+    /// # Errors
+    /// The first [`Misuse`], after all the others were freed.
+    #[track_caller]
+    pub unsafe fn kmem_cache_free_bulk(
+        &self,
+        cache: &KmemCache,
+        objects: &[NonNull<u8>],
+    ) -> Result<(), Misuse> {
+        let mut result = Ok(());
+        for at in objects {
+            result = result.and(self.objects().free_to(cache, *at));
+        }
+        result
+    }
+
+    /// `kmem_cache_shrink`: has every CPU give the magazines up and returns the frames that the cache's empty
+    /// slabs gave back.
+    ///
+    /// Context: process context; elsewhere it does not wait for other CPUs.
+    pub fn kmem_cache_shrink(&self, cache: &KmemCache) -> u64 {
+        self.objects().shrink_cache(cache)
+    }
+
+    /// Has every CPU give its magazines up and returns the frames that the empty slabs of all caches gave back
+    /// (`echo 2 >drop_caches`).
+    ///
+    /// Context: as [`kmem_cache_shrink`](Self::kmem_cache_shrink).
+    pub fn drop_slab(&self) -> u64 {
+        self.objects().drop_slab()
+    }
+
+    /// `kmem_cache_destroy`: ends a cache. One that was merged lives on for its other users.
+    ///
+    /// Context: process context; may sleep.
+    ///
+    /// # Errors
+    /// [`DestroyError`] with the cache, if objects are in use (they are listed in a report), another CPU did
+    /// not give its magazines up in time, or the context may not sleep \[S7\].
+    pub fn kmem_cache_destroy(&self, cache: KmemCache) -> Result<(), DestroyError> {
+        self.objects().destroy(cache)
+    }
+
+    /// What a cache holds.
+    pub fn kmem_cache_info(&self, cache: &KmemCache) -> CacheInfo {
+        self.objects().cache_info(cache)
+    }
+
+    /// Calls `f` with what each cache holds, the layer's own included \[T1\].
+    pub fn for_each_cache(&self, f: impl FnMut(&CacheInfo)) {
+        self.objects().info(f);
+    }
+
+    /// Checks that every object is where it should be. For a quiet machine.
+    ///
+    /// # Errors
+    /// [`ObjectAuditError`].
+    pub fn audit_objects(&self) -> Result<ObjectAudit, ObjectAuditError> {
+        self.objects().audit()
+    }
+
+    /// `kmalloc`: at least `size` bytes, physically contiguous; aligned to `size` if that is a power of two
+    /// up to a frame, else for any type \[S8\]. Sizes beyond 8 KiB are blocks of pages, up to the machine's
+    /// MAX_ORDER. Size 0 gives [`ZERO_SIZE_PTR`](crate::slab::ZERO_SIZE_PTR).
+    ///
+    /// Context: may sleep if `gfp` has `__GFP_DIRECT_RECLAIM`; never from an NMI.
+    ///
+    /// # Errors
+    /// [`AllocError`].
+    ///
+    /// See [`kmalloc`](https://docs.kernel.org/core-api/mm-api.html#c.kmalloc).
+    #[inline]
+    #[track_caller]
+    pub fn kmalloc(&self, size: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        self.objects().kmalloc(size, gfp)
+    }
+
+    /// `kzalloc`: as [`kmalloc`](Self::kmalloc), zeroed.
+    ///
+    /// # Errors
+    /// As [`kmalloc`](Self::kmalloc).
+    #[inline]
+    #[track_caller]
+    pub fn kzalloc(&self, size: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        self.objects().kmalloc(size, gfp | Gfp::ZERO)
+    }
+
+    /// `kmalloc_node`: as [`kmalloc`](Self::kmalloc), from node `node` if that has memory; −1 is the caller's.
+    ///
+    /// # Errors
+    /// As [`kmalloc`](Self::kmalloc).
+    #[track_caller]
+    pub fn kmalloc_node(
+        &self,
+        size: usize,
+        gfp: Gfp,
+        node: i32,
+    ) -> Result<NonNull<u8>, AllocError> {
+        self.objects().kmalloc_node(size, gfp, node)
+    }
+
+    /// `kmalloc_array`: `n` times `size` bytes.
+    ///
+    /// # Errors
+    /// As [`kmalloc`](Self::kmalloc); `NoMemory` if the product overflows.
+    #[track_caller]
+    pub fn kmalloc_array(
+        &self,
+        n: usize,
+        size: usize,
+        gfp: Gfp,
+    ) -> Result<NonNull<u8>, AllocError> {
+        self.kmalloc(n.checked_mul(size).ok_or(AllocError::NoMemory)?, gfp)
+    }
+
+    /// `kcalloc`: as [`kmalloc_array`](Self::kmalloc_array), zeroed.
+    ///
+    /// # Errors
+    /// As [`kmalloc_array`](Self::kmalloc_array).
+    #[track_caller]
+    pub fn kcalloc(&self, n: usize, size: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        self.kmalloc_array(n, size, gfp | Gfp::ZERO)
+    }
+
+    /// `krealloc`: as many bytes of what is at `at` as fit, in at least `size` bytes: in place where they
+    /// fit there, else elsewhere, and `at` is freed. Null allocates; size 0 frees.
+    ///
+    /// # Safety
+    /// `at` is null or from kmalloc, and nobody uses it any more if this succeeds.
+    ///
+    /// # Errors
+    /// As [`kmalloc`](Self::kmalloc), and `at` is unharmed; `NoMemory` if `at` is not from kmalloc, after a
+    /// report.
+    #[track_caller]
+    pub unsafe fn krealloc(
+        &self,
+        at: *mut u8,
+        size: usize,
+        gfp: Gfp,
+    ) -> Result<NonNull<u8>, AllocError> {
+        // SAFETY: the caller's.
+        unsafe { self.objects().krealloc(at, size, gfp) }
+    }
+
+    /// `ksize`: the bytes that may be used at an address from kmalloc; `None` for other addresses.
+    pub fn ksize(&self, at: *const u8) -> Option<usize> {
+        self.objects().ksize(at)
+    }
+
+    /// `kfree`: frees what kmalloc or a cache returned. Null is left alone.
+    ///
+    /// Context: any but NMI.
+    ///
+    /// # Safety
+    /// Nobody uses the memory any more. An address that is not that of a live object does no harm: it is
+    /// found out \[S9\].
+    ///
+    /// # Errors
+    /// [`Misuse`], reported as well, and nothing changed.
+    ///
+    /// See [`kfree`](https://docs.kernel.org/core-api/mm-api.html#c.kfree).
+    #[inline]
+    #[track_caller]
+    pub unsafe fn kfree(&self, at: *mut u8) -> Result<(), Misuse> {
+        self.objects().kfree(at)
+    }
+
+    /// `kfree_sensitive`: zeroes what is at `at`, as far as it may be used, and frees it.
+    ///
+    /// # Safety
+    /// As [`kfree`](Self::kfree).
+    ///
+    /// # Errors
+    /// As [`kfree`](Self::kfree).
+    #[track_caller]
+    pub unsafe fn kfree_sensitive(&self, at: *mut u8) -> Result<(), Misuse> {
+        if let Some(bytes) = self.ksize(at).filter(|n| *n > 0) {
+            // SAFETY: a live object of that size, which by the contract nobody uses. Volatile, so that
+            // zeroing what is about to be freed is not left out.
+            (0..bytes).for_each(|i| unsafe { at.add(i).write_volatile(0) });
+        }
+        self.objects().kfree(at)
+    }
+
+    /// `kmemdup`: a copy of some bytes.
+    ///
+    /// # Errors
+    /// As [`kmalloc`](Self::kmalloc).
+    #[track_caller]
+    pub fn kmemdup(&self, bytes: &[u8], gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        let at = self.kmalloc(bytes.len(), gfp)?;
+        // SAFETY: at least as many bytes, just given to us.
+        unsafe { at.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(at)
+    }
+
+    /// `kstrdup`: a copy of a text, with a zero byte behind it.
+    ///
+    /// # Errors
+    /// As [`kmalloc`](Self::kmalloc).
+    #[track_caller]
+    pub fn kstrdup(&self, text: &str, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        let at = self.kmalloc(text.len() + 1, gfp)?;
+        // SAFETY: at least one byte more than the text, just given to us.
+        unsafe {
+            at.as_ptr().copy_from_nonoverlapping(text.as_ptr(), text.len());
+            at.as_ptr().add(text.len()).write(0);
+        }
+        Ok(at)
+    }
+}

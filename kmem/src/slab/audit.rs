@@ -1,0 +1,289 @@
+//! Looking at caches: what they hold, and whether it adds up.
+//!
+//! # Locking
+//! Reports take a node's lock for each cache and node. An audit looks at CPUs' magazines and is for a quiet
+//! machine.
+
+use super::{
+    Objects, SlabFlags,
+    cache::{Descriptor, List, NONE},
+    cpu, state,
+};
+use crate::{
+    error::Name,
+    page_alloc::Reclaim,
+    platform::{Level, Platform},
+    types::Pfn,
+};
+use core::{fmt, sync::atomic::Ordering::Relaxed};
+
+/// Live objects that a failing destroy names.
+const LISTED: u64 = 16;
+
+/// What a cache holds, as `/proc/slabinfo` shows it \[T1\].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CacheInfo {
+    /// Its name.
+    pub name: Name,
+    /// Bytes of an object, as asked for.
+    pub object_size: u32,
+    /// Bytes from one object to the next.
+    pub stride: u32,
+    /// Alignment in bytes.
+    pub align: u32,
+    /// Flags it was created with.
+    pub flags: SlabFlags,
+    /// Whether it is one of the layer's own.
+    pub internal: bool,
+    /// Users that share it.
+    pub users: u32,
+    /// Objects of a slab.
+    pub objects_per_slab: u32,
+    /// Frames of a slab.
+    pub frames_per_slab: u32,
+    /// Objects that are not in their slab: in use or in a magazine.
+    pub active_objects: u64,
+    /// Objects in the magazines of CPUs and depots.
+    pub cached_objects: u64,
+    /// All objects.
+    pub objects: u64,
+    /// Slabs with an object that is not in it.
+    pub active_slabs: u64,
+    /// All slabs.
+    pub slabs: u64,
+    /// Objects ever taken from, and put in, magazines of CPUs.
+    pub magazine_allocs: u64,
+    /// As above.
+    pub magazine_frees: u64,
+    /// Slabs ever made.
+    pub grown: u64,
+    /// Slabs ever given back.
+    pub released: u64,
+}
+
+/// Where everything is, if all adds up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ObjectAudit {
+    /// Objects in use, those of the layer's own caches left out.
+    pub live: u64,
+    /// Objects in magazines.
+    pub cached: u64,
+    /// Objects free in slabs, those of the layer's own caches left out.
+    pub free: u64,
+    /// Frames of all slabs.
+    pub slab_frames: u64,
+    /// Further frames that the layer holds for itself.
+    pub own_frames: u64,
+}
+
+/// What does not add up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ObjectAuditError {
+    /// A slab's list, count or state bytes contradict each other; the cache and the first frame.
+    Slab(Name, Pfn),
+    /// Free objects of a node: counted, and as the slabs say.
+    Free(Name, u64, u64),
+    /// Cached objects: in magazines, and as the state bytes say.
+    Cached(Name, u64, u64),
+}
+
+impl fmt::Display for ObjectAuditError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ObjectAuditError::Slab(name, pfn) => {
+                write!(f, "{name}: slab pfn:{pfn} is not as listed")
+            }
+            ObjectAuditError::Free(name, counted, found) => {
+                write!(f, "{name}: {counted} free objects counted, {found} found")
+            }
+            ObjectAuditError::Cached(name, held, found) => {
+                write!(f, "{name}: {held} objects in magazines, {found} marked so")
+            }
+        }
+    }
+}
+
+impl core::error::Error for ObjectAuditError {}
+
+impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
+    /// Calls `f` with what each cache holds.
+    pub(crate) fn info(&self, mut f: impl FnMut(&CacheInfo)) {
+        self.each(|_, d| f(&self.info_of(d)));
+    }
+
+    /// What one cache holds.
+    pub(crate) fn info_of(&self, d: &'static Descriptor) -> CacheInfo {
+        let mut info = CacheInfo {
+            name: d.name,
+            object_size: d.size,
+            stride: d.layout.stride,
+            align: d.align,
+            flags: d.flags,
+            internal: d.largest.is_none(),
+            users: d.users.load(Relaxed),
+            objects_per_slab: d.layout.nr,
+            frames_per_slab: 1 << d.layout.order,
+            active_objects: 0,
+            cached_objects: self.in_cpus(d),
+            objects: 0,
+            active_slabs: 0,
+            slabs: 0,
+            magazine_allocs: 0,
+            magazine_frees: 0,
+            grown: 0,
+            released: 0,
+        };
+        for node in d.nodes {
+            let lists = node.lists.lock(self.pages.platform());
+            let active = u64::from(lists.partial.nr) + u64::from(lists.full.nr);
+            let slabs = active + u64::from(lists.empty.nr);
+            let objects = slabs * u64::from(d.layout.nr);
+            info.active_slabs += active;
+            info.slabs += slabs;
+            info.objects += objects;
+            info.active_objects += objects - lists.free;
+            info.grown += lists.grown;
+            info.released += lists.released;
+            let mut m = lists.full_magazines;
+            // SAFETY: null or a magazine in the depot, which nobody changes under the lock.
+            while let Some(full) = unsafe { m.as_ref() } {
+                info.cached_objects += u64::from(full.nr.load(Relaxed));
+                m = full.next.load(Relaxed);
+            }
+        }
+        let p = self.pages.platform();
+        for cc in (0..p.nr_cpu_ids()).filter_map(|id| self.cpu_cache(p.cpu(id)?, d.id)) {
+            info.magazine_allocs += cc.allocs.load(Relaxed);
+            info.magazine_frees += cc.frees.load(Relaxed);
+        }
+        info
+    }
+
+    fn in_cpus(&self, d: &Descriptor) -> u64 {
+        let p = self.pages.platform();
+        let caches = (0..p.nr_cpu_ids()).filter_map(|id| self.cpu_cache(p.cpu(id)?, d.id));
+        caches.map(|cc| cc.objects()).sum()
+    }
+
+    /// Calls `f` with each slab of a list.
+    fn walk(&self, list: &List, mut f: impl FnMut(u32)) {
+        let mut head = list.first;
+        for _ in 0..list.nr {
+            if head == NONE {
+                return;
+            }
+            f(head);
+            (head, _) = self.pages.map().page_in_map(head).lru();
+        }
+    }
+
+    /// Checks that every object is where it should be.
+    pub(crate) fn audit(&self) -> Result<ObjectAudit, ObjectAuditError> {
+        let mut sum = ObjectAudit::default();
+        let mut result = Ok(());
+        self.each(|_, d| result = result.and_then(|()| self.audit_cache(d, &mut sum)));
+        sum.own_frames = self.root().map_or(0, |root| root.frames.load(Relaxed));
+        result.map(|()| sum)
+    }
+
+    fn audit_cache(
+        &self,
+        d: &'static Descriptor,
+        sum: &mut ObjectAudit,
+    ) -> Result<(), ObjectAuditError> {
+        let (mut cached, mut live, mut all_free) = (0, 0, 0);
+        for node in d.nodes {
+            let lists = node.lists.lock(self.pages.platform());
+            let mut free = 0;
+            let mut bad = None;
+            for list in [&lists.partial, &lists.full, &lists.empty] {
+                let mut seen = 0;
+                self.walk(list, |head| {
+                    seen += 1;
+                    let of = |state| self.count(d, head, state);
+                    let here = of(state::FREE);
+                    free += u64::from(here);
+                    cached += u64::from(of(state::CACHED));
+                    live += u64::from(of(state::LIVE));
+                    sum.slab_frames += 1 << d.layout.order;
+                    let listed = if here == 0 {
+                        &lists.full
+                    } else if here == d.layout.nr {
+                        &lists.empty
+                    } else {
+                        &lists.partial
+                    };
+                    let counted = self.pages.map().page_in_map(head).free_objects();
+                    if !core::ptr::eq(list, listed) || counted != here {
+                        bad = Some(head);
+                    }
+                });
+                if seen != list.nr {
+                    bad = Some(list.first);
+                }
+            }
+            if let Some(head) = bad {
+                return Err(ObjectAuditError::Slab(d.name, Pfn(head)));
+            }
+            if free != lists.free {
+                return Err(ObjectAuditError::Free(d.name, lists.free, free));
+            }
+            all_free += free;
+        }
+        let held = self.info_of(d).cached_objects;
+        let marked = self.cached_right(d);
+        if held != cached || !marked {
+            return Err(ObjectAuditError::Cached(d.name, held, cached));
+        }
+        if d.largest.is_some() {
+            sum.live += live;
+            sum.free += all_free;
+        }
+        sum.cached += cached;
+        Ok(())
+    }
+
+    /// Whether every object in the CPUs' magazines is marked as cached.
+    fn cached_right(&self, d: &'static Descriptor) -> bool {
+        let p = self.pages.platform();
+        (0..p.nr_cpu_ids()).filter_map(|id| self.cpu_cache(p.cpu(id)?, d.id)).all(|cc| {
+            let loaded = cc.loaded().map(|m| (m, cc.nr.load(Relaxed)));
+            let previous = cc.previous().map(|m| (m, m.nr.load(Relaxed)));
+            [loaded, previous]
+                .into_iter()
+                .flatten()
+                .flat_map(|(m, nr)| cpu::objects(m, nr))
+                .all(|object| object.state.get() == state::CACHED)
+        })
+    }
+
+    /// Reports the live objects of a cache, the first few by address, and returns how many there are.
+    pub(super) fn list_live(&self, d: &'static Descriptor) -> u64 {
+        let mut live = 0;
+        let p = self.pages.platform();
+        let mut listed = [0usize; LISTED as usize];
+        for node in d.nodes {
+            let lists = node.lists.lock(p);
+            for list in [&lists.partial, &lists.full] {
+                self.walk(list, |head| {
+                    self.each_live(d, head, |addr| {
+                        if let Some(at) = listed.get_mut(live as usize) {
+                            *at = addr;
+                        }
+                        live += 1;
+                    });
+                });
+            }
+        }
+        if live > 0 {
+            p.report(
+                Level::Bug,
+                format_args!("BUG {}: {live} objects remaining on kmem_cache_destroy()", d.name),
+            );
+            for addr in listed.iter().take(live as usize) {
+                p.report(Level::Bug, format_args!("Object {addr:#x} of {} is in use", d.name));
+            }
+        }
+        live
+    }
+}

@@ -1,0 +1,263 @@
+//! What is kept for a cache: its descriptor, its lists by node, its magazines by CPU.
+//!
+//! # Implementation
+//! Descriptors, lists, magazines and the state bytes of some slabs are objects themselves, of *internal*
+//! caches whose descriptors lie in the [`Root`]. Internal caches have no magazines, so nothing goes round
+//! in circles.
+
+use super::{SlabFlags, layout::Layout, magazine::Magazine};
+use crate::{error::Name, sync::IrqLock};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Caches a machine may have; their numbers fit nine bits of a frame's owner.
+pub(super) const MAX_CACHES: usize = 512;
+
+/// A constructor: is given each object once, when its pages join the cache \[S6\].
+pub type Ctor = fn(*mut u8);
+
+/// Objects of the magazine sizes. A magazine is a power of two of bytes.
+pub(super) const MAGAZINES: [u32; 4] = [7, 15, 31, 63];
+
+/// A cache.
+pub(crate) struct Descriptor {
+    pub(super) id: u16,
+    pub(super) name: Name,
+    /// Bytes that the user asked for.
+    pub(super) size: u32,
+    pub(super) align: u32,
+    pub(super) flags: SlabFlags,
+    pub(super) ctor: Option<Ctor>,
+    pub(super) layout: Layout,
+    pub(super) nodes: &'static [Node],
+    /// Index into `MAGAZINES` of the largest its CPUs may have; `None` for internal caches.
+    pub(super) largest: Option<usize>,
+    /// Users that share it, by merging.
+    pub(super) users: AtomicU32,
+    /// Being destroyed: CPUs give their magazines up for good.
+    pub(super) dying: AtomicU32,
+    /// Those who look at it without being its users; it does not go while there are any.
+    pub(super) pins: AtomicU32,
+    /// What CPUs gave up, for the destroyer to free.
+    pub(super) retired: AtomicPtr<CpuCache>,
+}
+
+/// The slabs of one cache on one node, and its depot there.
+pub(crate) struct Node {
+    pub(super) lists: IrqLock<Lists>,
+}
+
+/// First frames of slabs on a list.
+#[derive(Clone, Copy)]
+pub(super) struct List {
+    pub(super) first: u32,
+    pub(super) nr: u32,
+}
+
+/// No frame.
+pub(super) const NONE: u32 = u32::MAX;
+
+impl List {
+    pub(super) const EMPTY: List = List { first: NONE, nr: 0 };
+}
+
+/// What a node's lock guards.
+pub(super) struct Lists {
+    pub(super) partial: List,
+    pub(super) full: List,
+    pub(super) empty: List,
+    /// Objects that lie free in slabs.
+    pub(super) free: u64,
+    pub(super) colour: u32,
+    pub(super) full_magazines: *const Magazine,
+    pub(super) nr_full_magazines: u32,
+    pub(super) empty_magazines: *const Magazine,
+    pub(super) nr_empty_magazines: u32,
+    /// Slabs ever made and given back.
+    pub(super) grown: u64,
+    pub(super) released: u64,
+}
+
+// SAFETY: the pointers are to magazines in the depot, which belong to whoever holds the lock.
+unsafe impl Send for Lists {}
+
+impl Node {
+    pub(super) const fn new() -> Node {
+        Node {
+            lists: IrqLock::new(Lists {
+                partial: List::EMPTY,
+                full: List::EMPTY,
+                empty: List::EMPTY,
+                free: 0,
+                colour: 0,
+                full_magazines: core::ptr::null(),
+                nr_full_magazines: 0,
+                empty_magazines: core::ptr::null(),
+                nr_empty_magazines: 0,
+                grown: 0,
+                released: 0,
+            }),
+        }
+    }
+}
+
+/// One cache on one CPU. Touched by the CPU itself, while it owns its lists; its counts are read by
+/// others for reports.
+#[repr(C, align(64))]
+pub(crate) struct CpuCache {
+    /// Objects in the loaded magazine.
+    pub(super) nr: AtomicU32,
+    /// Whether the machine has several nodes, so that a free must look where the object is from.
+    pub(super) several_nodes: bool,
+    pub(super) layout: Layout,
+    pub(super) loaded: AtomicPtr<Magazine>,
+    pub(super) cache: &'static Descriptor,
+    pub(super) previous: AtomicPtr<Magazine>,
+    /// Index into `MAGAZINES` of those it asks for.
+    pub(super) class: AtomicU32,
+    /// Whether the last exchange was a flush, and how often that changed since it grew last.
+    pub(super) flushed: AtomicU32,
+    pub(super) swings: AtomicU32,
+    pub(super) allocs: AtomicU64,
+    pub(super) frees: AtomicU64,
+    /// The next one that was given up.
+    pub(super) next: AtomicPtr<CpuCache>,
+}
+
+impl CpuCache {
+    pub(super) fn loaded(&self) -> Option<&'static Magazine> {
+        // SAFETY: null or a magazine of the CPU's, which lives until it is taken off here.
+        unsafe { self.loaded.load(Relaxed).as_ref() }
+    }
+
+    pub(super) fn previous(&self) -> Option<&'static Magazine> {
+        // SAFETY: as above.
+        unsafe { self.previous.load(Relaxed).as_ref() }
+    }
+
+    /// Objects in both magazines.
+    pub(super) fn objects(&self) -> u64 {
+        let previous = self.previous().map_or(0, |m| m.nr.load(Relaxed));
+        u64::from(self.nr.load(Relaxed)) + u64::from(previous)
+    }
+}
+
+/// One CPU's caches, by number.
+pub(super) struct CpuTable(pub(super) [AtomicPtr<CpuCache>; MAX_CACHES]);
+
+/// The internal caches.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Internal {
+    Descriptors,
+    Nodes,
+    CpuCaches,
+    /// By index into `MAGAZINES`.
+    Magazines(usize),
+    /// State bytes outside of slabs: 8, 16, 32 or 64.
+    States(usize),
+}
+
+pub(super) const NR_INTERNAL: usize = 3 + MAGAZINES.len() + 4;
+
+impl Internal {
+    pub(super) const ALL: [Internal; NR_INTERNAL] = {
+        use Internal::*;
+        [
+            Descriptors,
+            Nodes,
+            CpuCaches,
+            Magazines(0),
+            Magazines(1),
+            Magazines(2),
+            Magazines(3),
+            States(0),
+            States(1),
+            States(2),
+            States(3),
+        ]
+    };
+
+    pub(super) const fn index(self) -> usize {
+        match self {
+            Internal::Descriptors => 0,
+            Internal::Nodes => 1,
+            Internal::CpuCaches => 2,
+            Internal::Magazines(i) => 3 + i,
+            Internal::States(i) => 3 + MAGAZINES.len() + i,
+        }
+    }
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Internal::Descriptors => "kmem_cache",
+            Internal::Nodes => "kmem_cache_node",
+            Internal::CpuCaches => "kmem_cache_cpu",
+            Internal::Magazines(0) => "kmem_magazine_7",
+            Internal::Magazines(1) => "kmem_magazine_15",
+            Internal::Magazines(2) => "kmem_magazine_31",
+            Internal::Magazines(_) => "kmem_magazine_63",
+            Internal::States(0) => "kmem_states_8",
+            Internal::States(1) => "kmem_states_16",
+            Internal::States(2) => "kmem_states_32",
+            Internal::States(_) => "kmem_states_64",
+        }
+    }
+
+    pub(super) const fn size(self, nodes: usize) -> u32 {
+        match self {
+            Internal::Descriptors => size_of::<Descriptor>() as u32,
+            Internal::Nodes => (nodes * size_of::<Node>()) as u32,
+            Internal::CpuCaches => size_of::<CpuCache>() as u32,
+            Internal::Magazines(i) => Magazine::bytes(MAGAZINES[i]),
+            Internal::States(i) => 8 << i,
+        }
+    }
+
+    pub(super) const fn align(self) -> u32 {
+        match self {
+            Internal::CpuCaches => 64,
+            Internal::Magazines(_) => 16,
+            _ => 8,
+        }
+    }
+
+    /// For state bytes of `nr` objects.
+    pub(super) fn states(nr: u32) -> Internal {
+        Internal::States((nr.max(8).next_power_of_two().ilog2() - 3) as usize)
+    }
+}
+
+/// Sizes of the kmalloc caches.
+pub(super) const KMALLOC_SIZES: [u32; 13] =
+    [8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192];
+
+/// Kinds of kmalloc cache: ordinary, DMA, reclaimable.
+pub(super) const KMALLOC_KINDS: usize = 3;
+
+/// Everything there is of one machine's caches, made at their first use.
+pub(super) struct Root {
+    /// By number; 0 is nobody's.
+    pub(super) caches: [AtomicPtr<Descriptor>; MAX_CACHES],
+    pub(super) internal: [Descriptor; NR_INTERNAL],
+    /// Held by whoever creates, merges or destroys.
+    pub(super) registry: IrqLock<()>,
+    pub(super) kmalloc: [[AtomicPtr<Descriptor>; KMALLOC_SIZES.len()]; KMALLOC_KINDS],
+    /// Frames of the root itself and of the CPUs' tables.
+    pub(super) frames: AtomicU64,
+}
+
+impl Root {
+    pub(super) fn internal(&'static self, which: Internal) -> &'static Descriptor {
+        &self.internal[which.index()]
+    }
+
+    /// The cache with a number.
+    pub(super) fn cache(&self, id: u16) -> Option<&'static Descriptor> {
+        // SAFETY: null or a descriptor, which is taken off here before it goes.
+        unsafe { self.caches.get(usize::from(id))?.load(Relaxed).as_ref() }
+    }
+
+    /// All caches, internal ones included.
+    pub(super) fn all(&self) -> impl Iterator<Item = &'static Descriptor> + '_ {
+        (1..MAX_CACHES as u16).filter_map(|id| self.cache(id))
+    }
+}

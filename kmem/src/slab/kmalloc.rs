@@ -1,0 +1,342 @@
+//! kmalloc: memory by size \[S8\].
+//!
+//! # Concepts
+//! Sizes up to 8 KiB come from one cache each for a row of sizes: 8, 16, 32, 64, 96, 128, 192, 256 and on by
+//! powers of two; there is a row for ordinary memory, one for DMA memory and one for what can be reclaimed.
+//! What is larger is a block of pages of its own.
+//!
+//! # Implementation
+//! A cache is made when its size is first asked for, in whatever context that is. A block of pages is marked
+//! as the slab layer's and has no owner among the caches, so `kfree` knows it, and nobody can free it as pages.
+//!
+//! # Locking
+//! As for caches.
+
+use super::{
+    Objects, SlabFlags,
+    cache::{Descriptor, KMALLOC_SIZES, Root},
+    create::Wanted,
+};
+use crate::{
+    error::{AllocError, Misuse, Name},
+    gfp::Gfp,
+    page::{Page, PageFlags},
+    page_alloc::Reclaim,
+    platform::Platform,
+    types::Pfn,
+};
+use core::{
+    ptr::NonNull,
+    sync::atomic::{
+        AtomicPtr,
+        Ordering::{AcqRel, Acquire},
+    },
+};
+
+/// Largest size that a cache serves.
+pub(super) const KMALLOC_MAX_CACHE_SIZE: usize = 8192;
+
+/// What `kmalloc(0)` returns: an address that is not null, not memory, and may be freed.
+pub const ZERO_SIZE_PTR: NonNull<u8> =
+    NonNull::without_provenance(core::num::NonZeroUsize::new(16).unwrap());
+
+const NAMES: [[&str; KMALLOC_SIZES.len()]; 3] = [
+    [
+        "kmalloc-8",
+        "kmalloc-16",
+        "kmalloc-32",
+        "kmalloc-64",
+        "kmalloc-96",
+        "kmalloc-128",
+        "kmalloc-192",
+        "kmalloc-256",
+        "kmalloc-512",
+        "kmalloc-1k",
+        "kmalloc-2k",
+        "kmalloc-4k",
+        "kmalloc-8k",
+    ],
+    [
+        "dma-kmalloc-8",
+        "dma-kmalloc-16",
+        "dma-kmalloc-32",
+        "dma-kmalloc-64",
+        "dma-kmalloc-96",
+        "dma-kmalloc-128",
+        "dma-kmalloc-192",
+        "dma-kmalloc-256",
+        "dma-kmalloc-512",
+        "dma-kmalloc-1k",
+        "dma-kmalloc-2k",
+        "dma-kmalloc-4k",
+        "dma-kmalloc-8k",
+    ],
+    [
+        "kmalloc-rcl-8",
+        "kmalloc-rcl-16",
+        "kmalloc-rcl-32",
+        "kmalloc-rcl-64",
+        "kmalloc-rcl-96",
+        "kmalloc-rcl-128",
+        "kmalloc-rcl-192",
+        "kmalloc-rcl-256",
+        "kmalloc-rcl-512",
+        "kmalloc-rcl-1k",
+        "kmalloc-rcl-2k",
+        "kmalloc-rcl-4k",
+        "kmalloc-rcl-8k",
+    ],
+];
+const KIND_FLAGS: [SlabFlags; 3] =
+    [SlabFlags::empty(), SlabFlags::CACHE_DMA, SlabFlags::RECLAIM_ACCOUNT];
+
+/// Index of the smallest cache size that holds `size` bytes, which is at most the largest. With a constant
+/// size it is a constant.
+#[inline(always)]
+const fn class(size: usize) -> usize {
+    if size <= 8 {
+        0
+    } else if size > 64 && size <= 96 {
+        4
+    } else if size > 128 && size <= 192 {
+        6
+    } else {
+        // 16, 32 and 64 are 1 to 3; 96 and 192 come between the others.
+        let power = (usize::BITS - (size - 1).leading_zeros()) as usize;
+        power - 3 + (power > 6) as usize + (power > 7) as usize
+    }
+}
+
+const _: () = {
+    let mut size = 1;
+    while size <= KMALLOC_MAX_CACHE_SIZE {
+        let c = class(size);
+        assert!(KMALLOC_SIZES[c] as usize >= size);
+        assert!(c == 0 || (KMALLOC_SIZES[c - 1] as usize) < size);
+        size += 1;
+    }
+};
+
+/// The row of caches that a request is served from.
+#[inline(always)]
+const fn kind(gfp: Gfp) -> usize {
+    if gfp.contains(Gfp::DMA_ZONE) {
+        1
+    } else if gfp.contains(Gfp::RECLAIMABLE) {
+        2
+    } else {
+        0
+    }
+}
+
+/// Flags that chose the row of caches and mean nothing to the cache itself.
+const CHOSEN: Gfp = Gfp::DMA_ZONE.union(Gfp::RECLAIMABLE);
+
+impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
+    #[inline(always)]
+    #[track_caller]
+    pub(crate) fn kmalloc(&self, size: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        if size == 0 {
+            return Ok(ZERO_SIZE_PTR);
+        }
+        if size > KMALLOC_MAX_CACHE_SIZE {
+            return self.kmalloc_large(size, gfp, -1);
+        }
+        match self.kmalloc_cache(size, gfp) {
+            Some(d) => self.alloc(d, gfp - CHOSEN),
+            None => self.kmalloc_first(size, gfp, None),
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn kmalloc_node(
+        &self,
+        size: usize,
+        gfp: Gfp,
+        node: i32,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let Ok(n) = usize::try_from(node) else { return self.kmalloc(size, gfp) };
+        if size == 0 {
+            return Ok(ZERO_SIZE_PTR);
+        }
+        if size > KMALLOC_MAX_CACHE_SIZE {
+            return self.kmalloc_large(size, gfp, node);
+        }
+        match self.kmalloc_cache(size, gfp) {
+            Some(d) => self.alloc_node(d, gfp - CHOSEN, n),
+            None => self.kmalloc_first(size, gfp, Some(n)),
+        }
+    }
+
+    #[inline(always)]
+    fn kmalloc_cache(&self, size: usize, gfp: Gfp) -> Option<&'static Descriptor> {
+        let at = self.root()?.kmalloc[kind(gfp)][class(size)].load(Acquire);
+        // SAFETY: null or a kmalloc cache, which is kept until the machine goes. Acquire pairs with the
+        // AcqRel that published it.
+        unsafe { at.as_ref() }
+    }
+
+    /// Makes the cache for a size, and allocates from it.
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn kmalloc_first(
+        &self,
+        size: usize,
+        gfp: Gfp,
+        node: Option<usize>,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let context = self.pages.context();
+        if context.in_nmi() || (gfp.may_block() && !context.may_sleep()) {
+            return Err(self.pages.refuse_context(gfp, 0));
+        }
+        let made = self.make_kmalloc_cache(class(size), kind(gfp), gfp);
+        let d = made.ok_or(AllocError::NoMemory)?;
+        match node {
+            Some(node) => self.alloc_node(d, gfp - CHOSEN, node),
+            None => self.alloc(d, gfp - CHOSEN),
+        }
+    }
+
+    fn make_kmalloc_cache(
+        &self,
+        class: usize,
+        kind: usize,
+        gfp: Gfp,
+    ) -> Option<&'static Descriptor> {
+        // What the cache needs for itself is ordinary memory.
+        let gfp = gfp - CHOSEN - Gfp::ZERO - Gfp::NOFAIL;
+        let root: &'static Root = self.make_root(gfp)?;
+        let size = KMALLOC_SIZES[class];
+        let align = if size.is_power_of_two() {
+            size.min(1 << P::PAGE_SHIFT)
+        } else {
+            size & size.wrapping_neg()
+        };
+        let wanted = Wanted {
+            name: Name::new(NAMES[kind][class])?,
+            size,
+            align,
+            flags: KIND_FLAGS[kind] | SlabFlags::NO_MERGE,
+            ctor: None,
+        };
+        let d = self.make_cache(root, &wanted, gfp).ok()?;
+        let slot: &AtomicPtr<Descriptor> = &root.kmalloc[kind][class];
+        let at = core::ptr::from_ref(d).cast_mut();
+        match slot.compare_exchange(core::ptr::null_mut(), at, AcqRel, Acquire) {
+            Ok(_) => Some(d),
+            Err(first) => {
+                self.unmake_cache(root, d);
+                // SAFETY: another kmalloc cache, kept until the machine goes.
+                unsafe { first.as_ref() }
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn kmalloc_large(&self, size: usize, gfp: Gfp, node: i32) -> Result<NonNull<u8>, AllocError> {
+        if gfp.contains(Gfp::HIGHMEM) {
+            return Err(self.pages.refuse(gfp, 0, crate::gfp::GfpError::HighMemNeedsPage));
+        }
+        if size > (1 << P::PAGE_SHIFT) << self.pages.max_order() {
+            return Err(AllocError::NoMemory);
+        }
+        let order = super::order_for(size, P::PAGE_SHIFT);
+        let page = self.pages.alloc_pages_node(node, gfp | Gfp::COMP, order)?;
+        let Some(at) = self.pages.page_address(page) else {
+            let _ = self.pages.__free_pages(page, order);
+            return Err(AllocError::NoMemory);
+        };
+        let _ = at.as_ptr().expose_provenance();
+        page.mark_slab(true);
+        Ok(at)
+    }
+
+    /// The block of pages that a large kmalloc returned at an address.
+    fn large_at(&self, at: *mut u8) -> Option<&'a Page> {
+        let pfn = self.pages.platform().direct_unmap(at)?;
+        let page = self.pages.pfn_to_page(pfn)?;
+        let mask = (1 << P::PAGE_SHIFT) - 1;
+        let flags = page.flags();
+        let large = flags.contains(PageFlags::SLAB | PageFlags::ALLOCATED)
+            && self.owner_of(pfn) == 0
+            && at.addr() & mask == 0;
+        large.then_some(page)
+    }
+
+    fn owner_of(&self, pfn: Pfn) -> u16 {
+        let Some(at) = self.pages.platform().direct_map(pfn) else { return 0 };
+        self.pages.map().owner_at(self.pages.map().direct_offset(at.addr().get()), P::PAGE_SHIFT)
+    }
+
+    /// Frees what kmalloc returned.
+    #[inline(always)]
+    #[track_caller]
+    pub(crate) fn kfree(&self, at: *mut u8) -> Result<(), Misuse> {
+        self.free(at, None)
+    }
+
+    /// Frees an address that is no slab's: null, nothing, or a block of pages.
+    #[track_caller]
+    pub(super) fn free_large(&self, at: *mut u8) -> Result<(), Misuse> {
+        if at.is_null() || at == ZERO_SIZE_PTR.as_ptr() {
+            return Ok(());
+        }
+        let Some(page) = self.large_at(at) else {
+            return Err(self.pages.misuse(Misuse::NotAnObject { addr: at.addr() }));
+        };
+        let order = page.state().order();
+        // Of two that free it at once one takes the mark off.
+        if !page.take_slab_mark() {
+            return Err(self.pages.misuse(Misuse::NotAnObject { addr: at.addr() }));
+        }
+        self.pages.__free_pages(page, order)
+    }
+
+    /// `ksize`: the bytes that may be used at an address that kmalloc returned; 0 for null and for what
+    /// kmalloc(0) returned. `None` for other addresses.
+    pub(crate) fn ksize(&self, at: *const u8) -> Option<usize> {
+        let at = at.cast_mut();
+        if at.is_null() || at == ZERO_SIZE_PTR.as_ptr() {
+            return Some(0);
+        }
+        if let Some(d) = self.live_at(at) {
+            return Some(d.size as usize);
+        }
+        let page = self.large_at(at)?;
+        Some((1 << P::PAGE_SHIFT) << page.state().order())
+    }
+
+    /// `krealloc`.
+    ///
+    /// # Safety
+    /// `at` is null or from kmalloc, and nobody uses it any more if this succeeds.
+    #[track_caller]
+    pub(crate) unsafe fn krealloc(
+        &self,
+        at: *mut u8,
+        size: usize,
+        gfp: Gfp,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let Some(old) = self.ksize(at) else {
+            self.pages.misuse(Misuse::NotAnObject { addr: at.addr() });
+            return Err(AllocError::NoMemory);
+        };
+        if size == 0 {
+            let _ = self.kfree(at);
+            return Ok(ZERO_SIZE_PTR);
+        }
+        if size <= old
+            && let Some(at) = NonNull::new(at)
+        {
+            return Ok(at);
+        }
+        let new = self.kmalloc(size, gfp)?;
+        // SAFETY: `old` bytes may be used there, more than that here, and the new block is nobody's yet.
+        unsafe { new.as_ptr().copy_from_nonoverlapping(at, old) };
+        let _ = self.kfree(at);
+        Ok(new)
+    }
+}

@@ -1,0 +1,117 @@
+//! Where the objects of a slab lie, and where their state is.
+//!
+//! # Concepts
+//! A slab is a block of 2^order frames cut into equal *strides*. Beside the objects there is one state
+//! byte for each. Where they fit without costing an object, or where objects are so small that one more
+//! does not matter, they follow the last object; else they are outside, in an object of their own.
+//!
+//! # Implementation
+//! The index of the object at an offset is offset / stride, and the offset is right only if nothing is
+//! left over. Both come of one multiplication: with stride = odd · 2^k, offset · odd⁻¹ modulo 2^32,
+//! rotated right by k, is the quotient if the division is exact and larger than any quotient if not.
+//!
+//! # Locking
+//! Computed once.
+
+/// Largest order of a slab that is had for a better fit, and for one that is good enough.
+const MAX_ORDER: u32 = 3;
+const LAST_RESORT: u32 = 4;
+
+/// Most objects of a slab whose state bytes are outside of it.
+pub(super) const MAX_OUTSIDE: u32 = 64;
+
+/// What `Layout::states_at` says when the state bytes are outside of the slab.
+pub(super) const OUTSIDE: u32 = u32::MAX;
+
+/// The layout of one cache's slabs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Layout {
+    pub(super) order: u32,
+    /// Objects.
+    pub(super) nr: u32,
+    /// From one object to the next, in bytes.
+    pub(super) stride: u32,
+    /// Bytes of the slab less one.
+    pub(super) mask: u32,
+    /// Where the state bytes are, or `OUTSIDE`.
+    pub(super) states_at: u32,
+    pub(super) inverse: u32,
+    pub(super) rotate: u32,
+    /// Bytes between colours, and how many there are.
+    pub(super) colour_step: u32,
+    pub(super) colours: u32,
+}
+
+/// The inverse of an odd number modulo 2^32, by Newton: each step doubles the bits that are right.
+const fn inverse(odd: u32) -> u32 {
+    let mut x = odd;
+    let mut i = 0;
+    while i < 5 {
+        x = x.wrapping_mul(2u32.wrapping_sub(odd.wrapping_mul(x)));
+        i += 1;
+    }
+    x
+}
+
+impl Layout {
+    /// The layout for objects of `stride` bytes (a multiple of `align`, a power of two): of the smallest
+    /// order that leaves at most a sixteenth unused, else of the one that leaves least; beyond order 3 only if
+    /// that were more than an eighth \[S3\].
+    pub(super) fn new(stride: u32, align: u32, page_shift: u32, max_order: u32) -> Option<Layout> {
+        let mut best: Option<(u64, Layout)> = None;
+        for order in 0..=LAST_RESORT.min(max_order) {
+            let bytes = 1u64 << (page_shift + order);
+            for outside in [false, true] {
+                let Some((nr, lost)) = fit(bytes, stride.into(), outside, order) else { continue };
+                if best.as_ref().is_some_and(|(least, b)| lost << b.order >= *least << order) {
+                    continue;
+                }
+                best = Some((lost, Layout::with(order, nr, stride, align, bytes as u32, outside)));
+            }
+            let share = if order < MAX_ORDER { 4 } else { 3 };
+            if let Some((lost, found)) = &best
+                && *lost <= 1u64 << (page_shift + found.order - share)
+            {
+                break;
+            }
+        }
+        best.map(|(_, layout)| layout)
+    }
+
+    fn with(order: u32, nr: u32, stride: u32, align: u32, bytes: u32, outside: bool) -> Layout {
+        let rotate = stride.trailing_zeros();
+        let used = nr * stride + if outside { 0 } else { nr };
+        let colour_step = align.max(64);
+        Layout {
+            order,
+            nr,
+            stride,
+            mask: bytes - 1,
+            states_at: if outside { OUTSIDE } else { bytes - nr },
+            inverse: inverse(stride >> rotate),
+            rotate,
+            colour_step,
+            colours: ((bytes - used) / colour_step).min(MAX_COLOURS - 1) + 1,
+        }
+    }
+
+    /// The index of the object that begins `offset` bytes into a slab of colour 0.
+    #[inline(always)]
+    pub(super) fn index(&self, offset: u32) -> Option<u32> {
+        let i = offset.wrapping_mul(self.inverse).rotate_right(self.rotate);
+        (i < self.nr).then_some(i)
+    }
+}
+
+/// Colours that the table of owners can name.
+pub(super) const MAX_COLOURS: u32 = 128;
+
+/// Objects of `stride` that fit `bytes`, and the bytes that they leave unused or that their state takes.
+fn fit(bytes: u64, stride: u64, outside: bool, order: u32) -> Option<(u32, u64)> {
+    let nr = if outside { bytes / stride } else { bytes / (stride + 1) };
+    // The address of what is outside is kept in the second frame's `Page`.
+    let fits = nr > 0 && (!outside || (order > 0 && nr <= u64::from(MAX_OUTSIDE)));
+    // State outside takes memory as well, and a further look.
+    let lost = bytes - nr * stride + if outside { nr + 8 } else { 0 };
+    fits.then_some((nr as u32, lost))
+}

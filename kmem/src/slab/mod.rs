@@ -1,0 +1,189 @@
+//! The slab layer: caches of objects of one kind \[S1–S7, S9, S10\].
+//!
+//! # Concepts
+//! 1. A *cache* hands out objects of one size. Their memory comes in *slabs*, blocks of frames cut into
+//!    objects; a slab is *full*, *partial* or *empty*, and requests are served from partial slabs first,
+//!    then from empty ones, then from a new one. Slabs that became empty go back to the page allocator.
+//! 2. Whether an object is in its slab, in a magazine or in use is one byte, apart from the object
+//!    (`state`). Nothing of the allocator's lies in free memory, so nothing that writes to freed or
+//!    beyond allocated memory reaches it, and a second free of an object is found out at once.
+//! 3. In front of the slabs each CPU has two *magazines* of free objects, and each node a *depot* of full
+//!    and empty ones (`cpu`). The common allocation and free touch the CPU's own and take no lock.
+//! 4. The caches themselves, their lists and their magazines are objects of *internal* caches (`cache`),
+//!    which have no magazines.
+//!
+//! # Implementation
+//! ```text
+//!   address ──> frame ──> owner: cache number, colour        (memmap, dense, two bytes a frame)
+//!                            │
+//!     CPU ──> table ─────────┴──> CpuCache ──> magazine of (object, state byte)
+//!                                    │ empty / full
+//!                                    ▼
+//!                    node: depot of magazines, lists of slabs (lock)
+//!                                    │ nothing left / a slab became empty
+//!                                    ▼
+//!                             page allocator
+//! ```
+//! Everything is made at its first use: a machine that allocates no objects pays two bytes a frame.
+//! *Colouring*: a slab whose objects leave slack begins them at a multiple of a cache line within it, so
+//! that objects of equal index do not compete for the same lines; what is of another colour than 0 is
+//! freed by the slow path, so only caches without a power of two of objects to a slab have it.
+//!
+//! # Locking
+//! Magazines: ownership of the CPU's lists (see `page_alloc`). Slabs and depot: the node's lock of the cache,
+//! a leaf but for nothing: no two are held at once, and no page is asked for under one. The registry's lock
+//! comes before a node's.
+//!
+//! See [memory allocation guide](https://docs.kernel.org/core-api/memory-allocation.html).
+
+mod audit;
+mod cache;
+mod cpu;
+mod create;
+mod kmalloc;
+mod layout;
+mod magazine;
+mod node;
+mod ops;
+mod state;
+
+pub use audit::{CacheInfo, ObjectAudit, ObjectAuditError};
+pub use cache::Ctor;
+pub use create::{CacheError, DestroyError, KmemCache};
+pub use kmalloc::ZERO_SIZE_PTR;
+
+use crate::{
+    context::Cpu,
+    gfp::Gfp,
+    page_alloc::{PageAllocator, Reclaim},
+    platform::Platform,
+};
+use cache::{Descriptor, Root};
+use core::{
+    ptr::NonNull,
+    sync::atomic::{AtomicPtr, Ordering::Acquire},
+};
+
+bitflags::bitflags! {
+    /// What a cache is to be like \[S5\].
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+    pub struct SlabFlags: u32 {
+        /// Objects begin at cache lines, or at an even part of one if several fit (`SLAB_HWCACHE_ALIGN`).
+        const HWCACHE_ALIGN = 1 << 0;
+        /// Failing to create the cache panics (`SLAB_PANIC`).
+        const PANIC = 1 << 1;
+        /// Objects are in ZONE_DMA (`SLAB_CACHE_DMA`).
+        const CACHE_DMA = 1 << 2;
+        /// Objects are in ZONE_DMA32 or below (`SLAB_CACHE_DMA32`).
+        const CACHE_DMA32 = 1 << 3;
+        /// Pages count as reclaimable and come from reclaimable pageblocks (`SLAB_RECLAIM_ACCOUNT`).
+        const RECLAIM_ACCOUNT = 1 << 4;
+        /// Accepted and ignored: there are no memory cgroups (`SLAB_ACCOUNT`).
+        const ACCOUNT = 1 << 5;
+        /// Accepted and ignored: nothing tracks uninitialised reads (`SLAB_NOTRACK`).
+        const NOTRACK = 1 << 6;
+        /// The cache shares its slabs with no other (`SLAB_NO_MERGE`).
+        const NO_MERGE = 1 << 7;
+    }
+}
+
+/// The slab layer of one machine. Empty until its first use.
+pub struct Slabs {
+    root: AtomicPtr<Root>,
+}
+
+impl Default for Slabs {
+    fn default() -> Self {
+        Slabs::new()
+    }
+}
+
+/// The slab layer at work, with the pages it works on.
+pub(crate) struct Objects<'a, P: Platform, R: Reclaim> {
+    pub(crate) pages: &'a PageAllocator<P, R>,
+    pub(crate) slabs: &'a Slabs,
+}
+
+/// The order of a block of at least `bytes`.
+fn order_for(bytes: usize, page_shift: u32) -> u32 {
+    bytes.div_ceil(1 << page_shift).next_power_of_two().ilog2()
+}
+
+impl Slabs {
+    /// No caches.
+    pub const fn new() -> Slabs {
+        Slabs { root: AtomicPtr::new(core::ptr::null_mut()) }
+    }
+}
+
+impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
+    #[inline(always)]
+    fn root(&self) -> Option<&'static Root> {
+        // SAFETY: null or a root, which is kept until the machine goes. Acquire pairs with the Release that
+        // published it.
+        unsafe { self.slabs.root.load(Acquire).as_ref() }
+    }
+
+    /// Zeroed pages for the layer itself.
+    fn own_pages(&self, gfp: Gfp, order: u32) -> Option<NonNull<u8>> {
+        let page = self.pages.alloc_pages(gfp | Gfp::NOWARN, order).ok()?;
+        let pfn = self.pages.page_to_pfn(page)?;
+        let Some(at) = self.pages.platform().direct_map(pfn) else {
+            let _ = self.pages.__free_pages(page, order);
+            return None;
+        };
+        self.pages.platform().zero_frames(pfn, 1 << order);
+        let _ = at.as_ptr().expose_provenance();
+        Some(at)
+    }
+
+    fn free_own_pages(&self, at: NonNull<u8>, order: u32) {
+        if let Some(page) = self.pages.virt_to_page(at.as_ptr()) {
+            let _ = self.pages.__free_pages(page, order);
+        }
+    }
+
+    /// Calls `f` with every cache, internal ones included; each stays for as long as that takes.
+    fn each(&self, mut f: impl FnMut(&'static Root, &'static Descriptor)) {
+        let Some(root) = self.root() else { return };
+        for id in 1..cache::MAX_CACHES as u16 {
+            if let Some(d) = self.pin(root, id) {
+                f(root, d);
+                // Release pairs with the Acquire of the destroyer.
+                d.pins.fetch_sub(1, core::sync::atomic::Ordering::Release);
+            }
+        }
+    }
+
+    fn pin(&self, root: &'static Root, id: u16) -> Option<&'static Descriptor> {
+        let _registry = root.registry.lock(self.pages.platform());
+        let d = root.cache(id)?;
+        d.pins.fetch_add(1, Acquire);
+        Some(d)
+    }
+
+    /// Gives back what a node's depots and empty slabs hold; returns the frames. The magazines of CPUs are
+    /// left alone.
+    pub(crate) fn shrink_node(&self, node: usize) -> u64 {
+        let mut frames = 0;
+        self.each(|root, d| frames += self.trim(root, d, node));
+        frames
+    }
+
+    /// Frames of empty slabs on a node: what [`shrink_node`](Self::shrink_node) gives back at least.
+    pub(crate) fn reclaimable(&self, node: usize) -> u64 {
+        let mut frames = 0;
+        self.each(|_, d| {
+            if let Some(at) = d.nodes.get(node) {
+                let lists = at.lists.lock(self.pages.platform());
+                frames += u64::from(lists.empty.nr) << d.layout.order;
+            }
+        });
+        frames
+    }
+
+    /// What a CPU does for those who asked it to give its magazines up.
+    pub(crate) fn run_deferred(&self, cpu: &Cpu) {
+        self.answer(cpu);
+    }
+}

@@ -1,0 +1,449 @@
+//! Slabs: making them, giving them back, and taking objects out of them under a node's lock.
+//!
+//! # Implementation
+//! A slab is named by its first frame. Its frames' owners name the cache and the slab's colour; its links
+//! and the number of its free objects are in its first frame's `Page`, and where its state bytes are
+//! outside, their address is in the second one's.
+//!
+//! # Locking
+//! The node's lock guards lists and state bytes that are FREE. Nothing is called with it held.
+
+use super::{
+    Objects, SlabFlags,
+    cache::{Descriptor, Internal, List, Lists, NONE, Root},
+    layout::{MAX_COLOURS, OUTSIDE},
+    magazine::Object,
+    state::{self, State},
+};
+use crate::{
+    error::AllocError,
+    gfp::Gfp,
+    page_alloc::Reclaim,
+    page_state::NodeStat,
+    platform::{Level, Platform},
+    types::Pfn,
+};
+
+/// Bits of a frame's owner that are the cache's number; the rest is the colour.
+pub(super) const OWNER_BITS: u32 = 9;
+const _: () =
+    assert!(super::cache::MAX_CACHES == 1 << OWNER_BITS && MAX_COLOURS <= 1 << (16 - OWNER_BITS));
+
+/// Empty slabs a node keeps.
+const KEPT_EMPTY: u32 = 1;
+
+/// What of a request's flags concerns the pages of a new slab.
+const FOR_PAGES: Gfp = Gfp::RECLAIM
+    .union(Gfp::IO)
+    .union(Gfp::FS)
+    .union(Gfp::HIGH)
+    .union(Gfp::MEMALLOC)
+    .union(Gfp::NOMEMALLOC)
+    .union(Gfp::NOWARN)
+    .union(Gfp::NORETRY)
+    .union(Gfp::RETRY_MAYFAIL)
+    .union(Gfp::NOFAIL)
+    .union(Gfp::HARDWALL)
+    .union(Gfp::THISNODE);
+
+/// A slab, found.
+pub(super) struct Slab {
+    /// Its first frame.
+    pub(super) head: u32,
+    /// Its first object.
+    first: *mut u8,
+    states: *mut u8,
+}
+
+impl Slab {
+    fn state(&self, i: u32) -> State {
+        let at = self.states.wrapping_add(i as usize).cast();
+        // SAFETY: `Objects::slab` made `states` the state bytes of a slab, and callers stay below their
+        // number.
+        unsafe { State::new(at) }
+    }
+
+    fn object(&self, d: &Descriptor, i: u32) -> Object {
+        let at = self.first.wrapping_add((i * d.layout.stride) as usize);
+        Object { at, state: self.state(i) }
+    }
+}
+
+impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
+    /// The slab of a cache that the frame belongs to.
+    pub(super) fn slab(&self, d: &Descriptor, pfn: u32) -> Option<Slab> {
+        let map = self.pages.map();
+        let head = pfn & !((1 << d.layout.order) - 1);
+        let start = self.pages.platform().direct_map(Pfn(head))?.as_ptr();
+        let offset = map.direct_offset(start.addr());
+        let colour = u32::from(map.owner_at(offset, P::PAGE_SHIFT) >> OWNER_BITS);
+        let states = if d.layout.states_at == OUTSIDE {
+            let (high, low) = map.page_in_map(head + 1).lru();
+            let addr = u64::from(high) << 32 | u64::from(low);
+            core::ptr::with_exposed_provenance_mut(addr as usize)
+        } else {
+            start.wrapping_add(d.layout.states_at as usize)
+        };
+        let first = start.wrapping_add((colour * d.layout.colour_step) as usize);
+        Some(Slab { head, first, states })
+    }
+
+    /// The object of a cache at an address; `None` where none begins.
+    pub(super) fn object_at(
+        &self,
+        d: &Descriptor,
+        pfn: u32,
+        at: *mut u8,
+    ) -> Option<(Slab, Object)> {
+        let slab = self.slab(d, pfn)?;
+        let i = d.layout.index(at.addr().wrapping_sub(slab.first.addr()) as u32)?;
+        let object = Object { at, state: slab.state(i) };
+        Some((slab, object))
+    }
+
+    fn unlink(&self, list: &mut List, head: u32) {
+        let map = self.pages.map();
+        let (next, prev) = map.page_in_map(head).lru();
+        if next != NONE {
+            let (n, _) = map.page_in_map(next).lru();
+            map.page_in_map(next).set_lru(n, prev);
+        }
+        if prev != NONE {
+            let (_, p) = map.page_in_map(prev).lru();
+            map.page_in_map(prev).set_lru(next, p);
+        } else {
+            list.first = next;
+        }
+        list.nr -= 1;
+    }
+
+    fn link(&self, list: &mut List, head: u32) {
+        let map = self.pages.map();
+        if list.first != NONE {
+            let (next, _) = map.page_in_map(list.first).lru();
+            map.page_in_map(list.first).set_lru(next, head);
+        }
+        map.page_in_map(head).set_lru(list.first, NONE);
+        list.first = head;
+        list.nr += 1;
+    }
+
+    /// The list that a slab with so many free objects is on.
+    fn list_for<'l>(lists: &'l mut Lists, d: &Descriptor, free: u32) -> &'l mut List {
+        if free == 0 {
+            &mut lists.full
+        } else if free == d.layout.nr {
+            &mut lists.empty
+        } else {
+            &mut lists.partial
+        }
+    }
+
+    fn change_free(&self, lists: &mut Lists, d: &Descriptor, head: u32, before: u32, after: u32) {
+        self.pages.map().page_in_map(head).set_free_objects(after);
+        lists.free = lists.free + u64::from(after) - u64::from(before);
+        let nr = d.layout.nr;
+        if (before == 0, before == nr) != (after == 0, after == nr) {
+            self.unlink(Self::list_for(lists, d, before), head);
+            self.link(Self::list_for(lists, d, after), head);
+        }
+    }
+
+    /// Free objects of a slab, by its state bytes.
+    fn count_free(d: &Descriptor, slab: &Slab) -> u32 {
+        (0..d.layout.nr).filter(|i| slab.state(*i).get() == state::FREE).count() as u32
+    }
+
+    /// Objects of a slab that are in a state.
+    pub(super) fn count(&self, d: &Descriptor, head: u32, state: u8) -> u32 {
+        let Some(slab) = self.slab(d, head) else { return 0 };
+        (0..d.layout.nr).filter(|i| slab.state(*i).get() == state).count() as u32
+    }
+
+    /// Calls `f` with the address of each live object of a slab.
+    pub(super) fn each_live(&self, d: &Descriptor, head: u32, mut f: impl FnMut(usize)) {
+        let Some(slab) = self.slab(d, head) else { return };
+        let objects = (0..d.layout.nr).map(|i| slab.object(d, i));
+        objects.filter(|o| o.state.get() == state::LIVE).for_each(|o| f(o.at.addr()));
+    }
+
+    /// Takes up to `want` objects out of a node's slabs, partial ones first, and makes them `to`.
+    pub(super) fn take(
+        &self,
+        d: &Descriptor,
+        lists: &mut Lists,
+        want: u32,
+        to: u8,
+        mut out: impl FnMut(Object),
+    ) -> u32 {
+        let mut got = 0;
+        while got < want {
+            let from = if lists.partial.nr > 0 { &lists.partial } else { &lists.empty };
+            let head = from.first;
+            if head == NONE {
+                break;
+            }
+            let Some(slab) = self.slab(d, head) else { break };
+            let mut taken = 0;
+            let before = self.pages.map().page_in_map(head).free_objects();
+            for i in 0..d.layout.nr {
+                if got + taken == want || taken == before {
+                    break;
+                }
+                let object = slab.object(d, i);
+                if object.state.get() == state::FREE {
+                    object.state.set(to);
+                    out(object);
+                    taken += 1;
+                }
+            }
+            got += taken;
+            self.change_free(lists, d, head, before, before - taken);
+        }
+        got
+    }
+
+    /// Puts an object back in its slab. Returns a slab that became empty and is not to be kept: it is on
+    /// no list any more.
+    pub(super) fn put_back(
+        &self,
+        d: &Descriptor,
+        lists: &mut Lists,
+        slab: &Slab,
+        object: Object,
+    ) -> Option<u32> {
+        let before = self.pages.map().page_in_map(slab.head).free_objects();
+        object.state.set(state::FREE);
+        self.change_free(lists, d, slab.head, before, before + 1);
+        if before + 1 == d.layout.nr && lists.empty.nr > KEPT_EMPTY {
+            return self.pop_empty(d, lists);
+        }
+        None
+    }
+
+    /// Takes an empty slab off its list.
+    pub(super) fn pop_empty(&self, d: &Descriptor, lists: &mut Lists) -> Option<u32> {
+        let head = lists.empty.first;
+        if head == NONE {
+            return None;
+        }
+        self.unlink(&mut lists.empty, head);
+        lists.free -= u64::from(d.layout.nr);
+        lists.released += 1;
+        Some(head)
+    }
+
+    /// The node of a frame.
+    pub(super) fn node_of(&self, pfn: u32) -> usize {
+        self.pages.page_zone(Pfn(pfn)).map_or(0, |zone| zone.node())
+    }
+
+    /// Makes a slab and puts it on its node's list of empty ones; returns the node.
+    pub(super) fn grow(
+        &self,
+        root: &'static Root,
+        d: &'static Descriptor,
+        gfp: Gfp,
+        node: Option<usize>,
+    ) -> Result<usize, AllocError> {
+        let order = d.layout.order;
+        let mut flags = gfp & FOR_PAGES;
+        if d.flags.contains(SlabFlags::CACHE_DMA) {
+            flags |= Gfp::DMA;
+        } else if d.flags.contains(SlabFlags::CACHE_DMA32) {
+            flags |= Gfp::DMA32;
+        }
+        if d.flags.contains(SlabFlags::RECLAIM_ACCOUNT) {
+            flags |= Gfp::RECLAIMABLE;
+        }
+        if order > 1 {
+            flags -= Gfp::NOFAIL;
+        }
+        let states = if d.layout.states_at == OUTSIDE {
+            self.internal(root, Internal::states(d.layout.nr), gfp)?
+        } else {
+            core::ptr::null_mut()
+        };
+        let made = self.pages.alloc_pages_node(node.map_or(-1, |n| n as i32), flags, order);
+        let page = match made {
+            Ok(page) => page,
+            Err(e) => {
+                self.drop_states(root, d, states);
+                return Err(e);
+            }
+        };
+        let pfn = self.pages.page_to_pfn(page).unwrap_or_default();
+        let Some(start) = self.pages.platform().direct_map(pfn) else {
+            // A machine whose frames have no contents has no objects.
+            self.drop_states(root, d, states);
+            let _ = self.pages.__free_pages(page, order);
+            return Err(AllocError::NoMemory);
+        };
+        let node = self.node_of(pfn.0);
+        let Some(at) = d.nodes.get(node) else {
+            self.drop_states(root, d, states);
+            let _ = self.pages.__free_pages(page, order);
+            return Err(AllocError::NoMemory);
+        };
+        let map = self.pages.map();
+        let colour = {
+            let mut lists = at.lists.lock(self.pages.platform());
+            lists.colour = (lists.colour + 1) % d.layout.colours;
+            lists.colour
+        };
+        if d.layout.states_at == OUTSIDE {
+            let addr = states.expose_provenance() as u64;
+            map.page_in_map(pfn.0 + 1).set_lru((addr >> 32) as u32, addr as u32);
+        }
+        page.mark_slab(true);
+        map.set_owner(pfn.0, 1 << order, d.id | (colour << OWNER_BITS) as u16);
+        let _ = start.as_ptr().expose_provenance();
+        let Some(slab) = self.slab(d, pfn.0) else { return Err(AllocError::NoMemory) };
+        for i in 0..d.layout.nr {
+            slab.state(i).set(state::FREE);
+            if let Some(ctor) = d.ctor {
+                ctor(slab.object(d, i).at);
+            }
+        }
+        self.pages.mod_node_page_state(node, Self::slab_stat(d), 1 << order);
+        let mut lists = at.lists.lock(self.pages.platform());
+        page.set_free_objects(d.layout.nr);
+        lists.free += u64::from(d.layout.nr);
+        lists.grown += 1;
+        self.link(&mut lists.empty, pfn.0);
+        Ok(node)
+    }
+
+    fn slab_stat(d: &Descriptor) -> NodeStat {
+        if d.flags.contains(SlabFlags::RECLAIM_ACCOUNT) {
+            NodeStat::SlabReclaimable
+        } else {
+            NodeStat::SlabUnreclaimable
+        }
+    }
+
+    fn drop_states(&self, root: &'static Root, d: &Descriptor, states: *mut u8) {
+        if !states.is_null() {
+            self.internal_free(root, Internal::states(d.layout.nr), states);
+        }
+    }
+
+    /// Gives a slab's pages back. It is on no list. One that is not empty after all is reported and left
+    /// alone for ever.
+    pub(super) fn release(&self, root: &'static Root, d: &'static Descriptor, head: u32) {
+        let map = self.pages.map();
+        let Some(slab) = self.slab(d, head) else { return };
+        if Self::count_free(d, &slab) != d.layout.nr {
+            self.pages.platform().report(
+                Level::Bug,
+                format_args!("BUG {}: the state of slab pfn:{head:#x} was overwritten", d.name),
+            );
+            return;
+        }
+        map.set_owner(head, 1 << d.layout.order, 0);
+        if d.layout.states_at == OUTSIDE {
+            map.page_in_map(head + 1).set_lru(0, 0);
+            self.drop_states(root, d, slab.states);
+        }
+        let page = map.page_in_map(head);
+        page.set_free_objects(0);
+        page.set_lru(0, 0);
+        page.mark_slab(false);
+        self.pages.mod_node_page_state(
+            self.node_of(head),
+            Self::slab_stat(d),
+            -(1 << d.layout.order),
+        );
+        // A misuse is reported by the callee.
+        let _ = self.pages.__free_pages(page, d.layout.order);
+    }
+
+    /// An object of an internal cache.
+    pub(super) fn internal(
+        &self,
+        root: &'static Root,
+        which: Internal,
+        gfp: Gfp,
+    ) -> Result<*mut u8, AllocError> {
+        let d = root.internal(which);
+        // Failing is no reason for a report: the request goes on without.
+        self.alloc_locked(root, d, gfp | Gfp::NOWARN, None)
+    }
+
+    pub(super) fn internal_free(&self, root: &'static Root, which: Internal, at: *mut u8) {
+        let d = root.internal(which);
+        let offset = self.pages.map().direct_offset(at.addr());
+        if let Some(pfn) = self.pages.map().owned_frame(offset, P::PAGE_SHIFT)
+            && let Some((slab, object)) = self.object_at(d, pfn, at)
+        {
+            self.give_home(root, d, &slab, object);
+        }
+    }
+
+    /// Takes one object straight from a node's slabs, live, making a slab if there is none.
+    pub(super) fn alloc_locked(
+        &self,
+        root: &'static Root,
+        d: &'static Descriptor,
+        gfp: Gfp,
+        node: Option<usize>,
+    ) -> Result<*mut u8, AllocError> {
+        let mut at = node.unwrap_or_else(|| self.here());
+        loop {
+            if let Some(object) = self.take_one(d, at) {
+                return Ok(object.at);
+            }
+            match self.grow(root, d, gfp, node) {
+                Ok(grown) => at = grown,
+                Err(e) => {
+                    // What other nodes have left is better than nothing, unless one was asked for.
+                    let others = || self.pages.nodes_from(at).filter(|n| *n != at);
+                    let found = (!gfp.contains(Gfp::THISNODE))
+                        .then(|| others().find_map(|n| self.take_one(d, n)))
+                        .flatten();
+                    return found.map(|object| object.at).ok_or(e);
+                }
+            }
+        }
+    }
+
+    fn take_one(&self, d: &Descriptor, node: usize) -> Option<Object> {
+        let mut found = None;
+        let mut lists = d.nodes.get(node)?.lists.lock(self.pages.platform());
+        self.take(d, &mut lists, 1, state::LIVE, |object| found = Some(object));
+        found
+    }
+
+    /// Puts a cached object back in its slab, on whatever node that is.
+    pub(super) fn give_home(
+        &self,
+        root: &'static Root,
+        d: &'static Descriptor,
+        slab: &Slab,
+        object: Object,
+    ) {
+        let Some(node) = d.nodes.get(self.node_of(slab.head)) else { return };
+        let emptied = {
+            let mut lists = node.lists.lock(self.pages.platform());
+            self.put_back(d, &mut lists, slab, object)
+        };
+        if let Some(head) = emptied {
+            self.release(root, d, head);
+        }
+    }
+
+    /// Puts a cached object back in its slab, found by its address.
+    pub(super) fn send_home(&self, root: &'static Root, d: &'static Descriptor, object: Object) {
+        let offset = self.pages.map().direct_offset(object.at.addr());
+        if let Some(pfn) = self.pages.map().owned_frame(offset, P::PAGE_SHIFT)
+            && let Some(slab) = self.slab(d, pfn)
+        {
+            self.give_home(root, d, &slab, object);
+        }
+    }
+
+    /// The caller's node.
+    pub(super) fn here(&self) -> usize {
+        self.pages.platform().this_cpu().map_or(0, crate::context::Cpu::node)
+    }
+}

@@ -1,0 +1,374 @@
+//! Allocating and freeing objects.
+//!
+//! # Implementation
+//! The fast paths take an object from, or put one in, the CPU's loaded magazine. Whatever is not plain (no
+//! magazine, none loaded with an object or a place, lists owned beneath, a caller on no CPU) goes to the
+//! slow paths, and so does every address that is not the beginning of a live object of a slab of colour 0.
+//!
+//! # Locking
+//! Ownership of the CPU's lists; a node's lock on the slow paths.
+
+use super::{
+    KmemCache, Objects,
+    cache::{CpuCache, Descriptor, MAX_CACHES, Root},
+    layout::OUTSIDE,
+    magazine::Object,
+    state::{self, State},
+};
+use crate::{
+    context::{Cpu, Path},
+    error::{AllocError, Misuse},
+    gfp::{Gfp, GfpError},
+    page_alloc::Reclaim,
+    platform::Platform,
+};
+use core::{
+    ptr::{self, NonNull},
+    sync::atomic::Ordering::Relaxed,
+};
+
+/// Flags of a request that say where its memory comes from, which is the cache's to say.
+const ZONES: Gfp =
+    Gfp::DMA_ZONE.union(Gfp::DMA32).union(Gfp::HIGHMEM).union(Gfp::MOVABLE).union(Gfp::RECLAIMABLE);
+
+impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
+    /// Allocates an object of a cache.
+    #[inline(always)]
+    #[track_caller]
+    pub(super) fn alloc(
+        &self,
+        d: &'static Descriptor,
+        gfp: Gfp,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let taken = match self.pages.platform().get_cpu_fast() {
+            Some(cpu) => {
+                let taken = self.take_hot(cpu, d, gfp);
+                let deferred = cpu.deferred.load(Relaxed) != 0;
+                self.pages.platform().put_cpu(cpu);
+                if deferred {
+                    self.pages.handle_ipi();
+                }
+                taken
+            }
+            None => None,
+        };
+        let at = match taken {
+            Some(at) => at,
+            None => self.alloc_slow(d, gfp, None)?,
+        };
+        if gfp.contains(Gfp::ZERO) {
+            self.zero(d, at);
+        }
+        Ok(at)
+    }
+
+    #[inline(never)]
+    fn zero(&self, d: &Descriptor, at: NonNull<u8>) {
+        // SAFETY: the object has `size` bytes and was just given to the caller.
+        unsafe { at.write_bytes(0, d.size as usize) };
+    }
+
+    #[inline(always)]
+    fn take_hot(&self, cpu: &Cpu, d: &Descriptor, gfp: Gfp) -> Option<NonNull<u8>> {
+        if gfp.intersects(ZONES) {
+            return None;
+        }
+        let context = cpu.context().unpinned(P::PREEMPTIBLE);
+        if !context.may_sleep() && (gfp.may_block() || context.in_nmi()) {
+            return None;
+        }
+        if cpu.path_raw() != Path::Idle as u8 {
+            return None;
+        }
+        let cc = self.cpu_cache(cpu, d.id).filter(|cc| ptr::eq(cc.cache, d))?;
+        self.pages.own_idle(cpu, Path::ObjAlloc);
+        let taken = self.pop(cc);
+        self.pages.disown_idle(cpu);
+        taken
+    }
+
+    /// Takes an object off the loaded magazine. The caller owns the CPU's lists.
+    #[inline(always)]
+    fn pop(&self, cc: &CpuCache) -> Option<NonNull<u8>> {
+        let nr = cc.nr.load(Relaxed).checked_sub(1)?;
+        let object = cc.loaded()?.get(nr);
+        cc.nr.store(nr, Relaxed);
+        object.state.set(state::LIVE);
+        cc.allocs.store(cc.allocs.load(Relaxed) + 1, Relaxed);
+        NonNull::new(object.at)
+    }
+
+    /// Puts an object in the loaded magazine; `false` if that is full. The caller owns the CPU's lists.
+    #[inline(always)]
+    fn push(&self, cc: &CpuCache, object: Object) -> bool {
+        let nr = cc.nr.load(Relaxed);
+        let Some(loaded) = cc.loaded().filter(|m| nr < m.cap()) else { return false };
+        loaded.set(nr, object);
+        cc.nr.store(nr + 1, Relaxed);
+        cc.frees.store(cc.frees.load(Relaxed) + 1, Relaxed);
+        true
+    }
+
+    /// `kmem_cache_alloc`.
+    #[inline(always)]
+    #[track_caller]
+    pub(crate) fn alloc_from(
+        &self,
+        cache: &KmemCache,
+        gfp: Gfp,
+    ) -> Result<NonNull<u8>, AllocError> {
+        self.alloc(cache.0, gfp)
+    }
+
+    /// `kmem_cache_alloc_node`.
+    #[track_caller]
+    pub(crate) fn alloc_from_node(
+        &self,
+        cache: &KmemCache,
+        gfp: Gfp,
+        node: i32,
+    ) -> Result<NonNull<u8>, AllocError> {
+        match usize::try_from(node) {
+            Ok(node) => self.alloc_node(cache.0, gfp, node),
+            Err(_) => self.alloc(cache.0, gfp),
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn alloc_node(
+        &self,
+        d: &'static Descriptor,
+        gfp: Gfp,
+        node: usize,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let at = self.alloc_slow(d, gfp, Some(node))?;
+        if gfp.contains(Gfp::ZERO) {
+            self.zero(d, at);
+        }
+        Ok(at)
+    }
+
+    /// `kmem_cache_alloc_bulk`.
+    #[track_caller]
+    pub(crate) fn alloc_bulk(
+        &self,
+        cache: &KmemCache,
+        gfp: Gfp,
+        objects: &mut [NonNull<u8>],
+    ) -> Result<(), AllocError> {
+        for i in 0..objects.len() {
+            match self.alloc(cache.0, gfp) {
+                Ok(at) => objects[i] = at,
+                Err(e) => {
+                    for at in &objects[..i] {
+                        // It was allocated just now.
+                        let _ = self.free(at.as_ptr(), Some(cache.0));
+                    }
+                    return Err(e);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `kmem_cache_free`.
+    #[inline(always)]
+    #[track_caller]
+    pub(crate) fn free_to(&self, cache: &KmemCache, at: NonNull<u8>) -> Result<(), Misuse> {
+        self.free(at.as_ptr(), Some(cache.0))
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    pub(super) fn alloc_slow(
+        &self,
+        d: &'static Descriptor,
+        gfp: Gfp,
+        node: Option<usize>,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let asked = gfp - ZONES;
+        let context = self.pages.context();
+        if context.in_nmi() || (gfp.may_block() && !context.may_sleep()) {
+            return Err(self.pages.refuse_context(gfp, 0));
+        }
+        if gfp.contains(Gfp::HIGHMEM) {
+            return Err(self.pages.refuse(gfp, 0, GfpError::HighMemNeedsPage));
+        }
+        let Some(root) = self.own_root(d) else {
+            return Err(self.pages.refuse(gfp, 0, GfpError::ForeignCache));
+        };
+        if node.is_some_and(|n| n >= d.nodes.len()) {
+            return Err(self.pages.refuse(gfp, 0, GfpError::NoSuchNode));
+        }
+        loop {
+            if node.is_none_or(|n| n == self.here()) {
+                self.prepare(root, d, asked);
+                if let Some(at) = self.take_refilled(d) {
+                    return Ok(at);
+                }
+            }
+            match self.alloc_locked(root, d, asked, node) {
+                Ok(at) => return NonNull::new(at).ok_or(AllocError::NoMemory),
+                Err(AllocError::NoMemory) if gfp.contains(Gfp::NOFAIL) && gfp.may_block() => {
+                    self.pages.platform().relax();
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Makes what the caller's CPU lacks for the cache.
+    fn prepare(&self, root: &'static Root, d: &'static Descriptor, gfp: Gfp) {
+        let Some(cpu) = self.pages.platform().this_cpu() else { return };
+        if cpu.path_raw() >= Path::FIRST_OWNER {
+            return;
+        }
+        match self.cpu_cache(cpu, d.id) {
+            None => self.equip(root, d, gfp - Gfp::NOFAIL),
+            Some(_) => self.retune(root, d, gfp - Gfp::NOFAIL),
+        }
+    }
+
+    /// An object by way of the CPU's magazines, if they can be filled.
+    fn take_refilled(&self, d: &'static Descriptor) -> Option<NonNull<u8>> {
+        let p = self.pages.platform();
+        let cpu = p.get_cpu()?;
+        let mut at = None;
+        if let Some(owned) = self.pages.own(cpu, Path::ObjAlloc) {
+            if let Some(cc) = self.cpu_cache(cpu, d.id)
+                && self.refill(cpu, cc)
+            {
+                at = self.pop(cc);
+            }
+            self.pages.disown(owned);
+        }
+        p.put_cpu(cpu);
+        at
+    }
+
+    /// Frees the object at an address, to `cache` if the caller named one.
+    #[inline(always)]
+    #[track_caller]
+    pub(super) fn free(&self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
+        if let Some(cpu) = self.pages.platform().get_cpu_fast() {
+            let done = self.put_hot(cpu, at, cache);
+            let deferred = cpu.deferred.load(Relaxed) != 0;
+            self.pages.platform().put_cpu(cpu);
+            if deferred {
+                self.pages.handle_ipi();
+            }
+            if done {
+                return Ok(());
+            }
+        }
+        self.free_slow(at, cache)
+    }
+
+    /// Frees a plain object to the CPU's magazine; `false`, and nothing changed, if it is not plain or there
+    /// is no place.
+    #[inline(always)]
+    fn put_hot(&self, cpu: &Cpu, at: *mut u8, cache: Option<&Descriptor>) -> bool {
+        let map = self.pages.map();
+        let offset = map.direct_offset(at.addr());
+        let owner = map.owner_at(offset, P::PAGE_SHIFT);
+        if cpu.path_raw() != Path::Idle as u8 || cpu.context().in_nmi() {
+            return false;
+        }
+        // Owners of slabs with a colour are beyond the table.
+        let Some(cc) = self.cpu_cache(cpu, owner) else { return false };
+        if cache.is_some_and(|d| !ptr::eq(d, cc.cache)) || cc.several_nodes {
+            return false;
+        }
+        let layout = &cc.layout;
+        let within = offset as u32 & layout.mask;
+        let Some(i) = layout.index(within) else { return false };
+        if layout.states_at == OUTSIDE {
+            return false;
+        }
+        let states = at.wrapping_sub(within as usize).wrapping_add(layout.states_at as usize);
+        // SAFETY: the frame is a slab's of this cache, `within` bytes from its start, and `i` is the index
+        // of one of its objects; its state bytes are inside.
+        let state = unsafe { State::new(states.wrapping_add(i as usize).cast()) };
+        self.pages.own_idle(cpu, Path::ObjFree);
+        let nr = cc.nr.load(Relaxed);
+        let room = cc.loaded().is_some_and(|m| nr < m.cap());
+        let done = room && state.free() && {
+            if map.owner_at(offset, P::PAGE_SHIFT) == owner {
+                self.push(cc, Object { at, state })
+            } else {
+                // Freed twice, and its slab has gone meanwhile: that byte was somebody else's.
+                state.set(state::LIVE);
+                false
+            }
+        };
+        self.pages.disown_idle(cpu);
+        done
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn free_slow(&self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
+        if self.pages.context().in_nmi() {
+            return Err(self.pages.misuse(Misuse::InNmi));
+        }
+        let addr = at.addr();
+        let map = self.pages.map();
+        let offset = map.direct_offset(addr);
+        let owner = map.owner_at(offset, P::PAGE_SHIFT);
+        let id = usize::from(owner) % MAX_CACHES;
+        let found = self.root().and_then(|root| Some((root, root.cache(id as u16)?)));
+        let (Some((root, d)), Some(pfn)) = (found, map.owned_frame(offset, P::PAGE_SHIFT)) else {
+            return match cache {
+                Some(_) => Err(self.pages.misuse(Misuse::NotAnObject { addr })),
+                None => self.free_large(at),
+            };
+        };
+        if let Some(given) = cache.filter(|given| !ptr::eq(*given, d)) {
+            return Err(self.pages.misuse(Misuse::WrongCache {
+                addr,
+                given: given.name,
+                actual: d.name,
+            }));
+        }
+        if d.largest.is_none() {
+            return Err(self.pages.misuse(Misuse::NotAnObject { addr }));
+        }
+        let Some((slab, object)) = self.object_at(d, pfn, at) else {
+            return Err(self.pages.misuse(Misuse::InsideObject { addr, cache: d.name }));
+        };
+        if !object.state.free() {
+            return Err(self.pages.misuse(Misuse::ObjectFree { addr, cache: d.name }));
+        }
+        let p = self.pages.platform();
+        if let Some(cpu) = p.get_cpu() {
+            let local = self.node_of(slab.head) == cpu.node();
+            let mut put = false;
+            if local && let Some(owned) = self.pages.own(cpu, Path::ObjFree) {
+                if let Some(cc) = self.cpu_cache(cpu, d.id) {
+                    self.make_room(cpu, root, cc);
+                    put = self.push(cc, object);
+                }
+                self.pages.disown(owned);
+            }
+            p.put_cpu(cpu);
+            if put {
+                return Ok(());
+            }
+        }
+        self.give_home(root, d, &slab, object);
+        Ok(())
+    }
+
+    /// The cache and object at an address, for `ksize` and its like; `None` where no live object begins.
+    pub(super) fn live_at(&self, at: *mut u8) -> Option<&'static Descriptor> {
+        let map = self.pages.map();
+        let offset = map.direct_offset(at.addr());
+        let owner = map.owner_at(offset, P::PAGE_SHIFT);
+        let d = self.root()?.cache((usize::from(owner) % MAX_CACHES) as u16)?;
+        let pfn = map.owned_frame(offset, P::PAGE_SHIFT)?;
+        let (_, object) = self.object_at(d, pfn, at)?;
+        (object.state.get() == state::LIVE).then_some(d)
+    }
+}

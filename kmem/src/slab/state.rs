@@ -1,0 +1,77 @@
+//! The state of an object: one byte, apart from the object.
+//!
+//! # Concepts
+//! ```text
+//!              refill                    allocation
+//!     FREE  ------------->   CACHED   --------------->   LIVE
+//!   (in its slab)        (in a magazine)            (somebody's)
+//!           <-------------            <---------------
+//!              flush                       free
+//! ```
+//! An object is freed by a compare-and-exchange from LIVE. Whoever frees it a second time finds it
+//! CACHED or FREE, whether it lies in a slab or in a magazine \[S9\]; of two CPUs that free it at once,
+//! one succeeds.
+//!
+//! # Locking
+//! FREE and what becomes of it change under the lock of the slab's node; CACHED belongs to whoever has the
+//! magazine; LIVE changes by the compare-and-exchange only.
+
+use core::sync::atomic::{AtomicU8, Ordering::AcqRel, Ordering::Relaxed};
+
+/// In its slab.
+pub(super) const FREE: u8 = 0;
+/// In a magazine.
+pub(super) const CACHED: u8 = 1;
+/// Given out.
+pub(super) const LIVE: u8 = 2;
+
+/// The place of one object's state byte.
+#[derive(Clone, Copy)]
+pub(super) struct State(*const AtomicU8);
+
+impl State {
+    /// The state byte at `at`.
+    ///
+    /// # Safety
+    /// `at` is a state byte of a slab, which are atomics in memory that stays mapped for the platform's
+    /// lifetime.
+    pub(super) unsafe fn new(at: *const AtomicU8) -> State {
+        State(at)
+    }
+
+    /// What [`addr`](Self::addr) gave.
+    #[inline(always)]
+    pub(super) fn from_addr(addr: usize) -> State {
+        State(core::ptr::with_exposed_provenance(addr))
+    }
+
+    #[inline(always)]
+    pub(super) fn addr(self) -> usize {
+        self.0.expose_provenance()
+    }
+
+    #[inline(always)]
+    fn byte(self) -> &'static AtomicU8 {
+        // SAFETY: by `new`'s contract; `from_addr` is given what `addr` gave only.
+        unsafe { &*self.0 }
+    }
+
+    #[inline(always)]
+    pub(super) fn get(self) -> u8 {
+        self.byte().load(Relaxed)
+    }
+
+    #[inline(always)]
+    pub(super) fn set(self, state: u8) {
+        self.byte().store(state, Relaxed);
+    }
+
+    /// Makes a live object a cached one; says whether it was live.
+    ///
+    /// AcqRel: Release publishes what the last owner wrote to whoever is given the object next; Acquire
+    /// pairs with it where the object was given out and freed elsewhere.
+    #[inline(always)]
+    pub(super) fn free(self) -> bool {
+        self.byte().compare_exchange(LIVE, CACHED, AcqRel, Relaxed).is_ok()
+    }
+}

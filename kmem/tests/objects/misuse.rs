@@ -1,0 +1,136 @@
+//! Objects freed wrongly: found out, reported, nothing changed \[S9\].
+
+use kmem::{Gfp, Misuse, slab::SlabFlags};
+use kmem_test_support::Rig;
+use std::ptr::NonNull;
+
+#[test]
+fn freed_twice_wherever_it_lies() {
+    let rig = Rig::flat();
+    rig.run(|_| {
+        let cache = rig.kmem_cache_create("twice", 64, 0, SlabFlags::NO_MERGE, None).unwrap();
+        let held: Vec<_> =
+            (0..300).map(|_| rig.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap()).collect();
+        let again = |at: NonNull<u8>| {
+            let mark = rig.mark();
+            // SAFETY: it is found out.
+            let refused = unsafe { rig.kmem_cache_free(&cache, at) };
+            assert!(
+                matches!(refused, Err(Misuse::ObjectFree { addr, .. }) if addr == at.addr().get()),
+                "{refused:?}"
+            );
+            let report = rig.one_report(mark);
+            assert!(report.contains("Bad object") && report.contains("twice"), "{report}");
+        };
+        // SAFETY: not used after.
+        unsafe { rig.kmem_cache_free(&cache, held[0]).unwrap() };
+        // In the loaded magazine.
+        again(held[0]);
+        // In the previous one, in the depot, and back in its slab.
+        for at in &held[1..] {
+            // SAFETY: as above.
+            unsafe { rig.kmem_cache_free(&cache, *at).unwrap() };
+        }
+        let info = rig.kmem_cache_info(&cache);
+        assert!(info.cached_objects > 0 && info.cached_objects < 300, "{info:?}");
+        let still = |at: &&NonNull<u8>| rig.virt_to_page(at.as_ptr()).unwrap().page_count() > 0;
+        let there: Vec<_> = held.iter().filter(still).collect();
+        assert!(there.len() > info.cached_objects as usize);
+        there.into_iter().for_each(|at| again(*at));
+        rig.audit_objects().unwrap();
+        rig.kmem_cache_destroy(cache).unwrap();
+    });
+}
+
+#[test]
+fn freed_to_another_cache() {
+    let rig = Rig::flat();
+    rig.run(|_| {
+        let a = rig.kmem_cache_create("mine", 64, 0, SlabFlags::NO_MERGE, None).unwrap();
+        let b = rig.kmem_cache_create("yours", 64, 0, SlabFlags::NO_MERGE, None).unwrap();
+        let at = rig.kmem_cache_alloc(&a, Gfp::KERNEL).unwrap();
+        let other = rig.kmem_cache_alloc(&b, Gfp::KERNEL).unwrap();
+        let mark = rig.mark();
+        // SAFETY: it is found out.
+        let refused = unsafe { rig.kmem_cache_free(&b, at) };
+        assert!(matches!(refused, Err(Misuse::WrongCache { .. })), "{refused:?}");
+        let report = rig.one_report(mark);
+        assert!(report.contains("of mine freed to yours"), "{report}");
+        // SAFETY: not used after; kfree takes what any cache gave.
+        unsafe {
+            rig.kmem_cache_free(&a, at).unwrap();
+            rig.kfree(other.as_ptr()).unwrap();
+        }
+        rig.kmem_cache_destroy(a).unwrap();
+        rig.kmem_cache_destroy(b).unwrap();
+    });
+}
+
+#[test]
+fn addresses_that_are_not_objects() {
+    let rig = Rig::flat();
+    rig.run(|_| {
+        let small = rig.kmalloc(100, Gfp::KERNEL).unwrap();
+        let odd = rig.kmem_cache_create("odd", 600, 64, SlabFlags::NO_MERGE, None).unwrap();
+        let coloured: Vec<_> =
+            (0..40).map(|_| rig.kmem_cache_alloc(&odd, Gfp::KERNEL).unwrap()).collect();
+        let large = rig.kmalloc(20_000, Gfp::KERNEL).unwrap();
+        let page = rig.alloc_page(Gfp::KERNEL).unwrap();
+        let local = 0u64;
+        let inside = |at: NonNull<u8>, by: usize| at.as_ptr().wrapping_add(by);
+        for at in [inside(small, 1), inside(small, 64), inside(small, 127)]
+            .into_iter()
+            .chain(coloured.iter().map(|at| inside(*at, 8)))
+        {
+            // SAFETY: it is found out.
+            let refused = unsafe { rig.kfree(at) };
+            assert!(matches!(refused, Err(Misuse::InsideObject { .. })), "{refused:?}");
+        }
+        for at in [
+            inside(large, 8),
+            inside(large, 4096),
+            rig.page_address(page).unwrap().as_ptr(),
+            (&raw const local).cast_mut().cast(),
+            std::ptr::without_provenance_mut(usize::MAX - 7),
+            std::ptr::without_provenance_mut(8),
+        ] {
+            // SAFETY: it is found out.
+            let refused = unsafe { rig.kfree(at) };
+            assert!(matches!(refused, Err(Misuse::NotAnObject { .. })), "{at:?}: {refused:?}");
+        }
+        // Nobody frees a slab's pages, or a large object's, as pages.
+        for at in [small, large] {
+            let page = rig.virt_to_page(at.as_ptr()).unwrap();
+            let order = page.state().order();
+            assert!(matches!(rig.__free_pages(page, order), Err(Misuse::StillInUse { .. })));
+        }
+        // SAFETY: not used after.
+        unsafe {
+            rig.kfree(small.as_ptr()).unwrap();
+            rig.kfree(large.as_ptr()).unwrap();
+            assert!(rig.kfree(large.as_ptr()).is_err(), "a large one twice");
+            rig.kmem_cache_free_bulk(&odd, &coloured).unwrap();
+        }
+        rig.__free_page(page).unwrap();
+        rig.kmem_cache_destroy(odd).unwrap();
+    });
+}
+
+#[test]
+fn caches_of_another_machine() {
+    let (rig, other) = (Rig::flat(), Rig::flat());
+    let foreign =
+        other.run(|_| other.kmem_cache_create("far", 64, 0, SlabFlags::NO_MERGE, None).unwrap());
+    rig.run(|_| {
+        let near = rig.kmem_cache_create("near", 8, 0, SlabFlags::NO_MERGE, None).unwrap();
+        let at = rig.kmem_cache_alloc(&near, Gfp::KERNEL).unwrap();
+        assert!(rig.kmem_cache_alloc(&foreign, Gfp::KERNEL).is_err());
+        // SAFETY: it is found out.
+        unsafe { assert!(rig.kmem_cache_free(&foreign, at).is_err()) };
+        // SAFETY: not used after.
+        unsafe { rig.kmem_cache_free(&near, at).unwrap() };
+        rig.kmem_cache_destroy(near).unwrap();
+    });
+    let foreign = rig.run(|_| rig.kmem_cache_destroy(foreign).unwrap_err().cache);
+    other.run(|_| other.kmem_cache_destroy(foreign).unwrap());
+}

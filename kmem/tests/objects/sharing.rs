@@ -1,0 +1,167 @@
+//! Several CPUs, several nodes, threads on no CPU.
+
+use kmem::{Config, Gfp, Misuse, slab::SlabFlags};
+use kmem_hosted::Shape;
+use kmem_test_support::{MIB, Rig};
+use std::{
+    ptr::NonNull,
+    sync::{
+        Barrier, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+};
+
+/// An address that threads hand to each other.
+#[derive(Clone, Copy)]
+struct Sent(NonNull<u8>);
+
+// SAFETY: an address; who has it uses what is there.
+unsafe impl Send for Sent {}
+
+#[test]
+fn objects_freed_on_the_other_cpu() {
+    let rig = Rig::flat();
+    let shelf: Mutex<Vec<Sent>> = Mutex::new(Vec::new());
+    let cache =
+        rig.run(|_| rig.kmem_cache_create("moved", 64, 0, SlabFlags::NO_MERGE, None).unwrap());
+    thread::scope(|s| {
+        for cpu in 0..2 {
+            let (rig, shelf, cache) = (&rig, &shelf, &cache);
+            s.spawn(move || {
+                rig.machine()
+                    .run_on(Some(cpu), None, |_| {
+                        for n in 0..20_000u64 {
+                            let at = rig.kmem_cache_alloc(cache, Gfp::KERNEL).unwrap();
+                            // SAFETY: an object of ours.
+                            unsafe { at.cast::<u64>().write(n) };
+                            let mut shelf = shelf.lock().unwrap();
+                            shelf.push(Sent(at));
+                            let i = n as usize * 7 % shelf.len();
+                            let Sent(at) = shelf.swap_remove(i);
+                            drop(shelf);
+                            // SAFETY: taken off the shelf, so ours, and not used after.
+                            unsafe { rig.kmem_cache_free(cache, at).unwrap() };
+                            if n % 64 == 0 {
+                                rig.machine().handle_ipi();
+                            }
+                        }
+                    })
+                    .unwrap();
+            });
+        }
+    });
+    rig.run(|_| {
+        let audit = rig.audit_objects().unwrap();
+        assert_eq!(audit.live, 0);
+        rig.kmem_cache_destroy(cache).unwrap();
+    });
+}
+
+#[test]
+fn of_two_cpus_that_free_one_object_one_succeeds() {
+    let rig = Rig::flat();
+    let cache =
+        rig.run(|_| rig.kmem_cache_create("raced", 64, 0, SlabFlags::NO_MERGE, None).unwrap());
+    let (barrier, done) = (Barrier::new(2), AtomicUsize::new(0));
+    let target = Mutex::new(None::<Sent>);
+    const ROUNDS: usize = 300;
+    thread::scope(|s| {
+        for cpu in 0..2 {
+            let (rig, cache, barrier, done, target) = (&rig, &cache, &barrier, &done, &target);
+            s.spawn(move || {
+                for _ in 0..ROUNDS {
+                    if cpu == 0 {
+                        let at = rig.machine().run_on(Some(0), None, |_| {
+                            rig.kmem_cache_alloc(cache, Gfp::KERNEL).unwrap()
+                        });
+                        *target.lock().unwrap() = Some(Sent(at.unwrap()));
+                    }
+                    barrier.wait();
+                    let Sent(at) = target.lock().unwrap().unwrap();
+                    let freed = rig.machine().run_on(Some(cpu), None, |_| {
+                        // SAFETY: nobody uses the object; one of the two is refused.
+                        unsafe { rig.kmem_cache_free(cache, at) }
+                    });
+                    match freed.unwrap() {
+                        Ok(()) => {
+                            done.fetch_add(1, Relaxed);
+                        }
+                        Err(e) => assert!(matches!(e, Misuse::ObjectFree { .. }), "{e:?}"),
+                    }
+                    barrier.wait();
+                }
+            });
+        }
+    });
+    assert_eq!(done.load(Relaxed), ROUNDS);
+    rig.run(|_| {
+        rig.audit_objects().unwrap();
+        rig.kmem_cache_destroy(cache).unwrap();
+    });
+}
+
+#[test]
+fn a_thread_on_no_cpu_is_served() {
+    let rig = Rig::flat();
+    let held: Vec<_> = (0..100).map(|n| rig.kmalloc(1 + n * 7, Gfp::KERNEL).unwrap()).collect();
+    let audit = rig.audit_objects().unwrap();
+    assert_eq!((audit.live, audit.cached), (100, 0));
+    for at in held {
+        // SAFETY: not used after.
+        unsafe { rig.kfree(at.as_ptr()).unwrap() };
+    }
+}
+
+#[test]
+fn objects_go_home_to_their_node() {
+    let rig = Rig::new(Shape::numa(2, 64 * MIB), Config::default());
+    let node_of = |at: NonNull<u8>| {
+        let (pfn, _) = rig.place(rig.virt_to_page(at.as_ptr()).unwrap());
+        rig.page_zone(pfn).unwrap().node()
+    };
+    // CPUs 0 and 1 are on node 0, 2 and 3 on node 1.
+    let cache =
+        rig.run(|_| rig.kmem_cache_create("homes", 64, 0, SlabFlags::NO_MERGE, None).unwrap());
+    let far: Vec<_> = rig.on(2, &kmem::context::Task::new(), |_| {
+        (0..50).map(|_| Sent(rig.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap())).collect()
+    });
+    assert!(far.iter().all(|at| node_of(at.0) == 1));
+    rig.run(|_| {
+        for Sent(at) in far {
+            // SAFETY: not used after.
+            unsafe { rig.kmem_cache_free(&cache, at).unwrap() };
+        }
+        // What is freed here is not given out here.
+        let near: Vec<_> =
+            (0..50).map(|_| rig.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap()).collect();
+        assert!(near.iter().all(|at| node_of(*at) == 0));
+        let asked = rig.kmem_cache_alloc_node(&cache, Gfp::KERNEL, 1).unwrap();
+        assert_eq!(node_of(asked), 1);
+        for at in near.into_iter().chain([asked]) {
+            // SAFETY: not used after.
+            unsafe { rig.kmem_cache_free(&cache, at).unwrap() };
+        }
+        rig.kmem_cache_destroy(cache).unwrap();
+    });
+}
+
+#[test]
+fn a_cpu_that_leaves_gives_its_magazines_up() {
+    let rig = Rig::flat();
+    let cache =
+        rig.run(|_| rig.kmem_cache_create("left", 64, 0, SlabFlags::NO_MERGE, None).unwrap());
+    rig.on(1, &kmem::context::Task::new(), |_| {
+        let held: Vec<_> =
+            (0..40).map(|_| rig.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap()).collect();
+        for at in held {
+            // SAFETY: not used after.
+            unsafe { rig.kmem_cache_free(&cache, at).unwrap() };
+        }
+    });
+    assert!(rig.kmem_cache_info(&cache).cached_objects > 0);
+    rig.cpu_offline(1);
+    assert_eq!(rig.kmem_cache_info(&cache).cached_objects, 0);
+    rig.cpu_online(1);
+    rig.run(|_| rig.kmem_cache_destroy(cache).unwrap());
+}
