@@ -250,15 +250,15 @@ pub fn single_step(bench: &mut Bench) -> Verdict {
 }
 
 /// Takes more single frames than a list holds after a refill, so that it must be refilled, and gives
-/// them back.
+/// them back. They are movable: what interrupts free, and the slab layer with them, goes to other lists.
 fn run_dry(bench: &mut Bench) -> Verdict {
     const FRAMES: u32 = 160;
     let mut chain = Chain::new(bench.rng.u64(..));
     bench.kmem.drain_this_cpu();
     for _ in 0..FRAMES {
-        match Block::alloc(bench.kmem, QUIET, 0, 0) {
+        match Block::alloc(bench.kmem, QUIET | Gfp::MOVABLE, 0, 0) {
             Ok(block) => chain.push(block, STEP),
-            Err(error) => fail!("order 0, {QUIET:?}: {error}"),
+            Err(error) => fail!("order 0, {QUIET:?} movable: {error}"),
         }
     }
     chain.free_all(bench.kmem, STEP)
