@@ -186,6 +186,11 @@ impl Path {
     pub(crate) const FIRST_OWNER: u8 = Path::PcpAlloc as u8;
 }
 
+/// Set in a CPU's path while an NMI handler runs, on top of what it interrupted: to the fast paths its
+/// lists are owned, so they need not look for NMIs.
+const NMI_PATH: u32 = 0x80;
+const _: () = assert!(NR_PATHS <= NMI_PATH as usize);
+
 /// Work that others leave for a CPU to do when it is out of the allocator.
 pub(crate) const DEFER_DRAIN: u32 = 1;
 /// As `DEFER_DRAIN`, for the magazines of objects.
@@ -207,6 +212,8 @@ pub struct Cpu {
     task: AtomicPtr<Task>,
     /// The allocator's data for this CPU.
     data: AtomicPtr<()>,
+    /// The slab layer's.
+    objects: AtomicPtr<()>,
     online: AtomicBool,
 }
 
@@ -221,6 +228,7 @@ impl Cpu {
             node,
             task: AtomicPtr::new((&raw const NO_TASK).cast_mut()),
             data: AtomicPtr::new(ptr::null_mut()),
+            objects: AtomicPtr::new(ptr::null_mut()),
             online: AtomicBool::new(false),
         }
     }
@@ -258,12 +266,18 @@ impl Cpu {
     #[inline(always)]
     pub fn enter(&self, section: Section) {
         self.word.store(self.word.load(Relaxed).wrapping_add(section as u32), Relaxed);
+        if section as u32 == NMI_UNIT {
+            self.path.store(self.path.load(Relaxed) | NMI_PATH, Relaxed);
+        }
     }
 
     /// Leaves an atomic section entered on the same CPU.
     #[inline(always)]
     pub fn leave(&self, section: Section) {
         self.word.store(self.word.load(Relaxed).wrapping_sub(section as u32), Relaxed);
+        if section as u32 == NMI_UNIT && !self.context().in_nmi() {
+            self.path.store(self.path.load(Relaxed) & !NMI_PATH, Relaxed);
+        }
     }
 
     /// Masks interrupts in the context word and says whether they were masked before. For platforms
@@ -283,7 +297,7 @@ impl Cpu {
 
     /// The allocator path that runs on the CPU now.
     pub fn path(&self) -> Path {
-        Path::ALL[usize::from(self.path_raw()).min(NR_PATHS - 1)]
+        Path::ALL[(u32::from(self.path_raw()) & !NMI_PATH) as usize % NR_PATHS]
     }
 
     #[inline(always)]
@@ -316,6 +330,12 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn data(&self) -> *const () {
         self.data.load(Relaxed)
+    }
+
+    /// What the slab layer keeps for the CPU; null where it never was.
+    #[inline(always)]
+    pub(crate) fn objects(&self) -> &AtomicPtr<()> {
+        &self.objects
     }
 
     /// Whether the task on the CPU has a scope, a cpuset, a policy or another speciality.

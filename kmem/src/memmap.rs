@@ -126,6 +126,12 @@ impl MemMap {
         self.owners.get(offset >> page_shift).map_or(0, |owner| owner.load(Relaxed))
     }
 
+    /// Where the owner of the frame is noted that an offset in the direct map is in.
+    #[inline(always)]
+    pub(crate) fn owner_cell(&self, offset: usize, page_shift: u32) -> Option<&'static AtomicU16> {
+        self.owners.get(offset >> page_shift)
+    }
+
     /// The frame that an offset in the direct map is in, if it has an owner.
     pub(crate) fn owned_frame(&self, offset: usize, page_shift: u32) -> Option<u32> {
         let owned = self.owner_at(offset, page_shift) != 0;

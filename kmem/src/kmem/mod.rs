@@ -29,6 +29,7 @@ impl<P: Platform> Kmem<P> {
     /// [`BringUpError`].
     pub fn bring_up(platform: P, boot: Memblock, config: &Config) -> Result<Kmem<P>, BringUpError> {
         let pages = PageAllocator::bring_up(platform, boot, config, Vmscan::new())?;
+        pages.reclaim().objects(&pages).attach_cpus();
         Ok(Kmem { pages })
     }
 

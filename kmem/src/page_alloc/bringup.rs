@@ -45,7 +45,7 @@ use core::{
     mem::MaybeUninit,
     ops::Range,
     ptr::NonNull,
-    sync::atomic::{AtomicBool, AtomicPtr, AtomicU16, AtomicU32, AtomicU64},
+    sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64},
 };
 use crossbeam_utils::CachePadded;
 
@@ -442,7 +442,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 let zone = zones.get(lists.first_slot(node, highest));
                 *place = zone.map(|zone| Preferred { zone, pcp: &pcps[zone.slot] });
             }
-            at.write(CpuData { preferred, pcps, objects: AtomicPtr::new(core::ptr::null_mut()) });
+            at.write(CpuData { preferred, pcps });
         }
         // SAFETY: every element was written just now.
         let cpu_data: &'static [CpuData] =

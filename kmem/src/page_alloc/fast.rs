@@ -124,9 +124,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return None;
         }
         let context = cpu.context().unpinned(P::PREEMPTIBLE);
-        if !context.may_sleep() && (gfp.may_block() || context.in_nmi()) {
+        if gfp.may_block() && !context.may_sleep() {
             return None;
         }
+        // In an NMI handler it is not idle.
         if cpu.path_raw() != Path::Idle as u8 {
             return None;
         }

@@ -68,11 +68,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[track_caller]
     fn free_hot(&self, page: &Page, order: u32) -> Result<(), Misuse> {
         let Some(cpu) = self.p.get_cpu_fast() else { return self.free_medium(page, order) };
+        // In an NMI handler the path is not idle.
         if order > PCP_MAX_SMALL || cpu.path_raw() != Path::Idle as u8 {
             self.p.put_cpu(cpu);
             return self.free_medium(page, order);
         }
-        if cpu.context().in_nmi() || self.gate.load(Relaxed) != 0 {
+        if self.gate.load(Relaxed) != 0 {
             self.p.put_cpu(cpu);
             return self.free_medium(page, order);
         }

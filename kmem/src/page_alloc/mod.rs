@@ -69,9 +69,7 @@ use crate::{
 use core::{
     ptr::NonNull,
     sync::atomic::Ordering::SeqCst,
-    sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence,
-    },
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence},
 };
 use pcp::{Limits, ListId, Pcp};
 
@@ -117,8 +115,6 @@ struct CpuData {
     preferred: [Option<fast::Preferred<'static>>; 8],
     /// The CPU's lists by zone slot.
     pcps: &'static [Pcp],
-    /// What the layer above keeps for the CPU.
-    objects: AtomicPtr<()>,
 }
 
 /// Ownership of a CPU's lists.
@@ -131,6 +127,7 @@ impl<P: Platform, R> Drop for PageAllocator<P, R> {
     fn drop(&mut self) {
         for (id, data) in self.cpu_data.iter().enumerate() {
             if let Some(cpu) = self.p.cpu(id) {
+                cpu.objects().store(core::ptr::null_mut(), Relaxed);
                 cpu.disclaim(core::ptr::from_ref(data).cast());
             }
         }
@@ -327,12 +324,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         // SAFETY: a CPU is tied to data by `bring_up` only, which ties every CPU of its platform or
         // fails, to a CpuData in memory kept as long as the platform, and `drop` unties it.
         unsafe { cpu.data().cast::<CpuData>().as_ref() }
-    }
-
-    /// What the layer above keeps for the CPU; `None` if the CPU is another allocator's.
-    #[inline(always)]
-    pub(crate) fn objects_of(&self, cpu: &Cpu) -> Option<&AtomicPtr<()>> {
-        self.data_of(cpu).map(|data| &data.objects)
     }
 
     /// The memory map.

@@ -7,7 +7,8 @@
 use super::{
     Objects, SlabFlags,
     cache::{Descriptor, List, NONE},
-    cpu, state,
+    magazine::Magazine,
+    state,
 };
 use crate::{
     error::Name,
@@ -51,10 +52,6 @@ pub struct CacheInfo {
     pub active_slabs: u64,
     /// All slabs.
     pub slabs: u64,
-    /// Objects ever taken from, and put in, magazines of CPUs.
-    pub magazine_allocs: u64,
-    /// As above.
-    pub magazine_frees: u64,
     /// Slabs ever made.
     pub grown: u64,
     /// Slabs ever given back.
@@ -128,8 +125,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             objects: 0,
             active_slabs: 0,
             slabs: 0,
-            magazine_allocs: 0,
-            magazine_frees: 0,
             grown: 0,
             released: 0,
         };
@@ -147,22 +142,28 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let mut m = lists.full_magazines;
             // SAFETY: null or a magazine in the depot, which nobody changes under the lock.
             while let Some(full) = unsafe { m.as_ref() } {
-                info.cached_objects += u64::from(full.nr.load(Relaxed));
+                info.cached_objects += u64::from(full.nr());
                 m = full.next.load(Relaxed);
             }
-        }
-        let p = self.pages.platform();
-        for cc in (0..p.nr_cpu_ids()).filter_map(|id| self.cpu_cache(p.cpu(id)?, d.id)) {
-            info.magazine_allocs += cc.allocs.load(Relaxed);
-            info.magazine_frees += cc.frees.load(Relaxed);
         }
         info
     }
 
-    fn in_cpus(&self, d: &Descriptor) -> u64 {
+    /// Calls `f` with each magazine of the cache that a CPU has.
+    fn each_magazine(&self, d: &Descriptor, mut f: impl FnMut(&Magazine)) {
         let p = self.pages.platform();
-        let caches = (0..p.nr_cpu_ids()).filter_map(|id| self.cpu_cache(p.cpu(id)?, d.id));
-        caches.map(|cc| cc.objects()).sum()
+        for cpu in (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id)) {
+            if let Some(cc) = self.cpu_cache(cpu, d.id) {
+                f(self.loaded(cpu, d.id));
+                f(cc.previous());
+            }
+        }
+    }
+
+    fn in_cpus(&self, d: &Descriptor) -> u64 {
+        let mut sum = 0;
+        self.each_magazine(d, |m| sum += u64::from(m.nr()));
+        sum
     }
 
     /// Calls `f` with each slab of a list.
@@ -245,16 +246,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// Whether every object in the CPUs' magazines is marked as cached.
     fn cached_right(&self, d: &'static Descriptor) -> bool {
-        let p = self.pages.platform();
-        (0..p.nr_cpu_ids()).filter_map(|id| self.cpu_cache(p.cpu(id)?, d.id)).all(|cc| {
-            let loaded = cc.loaded().map(|m| (m, cc.nr.load(Relaxed)));
-            let previous = cc.previous().map(|m| (m, m.nr.load(Relaxed)));
-            [loaded, previous]
-                .into_iter()
-                .flatten()
-                .flat_map(|(m, nr)| cpu::objects(m, nr))
-                .all(|object| object.state.get() == state::CACHED)
-        })
+        let mut right = true;
+        self.each_magazine(d, |m| {
+            right &= m.is_of(d) && m.iter().all(|object| object.state.get() == state::CACHED);
+        });
+        right
     }
 
     /// Reports the live objects of a cache, the first few by address, and returns how many there are.

@@ -5,7 +5,11 @@
 //! caches whose descriptors lie in the [`Root`]. Internal caches have no magazines, so nothing goes round
 //! in circles.
 
-use super::{SlabFlags, layout::Layout, magazine::Magazine};
+use super::{
+    SlabFlags,
+    layout::Layout,
+    magazine::{MAGAZINES, Magazine, NOTHING},
+};
 use crate::{error::Name, sync::IrqLock};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -14,9 +18,6 @@ pub(super) const MAX_CACHES: usize = 512;
 
 /// A constructor: is given each object once, when its pages join the cache \[S6\].
 pub type Ctor = fn(*mut u8);
-
-/// Objects of the magazine sizes. A magazine is a power of two of bytes.
-pub(super) const MAGAZINES: [u32; 4] = [7, 15, 31, 63];
 
 /// A cache.
 pub(crate) struct Descriptor {
@@ -100,49 +101,44 @@ impl Node {
     }
 }
 
-/// One cache on one CPU. Touched by the CPU itself, while it owns its lists; its counts are read by
-/// others for reports.
-#[repr(C, align(64))]
+/// One cache on one CPU, beside the loaded magazine. Touched by the CPU itself, while it owns its lists.
 pub(crate) struct CpuCache {
-    /// Objects in the loaded magazine.
-    pub(super) nr: AtomicU32,
-    /// Whether the machine has several nodes, so that a free must look where the object is from.
-    pub(super) several_nodes: bool,
-    pub(super) layout: Layout,
-    pub(super) loaded: AtomicPtr<Magazine>,
     pub(super) cache: &'static Descriptor,
     pub(super) previous: AtomicPtr<Magazine>,
+    /// The loaded one, once the CPU gave the cache up.
+    pub(super) loaded: AtomicPtr<Magazine>,
     /// Index into `MAGAZINES` of those it asks for.
     pub(super) class: AtomicU32,
     /// Whether the last exchange was a flush, and how often that changed since it grew last.
     pub(super) flushed: AtomicU32,
     pub(super) swings: AtomicU32,
-    pub(super) allocs: AtomicU64,
-    pub(super) frees: AtomicU64,
     /// The next one that was given up.
     pub(super) next: AtomicPtr<CpuCache>,
 }
 
 impl CpuCache {
-    pub(super) fn loaded(&self) -> Option<&'static Magazine> {
-        // SAFETY: null or a magazine of the CPU's, which lives until it is taken off here.
-        unsafe { self.loaded.load(Relaxed).as_ref() }
-    }
-
-    pub(super) fn previous(&self) -> Option<&'static Magazine> {
-        // SAFETY: as above.
-        unsafe { self.previous.load(Relaxed).as_ref() }
-    }
-
-    /// Objects in both magazines.
-    pub(super) fn objects(&self) -> u64 {
-        let previous = self.previous().map_or(0, |m| m.nr.load(Relaxed));
-        u64::from(self.nr.load(Relaxed)) + u64::from(previous)
+    pub(super) fn previous(&self) -> &'static Magazine {
+        // SAFETY: a magazine of the CPU's, which lives until it is taken off here.
+        unsafe { &*self.previous.load(Relaxed) }
     }
 }
 
-/// One CPU's caches, by number.
-pub(super) struct CpuTable(pub(super) [AtomicPtr<CpuCache>; MAX_CACHES]);
+/// One CPU's loaded magazines, by cache number.
+pub(super) struct CpuTable(pub(super) [AtomicPtr<Magazine>; MAX_CACHES]);
+
+impl CpuTable {
+    /// The loaded magazine of a cache.
+    #[inline(always)]
+    pub(super) fn loaded(&self, id: u16) -> &'static Magazine {
+        let place = &self.0[usize::from(id) % MAX_CACHES];
+        // SAFETY: never null: `NOTHING`, or a magazine of the CPU's, which lives until it is taken off.
+        unsafe { &*place.load(Relaxed) }
+    }
+}
+
+/// The table of a CPU that has nothing of any cache.
+pub(super) static NO_TABLE: CpuTable =
+    CpuTable([const { AtomicPtr::new((&raw const NOTHING).cast_mut()) }; MAX_CACHES]);
 
 /// The internal caches.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -191,10 +187,10 @@ impl Internal {
             Internal::Descriptors => "kmem_cache",
             Internal::Nodes => "kmem_cache_node",
             Internal::CpuCaches => "kmem_cache_cpu",
-            Internal::Magazines(0) => "kmem_magazine_7",
-            Internal::Magazines(1) => "kmem_magazine_15",
-            Internal::Magazines(2) => "kmem_magazine_31",
-            Internal::Magazines(_) => "kmem_magazine_63",
+            Internal::Magazines(0) => "kmem_magazine_4",
+            Internal::Magazines(1) => "kmem_magazine_12",
+            Internal::Magazines(2) => "kmem_magazine_28",
+            Internal::Magazines(_) => "kmem_magazine_60",
             Internal::States(0) => "kmem_states_8",
             Internal::States(1) => "kmem_states_16",
             Internal::States(2) => "kmem_states_32",
@@ -214,8 +210,7 @@ impl Internal {
 
     pub(super) const fn align(self) -> u32 {
         match self {
-            Internal::CpuCaches => 64,
-            Internal::Magazines(_) => 16,
+            Internal::Magazines(_) => 64,
             _ => 8,
         }
     }
@@ -233,6 +228,11 @@ pub(super) const KMALLOC_SIZES: [u32; 13] =
 /// Kinds of kmalloc cache: ordinary, DMA, reclaimable.
 pub(super) const KMALLOC_KINDS: usize = 3;
 
+/// The kmalloc caches have numbers of their own, so that a size known at compile time is a number known at
+/// compile time.
+pub(super) const FIRST_KMALLOC: usize = NR_INTERNAL + 1;
+pub(super) const FIRST_ORDINARY: usize = FIRST_KMALLOC + KMALLOC_KINDS * KMALLOC_SIZES.len();
+
 /// Everything there is of one machine's caches, made at their first use.
 pub(super) struct Root {
     /// By number; 0 is nobody's.
@@ -240,7 +240,6 @@ pub(super) struct Root {
     pub(super) internal: [Descriptor; NR_INTERNAL],
     /// Held by whoever creates, merges or destroys.
     pub(super) registry: IrqLock<()>,
-    pub(super) kmalloc: [[AtomicPtr<Descriptor>; KMALLOC_SIZES.len()]; KMALLOC_KINDS],
     /// Frames of the root itself and of the CPUs' tables.
     pub(super) frames: AtomicU64,
 }

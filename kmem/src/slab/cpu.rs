@@ -14,8 +14,8 @@
 
 use super::{
     Objects,
-    cache::{CpuCache, CpuTable, Descriptor, Internal, Lists, MAGAZINES, Root},
-    magazine::{Magazine, Object},
+    cache::{CpuCache, CpuTable, Descriptor, Internal, Lists, NO_TABLE, Root},
+    magazine::{MAGAZINES, Magazine, NOTHING, Object},
     state,
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
 use core::{
     ptr,
     sync::atomic::{
-        AtomicPtr, AtomicU32, AtomicU64,
+        AtomicPtr, AtomicU32,
         Ordering::{AcqRel, Acquire, Relaxed},
     },
 };
@@ -43,20 +43,37 @@ const PATIENCE: u32 = 20_000;
 const KICK_EVERY: u32 = 1_000;
 
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
-    /// The CPU's table of caches.
-    #[inline(always)]
-    pub(super) fn table(&self, cpu: &Cpu) -> Option<&'static CpuTable> {
-        let table = self.pages.objects_of(cpu)?.load(Relaxed);
-        // SAFETY: null or a table in a page of its own, kept until the machine goes.
-        unsafe { table.cast::<CpuTable>().as_ref() }
+    /// Gives every CPU a table that has nothing, at bring-up.
+    pub(crate) fn attach_cpus(&self) {
+        let p = self.pages.platform();
+        for cpu in (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id)) {
+            cpu.objects().store((&raw const NO_TABLE).cast_mut().cast(), Relaxed);
+        }
     }
 
-    /// The cache with a number on the CPU, if it has magazines there.
+    /// The CPU's table of loaded magazines.
     #[inline(always)]
+    pub(super) fn table(&self, cpu: &Cpu) -> &'static CpuTable {
+        // SAFETY: from bring-up on, which comes before any use, `NO_TABLE` or a table in a page of its own
+        // that is kept until the machine goes.
+        unsafe { &*cpu.objects().load(Relaxed).cast::<CpuTable>() }
+    }
+
+    /// The loaded magazine of a cache; `NOTHING` where the CPU has none.
+    #[inline(always)]
+    pub(super) fn loaded(&self, cpu: &Cpu, id: u16) -> &'static Magazine {
+        self.table(cpu).loaded(id)
+    }
+
+    /// The CPU's side of a cache; `None` if it has none.
     pub(super) fn cpu_cache(&self, cpu: &Cpu, id: u16) -> Option<&'static CpuCache> {
-        let at = self.table(cpu)?.0.get(usize::from(id))?.load(Relaxed);
         // SAFETY: null or the CPU's, which takes it off before it goes.
-        unsafe { at.as_ref() }
+        unsafe { self.loaded(cpu, id).owner.load(Relaxed).as_ref() }
+    }
+
+    fn load(&self, cpu: &Cpu, cc: &CpuCache, m: &'static Magazine) {
+        m.owner.store(ptr::from_ref(cc).cast_mut(), Relaxed);
+        self.table(cpu).0[usize::from(cc.cache.id)].store(m.place(), Relaxed);
     }
 
     /// Makes magazines for a cache on the caller's CPU. Nothing happens when there is no memory for that:
@@ -70,8 +87,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         let class = largest.saturating_sub(2);
         let Ok(at) = self.internal(root, Internal::CpuCaches, gfp) else { return };
-        let loaded = self.make_magazine(root, class, gfp);
-        let previous = self.make_magazine(root, class, gfp);
+        let loaded = self.make_magazine(root, d, class, gfp);
+        let previous = self.make_magazine(root, d, class, gfp);
         let (Some(loaded), Some(previous)) = (loaded, previous) else {
             [loaded, previous].into_iter().flatten().for_each(|m| self.free_magazine(root, m));
             self.internal_free(root, Internal::CpuCaches, at);
@@ -79,22 +96,18 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         };
         let at = at.cast::<CpuCache>();
         // SAFETY: an object of the size and alignment of a CpuCache, just given to us.
-        unsafe {
+        let cc: &'static CpuCache = unsafe {
             at.write(CpuCache {
-                nr: AtomicU32::new(0),
-                several_nodes: self.pages.nr_nodes() > 1,
-                layout: d.layout,
-                loaded: AtomicPtr::new(ptr::from_ref(loaded).cast_mut()),
                 cache: d,
-                previous: AtomicPtr::new(ptr::from_ref(previous).cast_mut()),
+                previous: AtomicPtr::new(previous.place()),
+                loaded: AtomicPtr::new(ptr::null_mut()),
                 class: AtomicU32::new(class as u32),
                 flushed: AtomicU32::new(0),
                 swings: AtomicU32::new(0),
-                allocs: AtomicU64::new(0),
-                frees: AtomicU64::new(0),
                 next: AtomicPtr::new(ptr::null_mut()),
             });
-        }
+            &*at
+        };
         let mut installed = false;
         // The caller may have moved, or an interrupt been here before.
         if let Some(cpu) = p.get_cpu() {
@@ -102,10 +115,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 && d.dying.load(Relaxed) == 0
                 && let Some(owned) = self.pages.own(cpu, Path::ObjRefill)
             {
-                if let Some(slot) = self.table(cpu).and_then(|t| t.0.get(usize::from(d.id)))
-                    && slot.load(Relaxed).is_null()
+                if self.cpu_cache(cpu, d.id).is_none()
+                    && !ptr::eq(self.table(cpu), &raw const NO_TABLE)
                 {
-                    slot.store(at, Relaxed);
+                    self.load(cpu, cc, loaded);
                     installed = true;
                 }
                 self.pages.disown(owned);
@@ -121,16 +134,17 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// The table of the caller's CPU, made if there is none.
     fn ensure_table(&self, root: &'static Root, gfp: Gfp) -> Option<()> {
-        let p = self.pages.platform();
-        let cpu = p.this_cpu()?;
-        let slot = self.pages.objects_of(cpu)?;
-        if !slot.load(Relaxed).is_null() {
+        let cpu = self.pages.platform().this_cpu()?;
+        let none = (&raw const NO_TABLE).cast_mut().cast();
+        let place = cpu.objects();
+        if !ptr::eq(place.load(Relaxed), none) {
             return Some(());
         }
         let order = super::order_for(size_of::<CpuTable>(), P::PAGE_SHIFT);
         let at = self.own_pages(gfp, order)?;
-        let table = at.as_ptr().cast::<()>();
-        if slot.compare_exchange(ptr::null_mut(), table, AcqRel, Relaxed).is_err() {
+        // SAFETY: pages of the table's size, ours.
+        unsafe { at.as_ptr().cast::<CpuTable>().copy_from_nonoverlapping(&raw const NO_TABLE, 1) };
+        if place.compare_exchange(none, at.as_ptr().cast(), AcqRel, Relaxed).is_err() {
             // An interrupt, or whoever ran here meanwhile, made one.
             self.free_own_pages(at, order);
             return Some(());
@@ -142,164 +156,145 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     pub(super) fn make_magazine(
         &self,
         root: &'static Root,
+        d: &'static Descriptor,
         class: usize,
         gfp: Gfp,
     ) -> Option<&'static Magazine> {
         let at = self.internal(root, Internal::Magazines(class), gfp).ok()?;
-        // SAFETY: an object of the size of such a magazine, aligned to 16, just given to us.
-        Some(unsafe { Magazine::init(at, MAGAZINES[class]) })
+        let several_nodes = self.pages.nr_nodes() > 1;
+        // SAFETY: an object of the size of such a magazine, aligned to a cache line, just given to us.
+        Some(unsafe { Magazine::init(at, MAGAZINES[class], d, several_nodes) })
     }
 
     /// Frees a magazine; its objects, if it has any, are lost sight of.
     pub(super) fn free_magazine(&self, root: &'static Root, m: &'static Magazine) {
         let class = MAGAZINES.iter().position(|cap| *cap == m.cap()).unwrap_or(0);
-        self.internal_free(root, Internal::Magazines(class), ptr::from_ref(m).cast_mut().cast());
+        self.internal_free(root, Internal::Magazines(class), m.place().cast());
     }
 
-    /// Makes sure that the loaded magazine has an object, if the CPU's node has any. The caller owns the
+    /// Takes an object by way of the CPU's magazines, if they or the CPU's node have any. The caller owns the
     /// CPU's lists.
-    pub(super) fn refill(&self, cpu: &Cpu, cc: &CpuCache) -> bool {
-        cpu.set_path(Path::ObjRefill);
-        let (Some(loaded), Some(previous)) = (cc.loaded(), cc.previous()) else { return false };
-        if cc.nr.load(Relaxed) > 0 {
-            return true;
+    pub(super) fn pop_refilled(&self, cpu: &Cpu, d: &'static Descriptor) -> Option<Object> {
+        let loaded = self.loaded(cpu, d.id);
+        if let Some(object) = loaded.pop() {
+            return Some(object);
         }
-        if previous.nr.load(Relaxed) > 0 {
-            self.swap(cc, loaded, previous);
-            return true;
+        cpu.set_path(Path::ObjRefill);
+        let cc = self.cpu_cache(cpu, d.id)?;
+        let previous = cc.previous();
+        if let Some(object) = previous.pop() {
+            self.swap(cpu, cc, loaded, previous);
+            return Some(object);
         }
         if cc.flushed.swap(0, Relaxed) != 0 {
             cc.swings.store(cc.swings.load(Relaxed) + 1, Relaxed);
         }
-        let d = cc.cache;
-        let Some(node) = d.nodes.get(cpu.node()) else { return false };
-        let mut lists = node.lists.lock(self.pages.platform());
+        let mut lists = d.nodes.get(cpu.node())?.lists.lock(self.pages.platform());
         if let Some(full) = pop_full(&mut lists) {
             push_empty(&mut lists, loaded);
-            cc.loaded.store(ptr::from_ref(full).cast_mut(), Relaxed);
-            cc.nr.store(full.nr.load(Relaxed), Relaxed);
-            return true;
+            self.load(cpu, cc, full);
+            return full.pop();
         }
         // Half of it, so that the next free finds room.
-        let mut nr = 0;
         self.take(d, &mut lists, loaded.cap().div_ceil(2), state::CACHED, |object| {
-            loaded.set(nr, object);
-            nr += 1;
+            loaded.push(object);
         });
-        cc.nr.store(nr, Relaxed);
-        nr > 0
+        loaded.pop()
     }
 
-    fn swap(&self, cc: &CpuCache, loaded: &'static Magazine, previous: &'static Magazine) {
-        loaded.nr.store(cc.nr.load(Relaxed), Relaxed);
-        cc.loaded.store(ptr::from_ref(previous).cast_mut(), Relaxed);
-        cc.previous.store(ptr::from_ref(loaded).cast_mut(), Relaxed);
-        cc.nr.store(previous.nr.load(Relaxed), Relaxed);
+    fn swap(
+        &self,
+        cpu: &Cpu,
+        cc: &CpuCache,
+        loaded: &'static Magazine,
+        previous: &'static Magazine,
+    ) {
+        cc.previous.store(loaded.place(), Relaxed);
+        self.load(cpu, cc, previous);
     }
 
-    /// Makes sure that the loaded magazine has room. The caller owns the CPU's lists.
-    pub(super) fn make_room(&self, cpu: &Cpu, root: &'static Root, cc: &CpuCache) {
-        cpu.set_path(Path::ObjFlush);
-        let (Some(loaded), Some(previous)) = (cc.loaded(), cc.previous()) else { return };
-        let nr = cc.nr.load(Relaxed);
-        if nr < loaded.cap() {
-            return;
+    /// Puts a cached object in the CPU's magazines; `false` if it has none. The caller owns the CPU's lists.
+    pub(super) fn push_flushed(
+        &self,
+        cpu: &Cpu,
+        root: &'static Root,
+        d: &'static Descriptor,
+        object: Object,
+    ) -> bool {
+        let loaded = self.loaded(cpu, d.id);
+        if loaded.push(object) {
+            return true;
         }
-        if previous.nr.load(Relaxed) == 0 {
-            self.swap(cc, loaded, previous);
-            return;
+        cpu.set_path(Path::ObjFlush);
+        let Some(cc) = self.cpu_cache(cpu, d.id) else { return false };
+        let previous = cc.previous();
+        if previous.nr() == 0 {
+            self.swap(cpu, cc, loaded, previous);
+            return previous.push(object);
         }
         if cc.flushed.swap(1, Relaxed) == 0 {
             cc.swings.store(cc.swings.load(Relaxed) + 1, Relaxed);
         }
-        let d = cc.cache;
         if let Some(node) = d.nodes.get(cpu.node()) {
             let mut lists = node.lists.lock(self.pages.platform());
             if lists.nr_full_magazines < DEPOT
                 && let Some(empty) = pop_empty(&mut lists)
             {
                 // The previous one is the older.
-                previous.nr.store(previous.cap().min(previous.nr.load(Relaxed)), Relaxed);
                 push_full(&mut lists, previous);
-                loaded.nr.store(nr, Relaxed);
-                cc.previous.store(ptr::from_ref(loaded).cast_mut(), Relaxed);
-                cc.loaded.store(ptr::from_ref(empty).cast_mut(), Relaxed);
-                cc.nr.store(0, Relaxed);
-                return;
+                cc.previous.store(loaded.place(), Relaxed);
+                self.load(cpu, cc, empty);
+                return empty.push(object);
             }
         }
-        // The older half of the older magazine, and that is loaded.
-        let old = previous.nr.load(Relaxed);
-        let keep = old / 2;
-        self.flush(root, d, previous, 0..old - keep);
-        for i in 0..keep {
-            previous.set(i, previous.get(old - keep + i));
-        }
-        previous.nr.store(keep, Relaxed);
-        self.swap(cc, loaded, previous);
+        // The older half of the older magazine goes, and that is loaded.
+        self.flush(root, d, previous, previous.nr().div_ceil(2));
+        self.swap(cpu, cc, loaded, previous);
+        previous.push(object)
     }
 
-    /// Gives the objects in a range of a magazine's slots back to their slabs.
-    fn flush(
-        &self,
-        root: &'static Root,
-        d: &'static Descriptor,
-        m: &Magazine,
-        slots: core::ops::Range<u32>,
-    ) {
-        for i in slots {
-            self.send_home(root, d, m.get(i));
-        }
+    /// Gives the oldest objects of a magazine back to their slabs.
+    fn flush(&self, root: &'static Root, d: &'static Descriptor, m: &Magazine, n: u32) {
+        m.drain_oldest(n, |object| self.send_home(root, d, object));
     }
 
-    /// Empties a cache's magazines on a CPU whose lists the caller owns.
-    pub(super) fn flush_cpu(&self, root: &'static Root, cc: &CpuCache) {
-        let (Some(loaded), Some(previous)) = (cc.loaded(), cc.previous()) else { return };
-        self.flush(root, cc.cache, loaded, 0..cc.nr.load(Relaxed));
-        cc.nr.store(0, Relaxed);
-        self.flush(root, cc.cache, previous, 0..previous.nr.load(Relaxed));
-        previous.nr.store(0, Relaxed);
-    }
-
-    /// Replaces an empty previous magazine by a larger one, if the CPU's traffic asks for it. The caller
-    /// owns nothing.
+    /// Replaces an empty previous magazine by a larger one, if the CPU's traffic asks for it, and gives the
+    /// depot an empty one if a free found none there. The caller owns nothing.
     pub(super) fn retune(&self, root: &'static Root, d: &'static Descriptor, gfp: Gfp) {
         let p = self.pages.platform();
         let Some(cpu) = p.this_cpu() else { return };
         let Some(cc) = self.cpu_cache(cpu, d.id) else { return };
-        let (id, class) = (cpu.id(), cc.class.load(Relaxed) as usize);
+        let (id, class) = (cpu.id(), cc.class.load(Relaxed) as usize % MAGAZINES.len());
         if cc.flushed.load(Relaxed) != 0
             && let Some(node) = d.nodes.get(cpu.node())
         {
-            // The last free that ran over found no empty magazine in the depot.
             let few = |lists: &Lists| lists.nr_full_magazines + lists.nr_empty_magazines < DEPOT;
             if few(&node.lists.lock(p))
-                && let Some(m) = self.make_magazine(root, class, gfp)
+                && let Some(m) = self.make_magazine(root, d, class, gfp)
             {
                 push_empty(&mut node.lists.lock(p), m);
             }
         }
-        let small = cc.previous().is_some_and(|m| m.cap() < MAGAZINES[class.min(3)]);
+        let small = cc.previous().cap() < MAGAZINES[class];
         let grows = cc.swings.load(Relaxed) >= SWINGS && d.largest.is_some_and(|most| class < most);
         if !small && !grows {
             return;
         }
         let class = if grows { class + 1 } else { class };
-        let Some(larger) = self.make_magazine(root, class, gfp) else { return };
+        let Some(larger) = self.make_magazine(root, d, class, gfp) else { return };
         let mut spare = larger;
         if let Some(cpu) = p.get_cpu() {
             if cpu.id() == id
                 && let Some(owned) = self.pages.own(cpu, Path::ObjRefill)
             {
                 if let Some(cc) = self.cpu_cache(cpu, d.id)
-                    && let Some(previous) = cc.previous()
-                    && previous.nr.load(Relaxed) == 0
-                    && previous.cap() < larger.cap()
+                    && cc.previous().nr() == 0
+                    && cc.previous().cap() < larger.cap()
                 {
-                    cc.previous.store(ptr::from_ref(larger).cast_mut(), Relaxed);
+                    spare = cc.previous();
+                    cc.previous.store(larger.place(), Relaxed);
                     cc.class.store(class as u32, Relaxed);
                     cc.swings.store(0, Relaxed);
-                    spare = previous;
                 }
                 self.pages.disown(owned);
             }
@@ -310,15 +305,20 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// Empties all magazines of a CPU whose lists the caller owns. Those of dying caches go.
     fn flush_owned(&self, cpu: &Cpu) {
-        let (Some(root), Some(table)) = (self.root(), self.table(cpu)) else { return };
-        for (id, slot) in table.0.iter().enumerate() {
+        let Some(root) = self.root() else { return };
+        for (id, place) in self.table(cpu).0.iter().enumerate() {
+            let loaded = self.loaded(cpu, id as u16);
             let Some(cc) = self.cpu_cache(cpu, id as u16) else { continue };
-            self.flush_cpu(root, cc);
-            if cc.cache.dying.load(Acquire) != 0 {
-                slot.store(ptr::null_mut(), Relaxed);
+            let d = cc.cache;
+            self.flush(root, d, loaded, loaded.nr());
+            self.flush(root, d, cc.previous(), cc.previous().nr());
+            // Acquire pairs with the Release of the destroyer.
+            if d.dying.load(Acquire) != 0 {
+                place.store(NOTHING.place(), Relaxed);
+                cc.loaded.store(loaded.place(), Relaxed);
                 let at = ptr::from_ref(cc).cast_mut();
                 // Release pairs with the Acquire of the destroyer, who frees it.
-                let _ = cc.cache.retired.fetch_update(AcqRel, Acquire, |first| {
+                let _ = d.retired.fetch_update(AcqRel, Acquire, |first| {
                     cc.next.store(first, Relaxed);
                     Some(at)
                 });
@@ -347,7 +347,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let here = p.this_cpu().map(Cpu::id);
         let others =
             || (0..p.nr_cpu_ids()).filter(|id| Some(*id) != here).filter_map(|id| p.cpu(id));
-        for cpu in others().filter(|cpu| self.table(cpu).is_some()) {
+        for cpu in others().filter(|cpu| !ptr::eq(self.table(cpu), &raw const NO_TABLE)) {
             // AcqRel: the CPU that answers sees what the asker did before.
             cpu.deferred.fetch_or(DEFER_OBJECTS, AcqRel);
             p.kick(cpu.id());
@@ -376,7 +376,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         loop {
             let full = pop_full(&mut lock());
             let Some(m) = full else { break };
-            self.flush(root, d, m, 0..m.nr.load(Relaxed));
+            self.flush(root, d, m, m.nr());
             self.free_magazine(root, m);
         }
         loop {
@@ -420,13 +420,7 @@ fn pop_empty(lists: &mut Lists) -> Option<&'static Magazine> {
 }
 
 fn push_empty(lists: &mut Lists, m: &'static Magazine) {
-    m.nr.store(0, Relaxed);
     m.next.store(lists.empty_magazines.cast_mut(), Relaxed);
     lists.empty_magazines = m;
     lists.nr_empty_magazines += 1;
-}
-
-/// The objects of a magazine, for audits.
-pub(super) fn objects(m: &Magazine, nr: u32) -> impl Iterator<Item = Object> + '_ {
-    (0..nr).map(|i| m.get(i))
 }

@@ -5,8 +5,11 @@
 
 use super::{
     Objects, SlabFlags,
-    cache::{CpuCache, Ctor, Descriptor, Internal, MAGAZINES, MAX_CACHES, NR_INTERNAL, Node, Root},
+    cache::{
+        CpuCache, Ctor, Descriptor, FIRST_ORDINARY, Internal, MAX_CACHES, NR_INTERNAL, Node, Root,
+    },
     layout::Layout,
+    magazine::MAGAZINES,
 };
 use crate::{
     error::Name,
@@ -115,6 +118,8 @@ pub(super) struct Wanted {
     pub(super) align: u32,
     pub(super) flags: SlabFlags,
     pub(super) ctor: Option<Ctor>,
+    /// Its number, if that is fixed.
+    pub(super) id: Option<usize>,
 }
 
 /// Objects beyond this size lie in no slab.
@@ -155,7 +160,7 @@ impl Wanted {
             }
             align = align.max(line);
         }
-        Ok(Wanted { name, size, align, flags, ctor })
+        Ok(Wanted { name, size, align, flags, ctor, id: None })
     }
 
     fn stride(&self) -> u32 {
@@ -315,7 +320,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let d = at.cast::<Descriptor>();
         let registered = {
             let _registry = root.registry.lock(self.pages.platform());
-            let id = (1..MAX_CACHES).find(|id| root.caches[*id].load(Relaxed).is_null());
+            let free = |id: &usize| root.caches[*id].load(Relaxed).is_null();
+            let id = match wanted.id {
+                Some(id) => Some(id).filter(free),
+                None => (FIRST_ORDINARY..MAX_CACHES).find(free),
+            };
             if let Some(id) = id {
                 // SAFETY: an object of the size of a descriptor, just given to us.
                 unsafe {
@@ -441,10 +450,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         while let Some(cc) = unsafe { next.as_ref::<'static>() } {
             let at = next;
             next = cc.next.load(Relaxed);
-            [cc.loaded(), cc.previous()]
-                .into_iter()
-                .flatten()
-                .for_each(|m| self.free_magazine(root, m));
+            // SAFETY: stored when the CPU gave it up.
+            if let Some(loaded) = unsafe { cc.loaded.load(Relaxed).as_ref() } {
+                self.free_magazine(root, loaded);
+            }
+            self.free_magazine(root, cc.previous());
             self.internal_free(root, Internal::CpuCaches, at.cast::<CpuCache>().cast());
         }
     }

@@ -14,7 +14,7 @@
 
 use super::{
     Objects, SlabFlags,
-    cache::{Descriptor, KMALLOC_SIZES, Root},
+    cache::{Descriptor, FIRST_KMALLOC, KMALLOC_SIZES, Root},
     create::Wanted,
 };
 use crate::{
@@ -25,13 +25,7 @@ use crate::{
     platform::Platform,
     types::Pfn,
 };
-use core::{
-    ptr::NonNull,
-    sync::atomic::{
-        AtomicPtr,
-        Ordering::{AcqRel, Acquire},
-    },
-};
+use core::ptr::NonNull;
 
 /// Largest size that a cache serves.
 pub(super) const KMALLOC_MAX_CACHE_SIZE: usize = 8192;
@@ -129,6 +123,17 @@ const fn kind(gfp: Gfp) -> usize {
     }
 }
 
+/// The number of a kmalloc cache.
+const fn number(class: usize, kind: usize) -> usize {
+    FIRST_KMALLOC + kind * KMALLOC_SIZES.len() + class
+}
+
+/// The number of the cache that a request is served from. With constants it is one.
+#[inline(always)]
+const fn id(size: usize, gfp: Gfp) -> u16 {
+    number(class(size), kind(gfp)) as u16
+}
+
 /// Flags that chose the row of caches and mean nothing to the cache itself.
 const CHOSEN: Gfp = Gfp::DMA_ZONE.union(Gfp::RECLAIMABLE);
 
@@ -142,10 +147,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if size > KMALLOC_MAX_CACHE_SIZE {
             return self.kmalloc_large(size, gfp, -1);
         }
-        match self.kmalloc_cache(size, gfp) {
-            Some(d) => self.alloc(d, gfp - CHOSEN),
-            None => self.kmalloc_first(size, gfp, None),
+        let id = id(size, gfp);
+        let at = match self.take_hot(id, gfp - CHOSEN, |_| true) {
+            Some(at) => at,
+            None => self.kmalloc_slow(size, gfp, None)?,
+        };
+        if gfp.contains(Gfp::ZERO) {
+            // SAFETY: that many bytes, just given to us.
+            unsafe { at.write_bytes(0, size) };
         }
+        Ok(at)
     }
 
     #[track_caller]
@@ -162,25 +173,18 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if size > KMALLOC_MAX_CACHE_SIZE {
             return self.kmalloc_large(size, gfp, node);
         }
-        match self.kmalloc_cache(size, gfp) {
-            Some(d) => self.alloc_node(d, gfp - CHOSEN, n),
-            None => self.kmalloc_first(size, gfp, Some(n)),
+        let at = self.kmalloc_slow(size, gfp, Some(n))?;
+        if gfp.contains(Gfp::ZERO) {
+            // SAFETY: that many bytes, just given to us.
+            unsafe { at.write_bytes(0, size) };
         }
+        Ok(at)
     }
 
-    #[inline(always)]
-    fn kmalloc_cache(&self, size: usize, gfp: Gfp) -> Option<&'static Descriptor> {
-        let at = self.root()?.kmalloc[kind(gfp)][class(size)].load(Acquire);
-        // SAFETY: null or a kmalloc cache, which is kept until the machine goes. Acquire pairs with the
-        // AcqRel that published it.
-        unsafe { at.as_ref() }
-    }
-
-    /// Makes the cache for a size, and allocates from it.
-    #[cold]
+    /// Allocates from the cache for a size, which is made if there is none.
     #[inline(never)]
     #[track_caller]
-    fn kmalloc_first(
+    fn kmalloc_slow(
         &self,
         size: usize,
         gfp: Gfp,
@@ -190,12 +194,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if context.in_nmi() || (gfp.may_block() && !context.may_sleep()) {
             return Err(self.pages.refuse_context(gfp, 0));
         }
-        let made = self.make_kmalloc_cache(class(size), kind(gfp), gfp);
-        let d = made.ok_or(AllocError::NoMemory)?;
-        match node {
-            Some(node) => self.alloc_node(d, gfp - CHOSEN, node),
-            None => self.alloc(d, gfp - CHOSEN),
-        }
+        let there = self.root().and_then(|root| root.cache(id(size, gfp)));
+        let made = there.or_else(|| self.make_kmalloc_cache(class(size), kind(gfp), gfp));
+        self.alloc_slow(made.ok_or(AllocError::NoMemory)?, gfp - CHOSEN, node)
     }
 
     fn make_kmalloc_cache(
@@ -213,24 +214,17 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         } else {
             size & size.wrapping_neg()
         };
+        let number = number(class, kind);
         let wanted = Wanted {
             name: Name::new(NAMES[kind][class])?,
             size,
             align,
             flags: KIND_FLAGS[kind] | SlabFlags::NO_MERGE,
             ctor: None,
+            id: Some(number),
         };
-        let d = self.make_cache(root, &wanted, gfp).ok()?;
-        let slot: &AtomicPtr<Descriptor> = &root.kmalloc[kind][class];
-        let at = core::ptr::from_ref(d).cast_mut();
-        match slot.compare_exchange(core::ptr::null_mut(), at, AcqRel, Acquire) {
-            Ok(_) => Some(d),
-            Err(first) => {
-                self.unmake_cache(root, d);
-                // SAFETY: another kmalloc cache, kept until the machine goes.
-                unsafe { first.as_ref() }
-            }
-        }
+        // Where somebody else was first, that one is it.
+        self.make_cache(root, &wanted, gfp).ok().or_else(|| root.cache(number as u16))
     }
 
     #[cold]

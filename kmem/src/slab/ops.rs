@@ -10,13 +10,12 @@
 
 use super::{
     KmemCache, Objects,
-    cache::{CpuCache, Descriptor, MAX_CACHES, Root},
-    layout::OUTSIDE,
-    magazine::Object,
-    state::{self, State},
+    cache::{Descriptor, MAX_CACHES, Root},
+    magazine::{Magazine, Object},
+    state,
 };
 use crate::{
-    context::{Cpu, Path},
+    context::Path,
     error::{AllocError, Misuse},
     gfp::{Gfp, GfpError},
     page_alloc::Reclaim,
@@ -40,19 +39,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         d: &'static Descriptor,
         gfp: Gfp,
     ) -> Result<NonNull<u8>, AllocError> {
-        let taken = match self.pages.platform().get_cpu_fast() {
-            Some(cpu) => {
-                let taken = self.take_hot(cpu, d, gfp);
-                let deferred = cpu.deferred.load(Relaxed) != 0;
-                self.pages.platform().put_cpu(cpu);
-                if deferred {
-                    self.pages.handle_ipi();
-                }
-                taken
-            }
-            None => None,
-        };
-        let at = match taken {
+        let at = match self.take_hot(d.id, gfp, |m| m.is_of(d)) {
             Some(at) => at,
             None => self.alloc_slow(d, gfp, None)?,
         };
@@ -63,50 +50,42 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     #[inline(never)]
-    fn zero(&self, d: &Descriptor, at: NonNull<u8>) {
+    pub(super) fn zero(&self, d: &Descriptor, at: NonNull<u8>) {
         // SAFETY: the object has `size` bytes and was just given to the caller.
         unsafe { at.write_bytes(0, d.size as usize) };
     }
 
+    /// Takes an object off the CPU's loaded magazine of a cache, if there is nothing unusual about the request
+    /// and its caller, and the magazine `is_right`.
     #[inline(always)]
-    fn take_hot(&self, cpu: &Cpu, d: &Descriptor, gfp: Gfp) -> Option<NonNull<u8>> {
+    pub(super) fn take_hot(
+        &self,
+        id: u16,
+        gfp: Gfp,
+        is_right: impl FnOnce(&Magazine) -> bool,
+    ) -> Option<NonNull<u8>> {
         if gfp.intersects(ZONES) {
             return None;
         }
-        let context = cpu.context().unpinned(P::PREEMPTIBLE);
-        if !context.may_sleep() && (gfp.may_block() || context.in_nmi()) {
-            return None;
+        let p = self.pages.platform();
+        let cpu = p.get_cpu_fast()?;
+        let mut taken = None;
+        // In an NMI handler the path is not idle.
+        if (!gfp.may_block() || cpu.context().unpinned(P::PREEMPTIBLE).may_sleep())
+            && cpu.path_raw() == Path::Idle as u8
+        {
+            let m = self.loaded(cpu, id);
+            if is_right(m) {
+                self.pages.own_idle(cpu, Path::ObjAlloc);
+                if let Some(object) = m.pop() {
+                    object.state.set(state::LIVE);
+                    taken = NonNull::new(object.at);
+                }
+                self.pages.disown_idle(cpu);
+            }
         }
-        if cpu.path_raw() != Path::Idle as u8 {
-            return None;
-        }
-        let cc = self.cpu_cache(cpu, d.id).filter(|cc| ptr::eq(cc.cache, d))?;
-        self.pages.own_idle(cpu, Path::ObjAlloc);
-        let taken = self.pop(cc);
-        self.pages.disown_idle(cpu);
+        p.put_cpu(cpu);
         taken
-    }
-
-    /// Takes an object off the loaded magazine. The caller owns the CPU's lists.
-    #[inline(always)]
-    fn pop(&self, cc: &CpuCache) -> Option<NonNull<u8>> {
-        let nr = cc.nr.load(Relaxed).checked_sub(1)?;
-        let object = cc.loaded()?.get(nr);
-        cc.nr.store(nr, Relaxed);
-        object.state.set(state::LIVE);
-        cc.allocs.store(cc.allocs.load(Relaxed) + 1, Relaxed);
-        NonNull::new(object.at)
-    }
-
-    /// Puts an object in the loaded magazine; `false` if that is full. The caller owns the CPU's lists.
-    #[inline(always)]
-    fn push(&self, cc: &CpuCache, object: Object) -> bool {
-        let nr = cc.nr.load(Relaxed);
-        let Some(loaded) = cc.loaded().filter(|m| nr < m.cap()) else { return false };
-        loaded.set(nr, object);
-        cc.nr.store(nr + 1, Relaxed);
-        cc.frees.store(cc.frees.load(Relaxed) + 1, Relaxed);
-        true
     }
 
     /// `kmem_cache_alloc`.
@@ -236,10 +215,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let cpu = p.get_cpu()?;
         let mut at = None;
         if let Some(owned) = self.pages.own(cpu, Path::ObjAlloc) {
-            if let Some(cc) = self.cpu_cache(cpu, d.id)
-                && self.refill(cpu, cc)
-            {
-                at = self.pop(cc);
+            if let Some(object) = self.pop_refilled(cpu, d) {
+                object.state.set(state::LIVE);
+                at = NonNull::new(object.at);
             }
             self.pages.disown(owned);
         }
@@ -251,62 +229,46 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(always)]
     #[track_caller]
     pub(super) fn free(&self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
-        if let Some(cpu) = self.pages.platform().get_cpu_fast() {
-            let done = self.put_hot(cpu, at, cache);
-            let deferred = cpu.deferred.load(Relaxed) != 0;
-            self.pages.platform().put_cpu(cpu);
-            if deferred {
-                self.pages.handle_ipi();
-            }
-            if done {
-                return Ok(());
-            }
-        }
-        self.free_slow(at, cache)
+        if self.put_hot(at, cache) { Ok(()) } else { self.free_slow(at, cache) }
     }
 
     /// Frees a plain object to the CPU's magazine; `false`, and nothing changed, if it is not plain or there
     /// is no place.
     #[inline(always)]
-    fn put_hot(&self, cpu: &Cpu, at: *mut u8, cache: Option<&Descriptor>) -> bool {
+    fn put_hot(&self, at: *mut u8, cache: Option<&Descriptor>) -> bool {
+        let p = self.pages.platform();
+        let Some(cpu) = p.get_cpu_fast() else { return false };
+        let mut done = false;
         let map = self.pages.map();
         let offset = map.direct_offset(at.addr());
-        let owner = map.owner_at(offset, P::PAGE_SHIFT);
-        if cpu.path_raw() != Path::Idle as u8 || cpu.context().in_nmi() {
-            return false;
-        }
-        // Owners of slabs with a colour are beyond the table.
-        let Some(cc) = self.cpu_cache(cpu, owner) else { return false };
-        if cache.is_some_and(|d| !ptr::eq(d, cc.cache)) || cc.several_nodes {
-            return false;
-        }
-        let layout = &cc.layout;
-        let within = offset as u32 & layout.mask;
-        let Some(i) = layout.index(within) else { return false };
-        if layout.states_at == OUTSIDE {
-            return false;
-        }
-        let states = at.wrapping_sub(within as usize).wrapping_add(layout.states_at as usize);
-        // SAFETY: the frame is a slab's of this cache, `within` bytes from its start, and `i` is the index
-        // of one of its objects; its state bytes are inside.
-        let state = unsafe { State::new(states.wrapping_add(i as usize).cast()) };
-        self.pages.own_idle(cpu, Path::ObjFree);
-        let nr = cc.nr.load(Relaxed);
-        let room = cc.loaded().is_some_and(|m| nr < m.cap());
-        let done = room && state.free() && {
-            if map.owner_at(offset, P::PAGE_SHIFT) == owner {
-                self.push(cc, Object { at, state })
-            } else {
-                // Freed twice, and its slab has gone meanwhile: that byte was somebody else's.
-                state.set(state::LIVE);
-                false
+        // In an NMI handler the path is not idle.
+        if cpu.path_raw() == Path::Idle as u8
+            && let Some(owner) = map.owner_cell(offset, P::PAGE_SHIFT)
+        {
+            // The bits of the colour are left out; an object of another colour than 0 is at none of the
+            // places where those of colour 0 are.
+            let of = owner.load(Relaxed);
+            let m = self.loaded(cpu, of);
+            if cache.is_none_or(|d| m.is_of(d))
+                && let Some(state) = m.state_of(at, offset)
+            {
+                self.pages.own_idle(cpu, Path::ObjFree);
+                if m.has_room() && state.free() {
+                    done = owner.load(Relaxed) == of;
+                    if done {
+                        m.push(Object { at, state });
+                    } else {
+                        // Freed twice, and its slab went meanwhile: that byte was somebody else's.
+                        state.set(state::LIVE);
+                    }
+                }
+                self.pages.disown_idle(cpu);
             }
-        };
-        self.pages.disown_idle(cpu);
+        }
+        p.put_cpu(cpu);
         done
     }
 
-    #[cold]
     #[inline(never)]
     #[track_caller]
     fn free_slow(&self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
@@ -346,10 +308,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let local = self.node_of(slab.head) == cpu.node();
             let mut put = false;
             if local && let Some(owned) = self.pages.own(cpu, Path::ObjFree) {
-                if let Some(cc) = self.cpu_cache(cpu, d.id) {
-                    self.make_room(cpu, root, cc);
-                    put = self.push(cc, object);
-                }
+                put = self.push_flushed(cpu, root, d, object);
                 self.pages.disown(owned);
             }
             p.put_cpu(cpu);

@@ -8,6 +8,8 @@
 //! # Locking
 //! One thread.
 
+mod objects;
+
 use anyhow::{Context, Result, bail};
 use bitmap_allocator::BitAlloc64K;
 use clap::{Parser, ValueEnum};
@@ -195,6 +197,8 @@ fn run(args: &Args, group: Group) -> Result<()> {
                     black_box(0_usize);
                 }
             })?;
+            objects::harness(&r)?;
+            objects::run(&r, kmem)?;
             on_cpu(GIB, |m| {
                 hot(&r, kmem, &mut KmemFrames(m))?;
                 page_pairs(&r, kmem, &mut KmemPages(m))?;
