@@ -140,7 +140,7 @@ const CHOSEN: Gfp = Gfp::DMA_ZONE.union(Gfp::RECLAIMABLE);
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(always)]
     #[track_caller]
-    pub(crate) fn kmalloc(&self, size: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+    pub(crate) fn kmalloc(self, size: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
         if size == 0 {
             return Ok(ZERO_SIZE_PTR);
         }
@@ -185,7 +185,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(never)]
     #[track_caller]
     fn kmalloc_slow(
-        &self,
+        self,
         size: usize,
         gfp: Gfp,
         node: Option<usize>,
@@ -230,7 +230,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[cold]
     #[inline(never)]
     #[track_caller]
-    fn kmalloc_large(&self, size: usize, gfp: Gfp, node: i32) -> Result<NonNull<u8>, AllocError> {
+    fn kmalloc_large(self, size: usize, gfp: Gfp, node: i32) -> Result<NonNull<u8>, AllocError> {
         if gfp.contains(Gfp::HIGHMEM) {
             return Err(self.pages.refuse(gfp, 0, crate::gfp::GfpError::HighMemNeedsPage));
         }
@@ -268,7 +268,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Frees what kmalloc returned.
     #[inline(always)]
     #[track_caller]
-    pub(crate) fn kfree(&self, at: *mut u8) -> Result<(), Misuse> {
+    pub(crate) fn kfree(self, at: *mut u8) -> Result<(), Misuse> {
         self.free(at, None)
     }
 

@@ -89,6 +89,23 @@ pub(super) static NOTHING: Magazine = Magazine {
     next: AtomicPtr::new(ptr::null_mut()),
 };
 
+/// A place in a magazine.
+pub(super) struct Room<'a> {
+    m: &'a Magazine,
+    nr: u32,
+}
+
+impl Room<'_> {
+    /// Puts an object there.
+    #[inline(always)]
+    pub(super) fn put(self, object: Object) {
+        let slot = self.m.slot(self.nr);
+        slot.at.store(object.at.expose_provenance(), Relaxed);
+        slot.state.store(object.state.addr(), Relaxed);
+        self.m.nr.store(self.nr + 1, Relaxed);
+    }
+}
+
 impl Magazine {
     /// Bytes of a magazine for `cap` objects.
     pub(super) const fn bytes(cap: u32) -> u32 {
@@ -153,10 +170,11 @@ impl Magazine {
         ptr::eq(self.cache, d)
     }
 
-    /// Whether there is room for one more.
+    /// The place behind the last object, if there is one; good while nothing else is done to the magazine.
     #[inline(always)]
-    pub(super) fn has_room(&self) -> bool {
-        self.nr() < self.cap
+    pub(super) fn room(&self) -> Option<Room<'_>> {
+        let nr = self.nr();
+        (nr < self.cap).then_some(Room { m: self, nr })
     }
 
     /// The place of entry `i`, which is below `cap`.
@@ -182,15 +200,7 @@ impl Magazine {
     /// Puts an object behind the last one; `false` if there is no room.
     #[inline(always)]
     pub(super) fn push(&self, object: Object) -> bool {
-        let nr = self.nr();
-        if nr >= self.cap {
-            return false;
-        }
-        let slot = self.slot(nr);
-        slot.at.store(object.at.expose_provenance(), Relaxed);
-        slot.state.store(object.state.addr(), Relaxed);
-        self.nr.store(nr + 1, Relaxed);
-        true
+        self.room().map(|room| room.put(object)).is_some()
     }
 
     #[inline(always)]

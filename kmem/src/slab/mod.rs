@@ -104,6 +104,14 @@ pub(crate) struct Objects<'a, P: Platform, R: Reclaim> {
     pub(crate) slabs: &'a Slabs,
 }
 
+impl<P: Platform, R: Reclaim> Clone for Objects<'_, P, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P: Platform, R: Reclaim> Copy for Objects<'_, P, R> {}
+
 /// The order of a block of at least `bytes`.
 fn order_for(bytes: usize, page_shift: u32) -> u32 {
     bytes.div_ceil(1 << page_shift).next_power_of_two().ilog2()

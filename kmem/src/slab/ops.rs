@@ -34,11 +34,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Allocates an object of a cache.
     #[inline(always)]
     #[track_caller]
-    pub(super) fn alloc(
-        &self,
-        d: &'static Descriptor,
-        gfp: Gfp,
-    ) -> Result<NonNull<u8>, AllocError> {
+    pub(super) fn alloc(self, d: &'static Descriptor, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
         let at = match self.take_hot(d.id, gfp, |m| m.is_of(d)) {
             Some(at) => at,
             None => self.alloc_slow(d, gfp, None)?,
@@ -59,7 +55,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// and its caller, and the magazine `is_right`.
     #[inline(always)]
     pub(super) fn take_hot(
-        &self,
+        self,
         id: u16,
         gfp: Gfp,
         is_right: impl FnOnce(&Magazine) -> bool,
@@ -91,11 +87,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// `kmem_cache_alloc`.
     #[inline(always)]
     #[track_caller]
-    pub(crate) fn alloc_from(
-        &self,
-        cache: &KmemCache,
-        gfp: Gfp,
-    ) -> Result<NonNull<u8>, AllocError> {
+    pub(crate) fn alloc_from(self, cache: &KmemCache, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
         self.alloc(cache.0, gfp)
     }
 
@@ -153,7 +145,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// `kmem_cache_free`.
     #[inline(always)]
     #[track_caller]
-    pub(crate) fn free_to(&self, cache: &KmemCache, at: NonNull<u8>) -> Result<(), Misuse> {
+    pub(crate) fn free_to(self, cache: &KmemCache, at: NonNull<u8>) -> Result<(), Misuse> {
         self.free(at.as_ptr(), Some(cache.0))
     }
 
@@ -161,7 +153,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(never)]
     #[track_caller]
     pub(super) fn alloc_slow(
-        &self,
+        self,
         d: &'static Descriptor,
         gfp: Gfp,
         node: Option<usize>,
@@ -228,14 +220,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Frees the object at an address, to `cache` if the caller named one.
     #[inline(always)]
     #[track_caller]
-    pub(super) fn free(&self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
+    pub(super) fn free(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
         if self.put_hot(at, cache) { Ok(()) } else { self.free_slow(at, cache) }
     }
 
     /// Frees a plain object to the CPU's magazine; `false`, and nothing changed, if it is not plain or there
     /// is no place.
     #[inline(always)]
-    fn put_hot(&self, at: *mut u8, cache: Option<&Descriptor>) -> bool {
+    fn put_hot(self, at: *mut u8, cache: Option<&Descriptor>) -> bool {
         let p = self.pages.platform();
         let Some(cpu) = p.get_cpu_fast() else { return false };
         let mut done = false;
@@ -253,10 +245,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 && let Some(state) = m.state_of(at, offset)
             {
                 self.pages.own_idle(cpu, Path::ObjFree);
-                if m.has_room() && state.free() {
+                if let Some(room) = m.room()
+                    && state.free()
+                {
                     done = owner.load(Relaxed) == of;
                     if done {
-                        m.push(Object { at, state });
+                        room.put(Object { at, state });
                     } else {
                         // Freed twice, and its slab went meanwhile: that byte was somebody else's.
                         state.set(state::LIVE);
@@ -271,7 +265,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     #[inline(never)]
     #[track_caller]
-    fn free_slow(&self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
+    fn free_slow(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
         if self.pages.context().in_nmi() {
             return Err(self.pages.misuse(Misuse::InNmi));
         }
