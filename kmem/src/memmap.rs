@@ -120,6 +120,12 @@ impl MemMap {
         addr.wrapping_sub(self.direct)
     }
 
+    /// Where the direct map shows a frame that has contents.
+    #[inline(always)]
+    pub(crate) fn direct_address(&self, pfn: u32, page_shift: u32) -> usize {
+        self.direct.wrapping_add((pfn.wrapping_sub(self.base) as usize) << page_shift)
+    }
+
     /// The owner of the frame that an offset in the direct map is in; 0 for none.
     #[inline(always)]
     pub(crate) fn owner_at(&self, offset: usize, page_shift: u32) -> u16 {

@@ -35,6 +35,9 @@ use core::{
 /// Full magazines a depot keeps.
 const DEPOT: u32 = 4;
 
+/// Slabs that became empty in one flush, kept in mind until the lock is let go.
+const EMPTIED: usize = 16;
+
 /// Swings after which a CPU asks for larger magazines.
 const SWINGS: u32 = 8;
 
@@ -253,9 +256,34 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         previous.push(object)
     }
 
-    /// Gives the oldest objects of a magazine back to their slabs.
+    /// Gives the oldest objects of a magazine back to their slabs: those of one node after the other under
+    /// one lock.
     fn flush(&self, root: &'static Root, d: &'static Descriptor, m: &Magazine, n: u32) {
-        m.drain_oldest(n, |object| self.send_home(root, d, object));
+        let p = self.pages.platform();
+        let map = self.pages.map();
+        let mut held = None;
+        let mut emptied = [0; EMPTIED];
+        let mut nr = 0;
+        m.drain_oldest(n, |object| {
+            let offset = map.direct_offset(object.at.addr());
+            let Some(pfn) = map.owned_frame(offset, P::PAGE_SHIFT) else { return };
+            let slab = self.slab(d, pfn);
+            let at = self.node_of(slab.head);
+            if held.as_ref().is_none_or(|(node, _)| *node != at) || nr == EMPTIED {
+                held = None;
+                emptied[..nr].iter().for_each(|head| self.release(root, d, *head));
+                nr = 0;
+                held = d.nodes.get(at).map(|node| (at, node.lists.lock(p)));
+            }
+            if let Some((_, lists)) = &mut held
+                && let Some(head) = self.put_back(d, lists, &slab, object)
+            {
+                emptied[nr] = head;
+                nr += 1;
+            }
+        });
+        drop(held);
+        emptied[..nr].iter().for_each(|head| self.release(root, d, *head));
     }
 
     /// Replaces an empty previous magazine by a larger one, if the CPU's traffic asks for it, and gives the

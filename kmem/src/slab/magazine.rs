@@ -51,12 +51,30 @@ struct Slot {
     state: AtomicUsize,
 }
 
+impl Slot {
+    #[inline(always)]
+    fn read(&self) -> Object {
+        Object {
+            at: ptr::with_exposed_provenance_mut(self.at.load(Relaxed)),
+            state: State::from_addr(self.state.load(Relaxed)),
+        }
+    }
+
+    #[inline(always)]
+    fn write(&self, object: Object) {
+        self.at.store(object.at.expose_provenance(), Relaxed);
+        self.state.store(object.state.addr(), Relaxed);
+    }
+}
+
+const SLOT: u32 = size_of::<Slot>() as u32;
+
 /// The head of a magazine; its slots follow.
 #[repr(C, align(64))]
 pub(super) struct Magazine {
-    /// Objects.
-    nr: AtomicU32,
-    cap: u32,
+    /// Objects and room, in bytes of slots, so that a slot is found by one addition.
+    top: AtomicU32,
+    limit: u32,
     /// Objects of a slab, or 0 if those of this cache are freed by the slow path.
     objects: u32,
     mask: u32,
@@ -77,8 +95,8 @@ unsafe impl Sync for Magazine {}
 
 /// What a CPU has that has no magazine of a cache.
 pub(super) static NOTHING: Magazine = Magazine {
-    nr: AtomicU32::new(0),
-    cap: 0,
+    top: AtomicU32::new(0),
+    limit: 0,
     objects: 0,
     mask: 0,
     inverse: 0,
@@ -92,17 +110,15 @@ pub(super) static NOTHING: Magazine = Magazine {
 /// A place in a magazine.
 pub(super) struct Room<'a> {
     m: &'a Magazine,
-    nr: u32,
+    top: u32,
 }
 
 impl Room<'_> {
     /// Puts an object there.
     #[inline(always)]
     pub(super) fn put(self, object: Object) {
-        let slot = self.m.slot(self.nr);
-        slot.at.store(object.at.expose_provenance(), Relaxed);
-        slot.state.store(object.state.addr(), Relaxed);
-        self.m.nr.store(self.nr + 1, Relaxed);
+        self.m.slot(self.top).write(object);
+        self.m.top.store(self.top + SLOT, Relaxed);
     }
 }
 
@@ -126,8 +142,8 @@ impl Magazine {
     ) -> &'static Magazine {
         let Layout { nr, mask, inverse, rotate, states_at, .. } = d.layout;
         let head = Magazine {
-            nr: AtomicU32::new(0),
-            cap,
+            top: AtomicU32::new(0),
+            limit: cap * SLOT,
             objects: if several_nodes || states_at == OUTSIDE { 0 } else { nr },
             mask,
             inverse,
@@ -156,12 +172,12 @@ impl Magazine {
 
     #[inline(always)]
     pub(super) fn nr(&self) -> u32 {
-        self.nr.load(Relaxed)
+        self.top.load(Relaxed) / SLOT
     }
 
     #[inline(always)]
     pub(super) fn cap(&self) -> u32 {
-        self.cap
+        self.limit / SLOT
     }
 
     /// Whether it holds objects of the cache.
@@ -173,27 +189,27 @@ impl Magazine {
     /// The place behind the last object, if there is one; good while nothing else is done to the magazine.
     #[inline(always)]
     pub(super) fn room(&self) -> Option<Room<'_>> {
-        let nr = self.nr();
-        (nr < self.cap).then_some(Room { m: self, nr })
+        let top = self.top.load(Relaxed);
+        (top < self.limit).then_some(Room { m: self, top })
     }
 
-    /// The place of entry `i`, which is below `cap`.
+    /// The slot that begins `at` bytes behind the head.
     #[inline(always)]
-    fn slot(&self, i: u32) -> &Slot {
-        debug_assert!(i < self.cap);
+    fn slot(&self, at: u32) -> &Slot {
+        debug_assert!(at < self.limit && at.is_multiple_of(SLOT));
         let slots = ptr::from_ref(self).addr() + size_of::<Magazine>();
-        // SAFETY: by `init`'s contract the slots of a magazine lie behind its head, `cap` of them; callers
-        // (in this module) pass indices below `nr` or, with room for one more, `nr` itself, and `nr` is
-        // never above `cap`. `init` exposed the memory.
-        unsafe { &*ptr::with_exposed_provenance::<Slot>(slots).add(i as usize) }
+        // SAFETY: by `init`'s contract the slots of a magazine lie behind its head, up to `limit`; callers (in
+        // this module) pass multiples of a slot below `top` or, with room for one more, `top` itself, and
+        // `top` is never above `limit`. `init` exposed the memory.
+        unsafe { &*ptr::with_exposed_provenance::<Slot>(slots + at as usize) }
     }
 
     /// Takes the last object.
     #[inline(always)]
     pub(super) fn pop(&self) -> Option<Object> {
-        let nr = self.nr().checked_sub(1)?;
-        let object = self.read(nr);
-        self.nr.store(nr, Relaxed);
+        let top = self.top.load(Relaxed).checked_sub(SLOT)?;
+        let object = self.slot(top).read();
+        self.top.store(top, Relaxed);
         Some(object)
     }
 
@@ -203,32 +219,20 @@ impl Magazine {
         self.room().map(|room| room.put(object)).is_some()
     }
 
-    #[inline(always)]
-    fn read(&self, i: u32) -> Object {
-        let slot = self.slot(i);
-        Object {
-            at: ptr::with_exposed_provenance_mut(slot.at.load(Relaxed)),
-            state: State::from_addr(slot.state.load(Relaxed)),
-        }
-    }
-
     /// The objects, oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = Object> + '_ {
-        (0..self.nr()).map(|i| self.read(i))
+        (0..self.nr()).map(|i| self.slot(i * SLOT).read())
     }
 
     /// Takes the oldest `n` objects out, and gives each to `f`.
     pub(super) fn drain_oldest(&self, n: u32, f: impl FnMut(Object)) {
         let nr = self.nr();
         let n = n.min(nr);
-        (0..n).map(|i| self.read(i)).for_each(f);
+        self.iter().take(n as usize).for_each(f);
         for i in n..nr {
-            let object = self.read(i);
-            let slot = self.slot(i - n);
-            slot.at.store(object.at.expose_provenance(), Relaxed);
-            slot.state.store(object.state.addr(), Relaxed);
+            self.slot((i - n) * SLOT).write(self.slot(i * SLOT).read());
         }
-        self.nr.store(nr - n, Relaxed);
+        self.top.store((nr - n) * SLOT, Relaxed);
     }
 
     /// The state byte of the object at an address `offset` bytes into the direct map, in a slab of the

@@ -70,13 +70,15 @@ impl Slab {
 }
 
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
-    /// The slab of a cache that the frame belongs to.
-    pub(super) fn slab(&self, d: &Descriptor, pfn: u32) -> Option<Slab> {
+    /// The slab of a cache that the frame belongs to. The frame is one of the cache's.
+    #[inline]
+    pub(super) fn slab(&self, d: &Descriptor, pfn: u32) -> Slab {
         let map = self.pages.map();
         let head = pfn & !((1 << d.layout.order) - 1);
-        let start = self.pages.platform().direct_map(Pfn(head))?.as_ptr();
-        let offset = map.direct_offset(start.addr());
-        let colour = u32::from(map.owner_at(offset, P::PAGE_SHIFT) >> OWNER_BITS);
+        let addr = map.direct_address(head, P::PAGE_SHIFT);
+        let start: *mut u8 = core::ptr::with_exposed_provenance_mut(addr);
+        let owner = map.owner_at(map.direct_offset(addr), P::PAGE_SHIFT);
+        let colour = u32::from(owner >> OWNER_BITS);
         let states = if d.layout.states_at == OUTSIDE {
             let (high, low) = map.page_in_map(head + 1).lru();
             let addr = u64::from(high) << 32 | u64::from(low);
@@ -85,7 +87,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             start.wrapping_add(d.layout.states_at as usize)
         };
         let first = start.wrapping_add((colour * d.layout.colour_step) as usize);
-        Some(Slab { head, first, states })
+        Slab { head, first, states }
     }
 
     /// The object of a cache at an address; `None` where none begins.
@@ -95,7 +97,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         pfn: u32,
         at: *mut u8,
     ) -> Option<(Slab, Object)> {
-        let slab = self.slab(d, pfn)?;
+        let slab = self.slab(d, pfn);
         let i = d.layout.index(at.addr().wrapping_sub(slab.first.addr()) as u32)?;
         let object = Object { at, state: slab.state(i) };
         Some((slab, object))
@@ -156,13 +158,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// Objects of a slab that are in a state.
     pub(super) fn count(&self, d: &Descriptor, head: u32, state: u8) -> u32 {
-        let Some(slab) = self.slab(d, head) else { return 0 };
+        let slab = self.slab(d, head);
         (0..d.layout.nr).filter(|i| slab.state(*i).get() == state).count() as u32
     }
 
     /// Calls `f` with the address of each live object of a slab.
     pub(super) fn each_live(&self, d: &Descriptor, head: u32, mut f: impl FnMut(usize)) {
-        let Some(slab) = self.slab(d, head) else { return };
+        let slab = self.slab(d, head);
         let objects = (0..d.layout.nr).map(|i| slab.object(d, i));
         objects.filter(|o| o.state.get() == state::LIVE).for_each(|o| f(o.at.addr()));
     }
@@ -183,7 +185,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             if head == NONE {
                 break;
             }
-            let Some(slab) = self.slab(d, head) else { break };
+            let slab = self.slab(d, head);
             let mut taken = 0;
             let before = self.pages.map().page_in_map(head).free_objects();
             for i in 0..d.layout.nr {
@@ -235,6 +237,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// The node of a frame.
     pub(super) fn node_of(&self, pfn: u32) -> usize {
+        if self.pages.nr_nodes() == 1 {
+            return 0;
+        }
         self.pages.page_zone(Pfn(pfn)).map_or(0, |zone| zone.node())
     }
 
@@ -298,7 +303,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         page.mark_slab(true);
         map.set_owner(pfn.0, 1 << order, d.id | (colour << OWNER_BITS) as u16);
         let _ = start.as_ptr().expose_provenance();
-        let Some(slab) = self.slab(d, pfn.0) else { return Err(AllocError::NoMemory) };
+        let slab = self.slab(d, pfn.0);
         for i in 0..d.layout.nr {
             slab.state(i).set(state::FREE);
             if let Some(ctor) = d.ctor {
@@ -332,7 +337,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// alone for ever.
     pub(super) fn release(&self, root: &'static Root, d: &'static Descriptor, head: u32) {
         let map = self.pages.map();
-        let Some(slab) = self.slab(d, head) else { return };
+        let slab = self.slab(d, head);
         if Self::count_free(d, &slab) != d.layout.nr {
             self.pages.platform().report(
                 Level::Bug,
@@ -429,16 +434,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         };
         if let Some(head) = emptied {
             self.release(root, d, head);
-        }
-    }
-
-    /// Puts a cached object back in its slab, found by its address.
-    pub(super) fn send_home(&self, root: &'static Root, d: &'static Descriptor, object: Object) {
-        let offset = self.pages.map().direct_offset(object.at.addr());
-        if let Some(pfn) = self.pages.map().owned_frame(offset, P::PAGE_SHIFT)
-            && let Some(slab) = self.slab(d, pfn)
-        {
-            self.give_home(root, d, &slab, object);
         }
     }
 
