@@ -433,9 +433,21 @@ impl Page {
         self.private.load(Ordering::Relaxed)
     }
 
-    /// Sets the owner's word.
+    /// Sets the owner's word. A page of the slab layer's is left alone.
     pub fn set_private(&self, private: u32) {
-        self.private.store(private, Ordering::Relaxed);
+        if !self.flags().contains(PageFlags::SLAB) {
+            self.private.store(private, Ordering::Relaxed);
+        }
+    }
+
+    /// Where to go on looking for free objects, of a slab's first page.
+    pub(crate) fn next_object(&self) -> u32 {
+        self.private.load(Ordering::Relaxed)
+    }
+
+    /// Sets what [`next_object`](Self::next_object) says. For the holder of the node's lock.
+    pub(crate) fn set_next_object(&self, i: u32) {
+        self.private.store(i, Ordering::Relaxed);
     }
 
     /// The list links: next and previous frame number, as the list's owner set them.

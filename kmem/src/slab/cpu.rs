@@ -189,7 +189,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             self.swap(cpu, cc, loaded, previous);
             return Some(object);
         }
-        if cc.flushed.swap(0, Relaxed) != 0 {
+        let swung = cc.flushed.swap(0, Relaxed) != 0;
+        if swung {
             cc.swings.store(cc.swings.load(Relaxed) + 1, Relaxed);
         }
         let mut lists = d.nodes.get(cpu.node())?.lists.lock(self.pages.platform());
@@ -198,8 +199,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             self.load(cpu, cc, full);
             return full.pop();
         }
-        // Half of it, so that the next free finds room.
-        self.take(d, &mut lists, loaded.cap().div_ceil(2), state::CACHED, |object| {
+        // Where frees come in between, half of it, so that the next one finds room.
+        let want = if swung { loaded.cap().div_ceil(2) } else { loaded.cap() };
+        self.take(d, &mut lists, want, state::CACHED, |object| {
             loaded.push(object);
         });
         loaded.pop()

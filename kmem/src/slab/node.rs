@@ -186,11 +186,18 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 break;
             }
             let slab = self.slab(d, head);
+            let page = self.pages.map().page_in_map(head);
+            let before = page.free_objects();
+            let most = before.min(want - got);
             let mut taken = 0;
-            let before = self.pages.map().page_in_map(head).free_objects();
-            for i in 0..d.layout.nr {
-                if got + taken == want || taken == before {
+            // Where the last search ended, the next one goes on.
+            let mut i = page.next_object();
+            for _ in 0..d.layout.nr {
+                if taken == most {
                     break;
+                }
+                if i >= d.layout.nr {
+                    i = 0;
                 }
                 let object = slab.object(d, i);
                 if object.state.get() == state::FREE {
@@ -198,7 +205,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     out(object);
                     taken += 1;
                 }
+                i += 1;
             }
+            page.set_next_object(i);
             got += taken;
             self.change_free(lists, d, head, before, before - taken);
         }
@@ -207,6 +216,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// Puts an object back in its slab. Returns a slab that became empty and is not to be kept: it is on
     /// no list any more.
+    #[inline]
     pub(super) fn put_back(
         &self,
         d: &Descriptor,
@@ -214,10 +224,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         slab: &Slab,
         object: Object,
     ) -> Option<u32> {
-        let before = self.pages.map().page_in_map(slab.head).free_objects();
         object.state.set(state::FREE);
+        let page = self.pages.map().page_in_map(slab.head);
+        let (before, nr) = (page.free_objects(), d.layout.nr);
+        if before > 0 && before + 1 < nr {
+            page.set_free_objects(before + 1);
+            lists.free += 1;
+            return None;
+        }
         self.change_free(lists, d, slab.head, before, before + 1);
-        if before + 1 == d.layout.nr && lists.empty.nr > KEPT_EMPTY {
+        if before + 1 == nr && lists.empty.nr > KEPT_EMPTY {
             return self.pop_empty(d, lists);
         }
         None
