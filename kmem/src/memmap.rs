@@ -138,10 +138,15 @@ impl MemMap {
         self.owners.get(offset >> page_shift)
     }
 
+    /// The frame that an offset in the direct map is in.
+    #[inline(always)]
+    pub(crate) fn frame_at(&self, offset: usize, page_shift: u32) -> u32 {
+        self.base.wrapping_add((offset >> page_shift) as u32)
+    }
+
     /// The frame that an offset in the direct map is in, if it has an owner.
     pub(crate) fn owned_frame(&self, offset: usize, page_shift: u32) -> Option<u32> {
-        let owned = self.owner_at(offset, page_shift) != 0;
-        owned.then(|| self.base + (offset >> page_shift) as u32)
+        (self.owner_at(offset, page_shift) != 0).then(|| self.frame_at(offset, page_shift))
     }
 
     /// Names the owner of a block of frames.

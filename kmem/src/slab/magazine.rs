@@ -75,8 +75,10 @@ pub(super) struct Magazine {
     /// Objects and room, in bytes of slots, so that a slot is found by one addition.
     top: AtomicU32,
     limit: u32,
-    /// Objects of a slab, or 0 if those of this cache are freed by the slow path.
+    /// Objects of a slab, if its state bytes are inside, else 0; 0 also where a free must look at nodes.
     objects: u32,
+    /// The same for state bytes outside.
+    outside: u32,
     mask: u32,
     inverse: u32,
     rotate: u32,
@@ -98,6 +100,7 @@ pub(super) static NOTHING: Magazine = Magazine {
     top: AtomicU32::new(0),
     limit: 0,
     objects: 0,
+    outside: 0,
     mask: 0,
     inverse: 0,
     rotate: 0,
@@ -145,6 +148,7 @@ impl Magazine {
             top: AtomicU32::new(0),
             limit: cap * SLOT,
             objects: if several_nodes || states_at == OUTSIDE { 0 } else { nr },
+            outside: if several_nodes || states_at != OUTSIDE { 0 } else { nr },
             mask,
             inverse,
             rotate,
@@ -235,12 +239,25 @@ impl Magazine {
         self.top.store((nr - n) * SLOT, Relaxed);
     }
 
-    /// The state byte of the object at an address `offset` bytes into the direct map, in a slab of the
-    /// magazine's cache; `None` if no object begins there, or if that is for the slow path to find out.
+    /// The order of the cache's slabs.
     #[inline(always)]
-    pub(super) fn state_of(&self, at: *mut u8, offset: usize) -> Option<State> {
+    pub(super) fn order(&self, page_shift: u32) -> u32 {
+        (self.mask + 1).ilog2() - page_shift
+    }
+
+    /// What the object at an offset into the direct map is the n-th of, in a slab of the magazine's cache; more
+    /// than any slab has where no object begins.
+    #[inline(always)]
+    fn index(&self, within: u32) -> u32 {
+        within.wrapping_mul(self.inverse).rotate_right(self.rotate)
+    }
+
+    /// The state byte of the object at an address `offset` bytes into the direct map, in a slab of the
+    /// magazine's cache; `None` if no object begins there, or if that is for a slower path to find out.
+    #[inline(always)]
+    pub(super) fn state_inside(&self, at: *mut u8, offset: usize) -> Option<State> {
         let within = offset as u32 & self.mask;
-        let i = within.wrapping_mul(self.inverse).rotate_right(self.rotate);
+        let i = self.index(within);
         if i >= self.objects {
             return None;
         }
@@ -248,5 +265,12 @@ impl Magazine {
         // SAFETY: the caller's frame is a slab's of this cache, `within` bytes from its start, and `i` is the
         // index of one of its objects; its state bytes are inside, or `objects` would be 0.
         Some(unsafe { State::new(states.wrapping_add(i as usize).cast()) })
+    }
+
+    /// The index of the object at an offset into the direct map, if the cache has its state bytes outside.
+    #[inline(always)]
+    pub(super) fn index_outside(&self, offset: usize) -> Option<u32> {
+        let i = self.index(offset as u32 & self.mask);
+        (i < self.outside).then_some(i)
     }
 }

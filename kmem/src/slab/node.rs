@@ -80,14 +80,35 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let owner = map.owner_at(map.direct_offset(addr), P::PAGE_SHIFT);
         let colour = u32::from(owner >> OWNER_BITS);
         let states = if d.layout.states_at == OUTSIDE {
-            let (high, low) = map.page_in_map(head + 1).lru();
-            let addr = u64::from(high) << 32 | u64::from(low);
-            core::ptr::with_exposed_provenance_mut(addr as usize)
+            self.states_outside(head)
         } else {
             start.wrapping_add(d.layout.states_at as usize)
         };
         let first = start.wrapping_add((colour * d.layout.colour_step) as usize);
         Slab { head, first, states }
+    }
+
+    /// The state bytes of a slab that has them outside.
+    fn states_outside(&self, head: u32) -> *mut u8 {
+        let (high, low) = self.pages.map().page_in_map(head + 1).lru();
+        let addr = u64::from(high) << 32 | u64::from(low);
+        core::ptr::with_exposed_provenance_mut(addr as usize)
+    }
+
+    /// The state byte of object `i` of the slab of `order` that an offset in the direct map is in, which has
+    /// them outside; `None` if the slab has gone meanwhile.
+    pub(super) fn state_outside(self, offset: usize, order: u32, i: u32) -> Option<State> {
+        let map = self.pages.map();
+        let head = map.frame_at(offset, P::PAGE_SHIFT) & !((1 << order) - 1);
+        let at = self.states_outside(head);
+        // What is there now may be anything, but a byte of such a cache is a state byte.
+        let owner = map.owner_at(map.direct_offset(at.addr()), P::PAGE_SHIFT);
+        let first = Internal::States(0).index() as u16 + 1;
+        // SAFETY: `grow` put the address of as many bytes there as the slab has objects; those of a slab that
+        // went are another's, or nobody's, but state bytes all the same.
+        (first..first + 4)
+            .contains(&owner)
+            .then(|| unsafe { State::new(at.wrapping_add(i as usize).cast()) })
     }
 
     /// The object of a cache at an address; `None` where none begins.

@@ -12,7 +12,7 @@ use super::{
     KmemCache, Objects,
     cache::{Descriptor, MAX_CACHES, Root},
     magazine::{Magazine, Object},
-    state,
+    state::{self, State},
 };
 use crate::{
     context::Path,
@@ -70,15 +70,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if (!gfp.may_block() || cpu.context().unpinned(P::PREEMPTIBLE).may_sleep())
             && cpu.path_raw() == Path::Idle as u8
         {
+            // From here on no interrupt exchanges the magazine.
+            self.pages.own_idle(cpu, Path::ObjAlloc);
             let m = self.loaded(cpu, id);
-            if is_right(m) {
-                self.pages.own_idle(cpu, Path::ObjAlloc);
-                if let Some(object) = m.pop() {
-                    object.state.set(state::LIVE);
-                    taken = NonNull::new(object.at);
-                }
-                self.pages.disown_idle(cpu);
+            if is_right(m)
+                && let Some(object) = m.pop()
+            {
+                object.state.set(state::LIVE);
+                taken = NonNull::new(object.at);
             }
+            self.pages.disown_idle(cpu);
         }
         p.put_cpu(cpu);
         taken
@@ -221,13 +222,30 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(always)]
     #[track_caller]
     pub(super) fn free(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
-        if self.put_hot(at, cache) { Ok(()) } else { self.free_slow(at, cache) }
+        let inside = |m: &Magazine, offset| m.state_inside(at, offset);
+        if self.put_hot(at, cache, inside) { Ok(()) } else { self.free_warm(at, cache) }
+    }
+
+    /// The fast path for objects whose state bytes are outside of their slab.
+    #[inline(never)]
+    #[track_caller]
+    fn free_warm(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
+        let outside = |m: &Magazine, offset| {
+            let i = m.index_outside(offset)?;
+            self.state_outside(offset, m.order(P::PAGE_SHIFT), i)
+        };
+        if self.put_hot(at, cache, outside) { Ok(()) } else { self.free_slow(at, cache) }
     }
 
     /// Frees a plain object to the CPU's magazine; `false`, and nothing changed, if it is not plain or there
     /// is no place.
     #[inline(always)]
-    fn put_hot(self, at: *mut u8, cache: Option<&Descriptor>) -> bool {
+    fn put_hot(
+        self,
+        at: *mut u8,
+        cache: Option<&Descriptor>,
+        state_of: impl FnOnce(&Magazine, usize) -> Option<State>,
+    ) -> bool {
         let p = self.pages.platform();
         let Some(cpu) = p.get_cpu_fast() else { return false };
         let mut done = false;
@@ -237,27 +255,26 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if cpu.path_raw() == Path::Idle as u8
             && let Some(owner) = map.owner_cell(offset, P::PAGE_SHIFT)
         {
+            // From here on no interrupt exchanges the magazine.
+            self.pages.own_idle(cpu, Path::ObjFree);
             // The bits of the colour are left out; an object of another colour than 0 is at none of the
             // places where those of colour 0 are.
             let of = owner.load(Relaxed);
             let m = self.loaded(cpu, of);
             if cache.is_none_or(|d| m.is_of(d))
-                && let Some(state) = m.state_of(at, offset)
+                && let Some(state) = state_of(m, offset)
+                && let Some(room) = m.room()
+                && state.free()
             {
-                self.pages.own_idle(cpu, Path::ObjFree);
-                if let Some(room) = m.room()
-                    && state.free()
-                {
-                    done = owner.load(Relaxed) == of;
-                    if done {
-                        room.put(Object { at, state });
-                    } else {
-                        // Freed twice, and its slab went meanwhile: that byte was somebody else's.
-                        state.set(state::LIVE);
-                    }
+                done = owner.load(Relaxed) == of;
+                if done {
+                    room.put(Object { at, state });
+                } else {
+                    // Freed twice, and its slab went meanwhile: that byte was somebody else's.
+                    state.set(state::LIVE);
                 }
-                self.pages.disown_idle(cpu);
             }
+            self.pages.disown_idle(cpu);
         }
         p.put_cpu(cpu);
         done
