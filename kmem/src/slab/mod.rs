@@ -151,10 +151,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
     }
 
-    /// Calls `f` with every cache, internal ones included; each stays for as long as that takes.
+    /// Calls `f` with every cache, the youngest first, internal ones last; each stays for as long as that takes.
     fn each(&self, mut f: impl FnMut(&'static Root, &'static Descriptor)) {
         let Some(root) = self.root() else { return };
-        for id in 1..cache::MAX_CACHES as u16 {
+        for id in (1..cache::MAX_CACHES as u16).rev() {
             if let Some(d) = self.pin(root, id) {
                 f(root, d);
                 // Release pairs with the Acquire of the destroyer.

@@ -1,7 +1,7 @@
 //! The form of every line against the recorded kernel's: labels, order, white space.
 
 use crate::{recorded, text};
-use kmem::{page_state::SystemStat, vmstat::VmEvent};
+use kmem::{Gfp, page_state::SystemStat, slab::SlabFlags, vmstat::VmEvent};
 
 /// How numbers are printed.
 #[derive(Clone, Copy)]
@@ -135,4 +135,43 @@ fn vmstat_has_linux_form_and_ends_with_our_own() {
         let lines = ours.lines().filter(|line| line.split(' ').next() == Some(event.name()));
         assert_eq!(lines.count(), usize::from(!event.name().ends_with("_high")), "{event:?}");
     }
+}
+
+#[test]
+fn slabinfo_has_linux_form() {
+    let m = recorded();
+    m.run(|_| {
+        let long = "ext4_allocation_context";
+        let cache = m.kmem_cache_create(long, 168, 0, SlabFlags::NO_MERGE, None).unwrap();
+        let held: Vec<_> =
+            (0..100).map(|_| m.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap()).collect();
+        let small = m.kmalloc(64, Gfp::KERNEL).unwrap();
+        let ours = text(|w| m.write_slabinfo(w));
+        let real = include_str!("golden/slabinfo.txt");
+        let head = |text: &str| text.lines().take(2).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(head(&ours), head(real));
+        // Columns: as wide in each line, names that are too long pushing the others.
+        for name in [long, "kmalloc-64", "kmem_cache"] {
+            let line = |text: &str| {
+                let starts = |l: &&str| l.starts_with(name) && l.as_bytes()[name.len()] == b' ';
+                form(text.lines().find(starts).unwrap(), Align::Right)
+            };
+            assert_eq!(line(&ours), line(real), "{ours}");
+        }
+        // The youngest first.
+        let order: Vec<_> = ours.lines().skip(2).filter_map(|l| l.split(' ').next()).collect();
+        assert_eq!(order[..2], [long, "kmalloc-64"]);
+        assert_eq!(order.last(), Some(&"kmem_cache"));
+        let row: Vec<_> = ours.lines().nth(2).unwrap().split_whitespace().collect();
+        let info = m.kmem_cache_info(&cache);
+        assert_eq!(row[1], info.active_objects.to_string());
+        assert!(info.active_objects >= 100);
+        assert_eq!((row[2], row[3]), (info.objects.to_string().as_str(), "168"));
+        for at in held.into_iter().chain([small]) {
+            // SAFETY: not used after.
+            unsafe { m.kfree(at.as_ptr()).unwrap() };
+        }
+        m.kmem_cache_destroy(cache).unwrap();
+    })
+    .unwrap();
 }

@@ -1,5 +1,5 @@
 //! The `/proc` texts \[T1, R5\]: their form against a real Linux 6.12, their numbers against the machine,
-//! and the distribution's `free` and `vmstat` on them.
+//! and the distribution's `free`, `vmstat` and `slabtop` on them.
 //!
 //! `golden/` holds what Linux 6.12 showed on a PC with 512 MiB and two CPUs, built without CMA.
 

@@ -1,4 +1,4 @@
-//! The distribution's `free` and `vmstat -s` on a machine's texts, put in the place of the kernel's in a mount
+//! The distribution's `free`, `vmstat -s` and `slabtop -o` on a machine's texts, put in the place of the kernel's in a mount
 //! namespace of their own.
 
 use crate::{recorded, text};
@@ -15,7 +15,7 @@ use std::{
 };
 
 const MOUNT_AND_RUN: &str = r#"
-mount --bind "$1/meminfo" /proc/meminfo && mount --bind "$1/vmstat" /proc/vmstat || exit 99
+for text in "$1"/*; do mount --bind "$text" "/proc/${text##*/}" || exit 99; done
 shift
 exec "$@"
 "#;
@@ -47,6 +47,9 @@ fn run(m: &Machine, test: &str, command: &[&str]) -> String {
     let dir = directory(test);
     fs::write(dir.join("meminfo"), text(|w| m.write_meminfo(w))).unwrap();
     fs::write(dir.join("vmstat"), text(|w| m.write_vmstat(w))).unwrap();
+    if Path::new("/proc/slabinfo").exists() {
+        fs::write(dir.join("slabinfo"), text(|w| m.write_slabinfo(w))).unwrap();
+    }
     let out = Command::new("unshare")
         .args(["-rm", "sh", "-c", MOUNT_AND_RUN, "sh"])
         .arg(&dir)
@@ -181,4 +184,43 @@ fn vmstat_s_says_what_the_machine_says() {
     }
     // From the kernel's own `stat`, which is left in place.
     assert!(shown["boot time"] > 0 && shown["forks"] > 0);
+}
+
+#[test]
+fn slabtop_says_what_the_machine_says() {
+    if !possible("slabtop") {
+        return;
+    }
+    if !Path::new("/proc/slabinfo").exists() {
+        eprintln!("SKIPPED: slabtop on our /proc texts: this kernel has no slabinfo");
+        return;
+    }
+    let m = busy();
+    m.run(|_| {
+        let held: Vec<_> = (0..5000).map(|_| m.kmalloc(192, Gfp::KERNEL).unwrap()).collect();
+        let out = run(&m, "slabtop", &["slabtop", "-o", "-s", "c"]);
+        let row = out
+            .lines()
+            .find(|line| line.trim_end().ends_with(" kmalloc-192"))
+            .unwrap_or_else(|| panic!("{out}"));
+        let row: Vec<_> = row.split_whitespace().collect();
+        let mut info = None;
+        m.for_each_cache(|i| {
+            if i.name.as_str() == "kmalloc-192" {
+                info = Some(*i);
+            }
+        });
+        let info = info.unwrap();
+        // OBJS ACTIVE USE OBJ SIZE SLABS OBJ/SLAB CACHE SIZE NAME
+        assert_eq!(row[0], info.objects.to_string(), "{out}");
+        assert_eq!(row[1], info.active_objects.to_string(), "{out}");
+        assert_eq!((row[3], row[4]), ("0.19K", info.slabs.to_string().as_str()), "{out}");
+        assert_eq!(row[5], info.objects_per_slab.to_string(), "{out}");
+        assert_eq!(row[6], format!("{}K", info.slabs * 4), "{out}");
+        for at in held {
+            // SAFETY: not used after.
+            unsafe { m.kfree(at.as_ptr()).unwrap() };
+        }
+    })
+    .unwrap();
 }
