@@ -17,6 +17,7 @@
 //!   kmem                           one machine
 //! ```
 
+pub mod alloc;
 mod buddy;
 pub mod context;
 mod error;

@@ -11,7 +11,7 @@ use crate::{
         Objects, SlabFlags,
     },
 };
-use core::ptr::NonNull;
+use core::{alloc::Layout, ptr::NonNull};
 
 impl<P: Platform> Kmem<P> {
     #[inline(always)]
@@ -200,6 +200,29 @@ impl<P: Platform> Kmem<P> {
     #[track_caller]
     pub fn kmalloc(&self, size: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
         self.objects().kmalloc(size, gfp)
+    }
+
+    /// As [`kmalloc`](Self::kmalloc), for a layout: aligned as it says, up to a frame. A layout without a
+    /// size gives an address that is aligned and nothing else.
+    ///
+    /// # Errors
+    /// As [`kmalloc`](Self::kmalloc); `NoMemory` for an alignment of more than a frame.
+    #[inline]
+    #[track_caller]
+    pub fn kmalloc_layout(&self, layout: Layout, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        let (size, align) = (layout.size(), layout.align());
+        if size == 0 {
+            return Ok(layout.dangling_ptr());
+        }
+        if align <= 8 {
+            return self.kmalloc(size, gfp);
+        }
+        if align > self.page_size() {
+            return Err(AllocError::NoMemory);
+        }
+        // Powers of two are aligned to themselves.
+        let size = size.max(align).checked_next_power_of_two().ok_or(AllocError::NoMemory)?;
+        self.kmalloc(size, gfp)
     }
 
     /// `kzalloc`: as [`kmalloc`](Self::kmalloc), zeroed.
