@@ -8,14 +8,14 @@ use crate::{
     },
     kmem::Kmem,
     platform::Platform,
-    slab::{CacheError, CacheInfo, KmemCache, SlabFlags},
+    slab::{CacheError, CacheInfo, KmemCache, Object, SlabFlags},
 };
 use core::{
     fmt,
     marker::PhantomData,
     mem::ManuallyDrop,
     ops::{Deref, DerefMut},
-    ptr::{self, NonNull},
+    ptr,
 };
 
 /// A cache of values of one type.
@@ -78,10 +78,10 @@ impl<'k, P: Platform, T> Cache<'k, P, T> {
     #[inline]
     #[track_caller]
     pub fn alloc(&self, value: T, gfp: Gfp) -> Result<Slot<'_, P, T>, AllocError> {
-        let at = self.kmem.kmem_cache_alloc(&self.cache, gfp)?.cast::<T>();
+        let object = self.kmem.objects().alloc_owned(&self.cache, gfp)?;
         // SAFETY: an object of T's size and alignment, just given to us.
-        unsafe { at.write(value) };
-        Ok(Slot { cache: self, at, _owns: PhantomData })
+        unsafe { object.at.cast::<T>().write(value) };
+        Ok(Slot { cache: self, object, _owns: PhantomData })
     }
 
     /// As [`alloc`](Self::alloc), with a capability \[C2\].
@@ -127,7 +127,7 @@ impl<P: Platform, T> Drop for Cache<'_, P, T> {
 /// A value in an object of a [`Cache`], and the only owner of it.
 pub struct Slot<'c, P: Platform, T> {
     cache: &'c Cache<'c, P, T>,
-    at: NonNull<T>,
+    object: Object,
     _owns: PhantomData<T>,
 }
 
@@ -141,7 +141,7 @@ impl<P: Platform, T> Slot<'_, P, T> {
     pub fn into_inner(this: Self) -> T {
         let this = ManuallyDrop::new(this);
         // SAFETY: the value is ours; the object is given back next, without dropping it again.
-        let value = unsafe { this.at.read() };
+        let value = unsafe { this.object.at.cast::<T>().read() };
         this.free();
         value
     }
@@ -149,8 +149,7 @@ impl<P: Platform, T> Slot<'_, P, T> {
     #[inline]
     fn free(&self) {
         // A misuse (somebody freed it under us) is reported by the callee.
-        // SAFETY: the object is ours, and this the last use of it.
-        let _ = unsafe { self.cache.kmem.kmem_cache_free(&self.cache.cache, self.at.cast()) };
+        let _ = self.cache.kmem.objects().free_owned(&self.cache.cache, self.object);
     }
 }
 
@@ -158,7 +157,7 @@ impl<P: Platform, T> Drop for Slot<'_, P, T> {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: the value is ours, and not used after.
-        unsafe { ptr::drop_in_place(self.at.as_ptr()) };
+        unsafe { ptr::drop_in_place(self.object.at.cast::<T>().as_ptr()) };
         self.free();
     }
 }
@@ -169,7 +168,7 @@ impl<P: Platform, T> Deref for Slot<'_, P, T> {
     #[inline(always)]
     fn deref(&self) -> &T {
         // SAFETY: a T, ours.
-        unsafe { self.at.as_ref() }
+        unsafe { self.object.at.cast::<T>().as_ref() }
     }
 }
 
@@ -177,7 +176,7 @@ impl<P: Platform, T> DerefMut for Slot<'_, P, T> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: a T, ours, borrowed mutably.
-        unsafe { self.at.as_mut() }
+        unsafe { self.object.at.cast::<T>().as_mut() }
     }
 }
 

@@ -15,7 +15,7 @@ use core::{alloc::Layout, ptr::NonNull};
 
 impl<P: Platform> Kmem<P> {
     #[inline(always)]
-    fn objects(&self) -> Objects<'_, P, Vmscan> {
+    pub(crate) fn objects(&self) -> Objects<'_, P, Vmscan> {
         self.pages.reclaim().objects(&self.pages)
     }
 

@@ -267,7 +267,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let mut emptied = [0; EMPTIED];
         let mut nr = 0;
         m.drain_oldest(n, |object| {
-            let offset = map.direct_offset(object.at.addr());
+            let offset = map.direct_offset(object.at.addr().get());
             let Some(pfn) = map.owned_frame(offset, P::PAGE_SHIFT) else { return };
             let slab = self.slab(d, pfn);
             let at = self.node_of(slab.head);

@@ -149,7 +149,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         let id = id(size, gfp);
         let at = match self.take_hot(id, gfp - CHOSEN, |_| true) {
-            Some(at) => at,
+            Some(object) => object.at,
             None => self.kmalloc_slow(size, gfp, None)?,
         };
         if gfp.contains(Gfp::ZERO) {
@@ -196,7 +196,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         let there = self.root().and_then(|root| root.cache(id(size, gfp)));
         let made = there.or_else(|| self.make_kmalloc_cache(class(size), kind(gfp), gfp));
-        self.alloc_slow(made.ok_or(AllocError::NoMemory)?, gfp - CHOSEN, node)
+        let d = made.ok_or(AllocError::NoMemory)?;
+        self.alloc_slow(d, gfp - CHOSEN, node).map(|object| object.at)
     }
 
     fn make_kmalloc_cache(

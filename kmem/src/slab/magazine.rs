@@ -23,7 +23,7 @@ use super::{
     state::State,
 };
 use core::{
-    ptr,
+    ptr::{self, NonNull},
     sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed},
 };
 
@@ -40,8 +40,8 @@ const _: () = {
 
 /// A free object.
 #[derive(Clone, Copy)]
-pub(super) struct Object {
-    pub(super) at: *mut u8,
+pub(crate) struct Object {
+    pub(crate) at: NonNull<u8>,
     pub(super) state: State,
 }
 
@@ -52,17 +52,20 @@ struct Slot {
 }
 
 impl Slot {
+    /// What is in the slot, which was written before.
     #[inline(always)]
     fn read(&self) -> Object {
+        let at = ptr::with_exposed_provenance_mut(self.at.load(Relaxed));
         Object {
-            at: ptr::with_exposed_provenance_mut(self.at.load(Relaxed)),
+            // SAFETY: `write` put it there, which is given no null.
+            at: unsafe { NonNull::new_unchecked(at) },
             state: State::from_addr(self.state.load(Relaxed)),
         }
     }
 
     #[inline(always)]
     fn write(&self, object: Object) {
-        self.at.store(object.at.expose_provenance(), Relaxed);
+        self.at.store(object.at.as_ptr().expose_provenance(), Relaxed);
         self.state.store(object.state.addr(), Relaxed);
     }
 }
@@ -83,6 +86,8 @@ pub(super) struct Magazine {
     inverse: u32,
     rotate: u32,
     states_at: u32,
+    /// `limit` for objects of an owner's, or 0 where a free must look where the object is from.
+    limit_owned: u32,
     cache: *const Descriptor,
     /// The CPU's side of the cache, while it has the magazine.
     pub(super) owner: AtomicPtr<CpuCache>,
@@ -105,6 +110,7 @@ pub(super) static NOTHING: Magazine = Magazine {
     inverse: 0,
     rotate: 0,
     states_at: OUTSIDE,
+    limit_owned: 0,
     cache: ptr::null(),
     owner: AtomicPtr::new(ptr::null_mut()),
     next: AtomicPtr::new(ptr::null_mut()),
@@ -153,6 +159,7 @@ impl Magazine {
             inverse,
             rotate,
             states_at,
+            limit_owned: if several_nodes { 0 } else { cap * SLOT },
             cache: d,
             owner: AtomicPtr::new(ptr::null_mut()),
             next: AtomicPtr::new(ptr::null_mut()),
@@ -188,6 +195,13 @@ impl Magazine {
     #[inline(always)]
     pub(super) fn is_of(&self, d: &Descriptor) -> bool {
         ptr::eq(self.cache, d)
+    }
+
+    /// As `room`, if what is freed here may stay here.
+    #[inline(always)]
+    pub(super) fn room_for_owned(&self) -> Option<Room<'_>> {
+        let top = self.top.load(Relaxed);
+        (top < self.limit_owned).then_some(Room { m: self, top })
     }
 
     /// The place behind the last object, if there is one; good while nothing else is done to the magazine.

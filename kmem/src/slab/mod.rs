@@ -63,6 +63,7 @@ use core::{
     ptr::NonNull,
     sync::atomic::{AtomicPtr, Ordering::Acquire},
 };
+pub(crate) use magazine::Object;
 
 bitflags::bitflags! {
     /// What a cache is to be like \[S5\].

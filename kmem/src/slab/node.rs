@@ -23,6 +23,7 @@ use crate::{
     platform::{Level, Platform},
     types::Pfn,
 };
+use core::ptr::NonNull;
 
 /// Bits of a frame's owner that are the cache's number; the rest is the colour.
 pub(super) const OWNER_BITS: u32 = 9;
@@ -51,7 +52,7 @@ pub(super) struct Slab {
     /// Its first frame.
     pub(super) head: u32,
     /// Its first object.
-    first: *mut u8,
+    first: NonNull<u8>,
     states: *mut u8,
 }
 
@@ -64,7 +65,9 @@ impl Slab {
     }
 
     fn object(&self, d: &Descriptor, i: u32) -> Object {
-        let at = self.first.wrapping_add((i * d.layout.stride) as usize);
+        let offset = (i * d.layout.stride) as usize;
+        // SAFETY: callers stay below the number of objects, so this is inside the slab.
+        let at = unsafe { self.first.add(offset) };
         Object { at, state: self.state(i) }
     }
 }
@@ -85,7 +88,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             start.wrapping_add(d.layout.states_at as usize)
         };
         let first = start.wrapping_add((colour * d.layout.colour_step) as usize);
-        Slab { head, first, states }
+        // A slab is not at address 0.
+        Slab { head, first: NonNull::new(first).unwrap_or(NonNull::dangling()), states }
     }
 
     /// The state bytes of a slab that has them outside.
@@ -116,10 +120,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         &self,
         d: &Descriptor,
         pfn: u32,
-        at: *mut u8,
+        at: NonNull<u8>,
     ) -> Option<(Slab, Object)> {
         let slab = self.slab(d, pfn);
-        let i = d.layout.index(at.addr().wrapping_sub(slab.first.addr()) as u32)?;
+        let i = d.layout.index(at.addr().get().wrapping_sub(slab.first.addr().get()) as u32)?;
         let object = Object { at, state: slab.state(i) };
         Some((slab, object))
     }
@@ -187,7 +191,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     pub(super) fn each_live(&self, d: &Descriptor, head: u32, mut f: impl FnMut(usize)) {
         let slab = self.slab(d, head);
         let objects = (0..d.layout.nr).map(|i| slab.object(d, i));
-        objects.filter(|o| o.state.get() == state::LIVE).for_each(|o| f(o.at.addr()));
+        objects.filter(|o| o.state.get() == state::LIVE).for_each(|o| f(o.at.addr().get()));
     }
 
     /// Takes up to `want` objects out of a node's slabs, partial ones first, and makes them `to`.
@@ -344,7 +348,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         for i in 0..d.layout.nr {
             slab.state(i).set(state::FREE);
             if let Some(ctor) = d.ctor {
-                ctor(slab.object(d, i).at);
+                ctor(slab.object(d, i).at.as_ptr());
             }
         }
         self.pages.mod_node_page_state(node, Self::slab_stat(d), 1 << order);
@@ -409,13 +413,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     ) -> Result<*mut u8, AllocError> {
         let d = root.internal(which);
         // Failing is no reason for a report: the request goes on without.
-        self.alloc_locked(root, d, gfp | Gfp::NOWARN, None)
+        self.alloc_locked(root, d, gfp | Gfp::NOWARN, None).map(|object| object.at.as_ptr())
     }
 
     pub(super) fn internal_free(&self, root: &'static Root, which: Internal, at: *mut u8) {
         let d = root.internal(which);
         let offset = self.pages.map().direct_offset(at.addr());
         if let Some(pfn) = self.pages.map().owned_frame(offset, P::PAGE_SHIFT)
+            && let Some(at) = NonNull::new(at)
             && let Some((slab, object)) = self.object_at(d, pfn, at)
         {
             self.give_home(root, d, &slab, object);
@@ -429,11 +434,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         d: &'static Descriptor,
         gfp: Gfp,
         node: Option<usize>,
-    ) -> Result<*mut u8, AllocError> {
+    ) -> Result<Object, AllocError> {
         let mut at = node.unwrap_or_else(|| self.here());
         loop {
             if let Some(object) = self.take_one(d, at) {
-                return Ok(object.at);
+                return Ok(object);
             }
             match self.grow(root, d, gfp, node) {
                 Ok(grown) => at = grown,
@@ -443,7 +448,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     let found = (!gfp.contains(Gfp::THISNODE))
                         .then(|| others().find_map(|n| self.take_one(d, n)))
                         .flatten();
-                    return found.map(|object| object.at).ok_or(e);
+                    return found.ok_or(e);
                 }
             }
         }

@@ -34,15 +34,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Allocates an object of a cache.
     #[inline(always)]
     #[track_caller]
-    pub(super) fn alloc(self, d: &'static Descriptor, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
-        let at = match self.take_hot(d.id, gfp, |m| m.is_of(d)) {
-            Some(at) => at,
+    pub(super) fn alloc(self, d: &'static Descriptor, gfp: Gfp) -> Result<Object, AllocError> {
+        let object = match self.take_hot(d.id, gfp, |m| m.is_of(d)) {
+            Some(object) => object,
             None => self.alloc_slow(d, gfp, None)?,
         };
         if gfp.contains(Gfp::ZERO) {
-            self.zero(d, at);
+            self.zero(d, object.at);
         }
-        Ok(at)
+        Ok(object)
     }
 
     #[inline(never)]
@@ -59,7 +59,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         id: u16,
         gfp: Gfp,
         is_right: impl FnOnce(&Magazine) -> bool,
-    ) -> Option<NonNull<u8>> {
+    ) -> Option<Object> {
         if gfp.intersects(ZONES) {
             return None;
         }
@@ -77,7 +77,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 && let Some(object) = m.pop()
             {
                 object.state.set(state::LIVE);
-                taken = NonNull::new(object.at);
+                taken = Some(object);
             }
             self.pages.disown_idle(cpu);
         }
@@ -89,7 +89,22 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(always)]
     #[track_caller]
     pub(crate) fn alloc_from(self, cache: &KmemCache, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
-        self.alloc(cache.0, gfp)
+        self.alloc(cache.0, gfp).map(|object| object.at)
+    }
+
+    /// As `alloc_from`, for the owner of a cache of this machine, who frees by
+    /// [`free_owned`](Self::free_owned).
+    #[inline(always)]
+    #[track_caller]
+    pub(crate) fn alloc_owned(self, cache: &KmemCache, gfp: Gfp) -> Result<Object, AllocError> {
+        let object = match self.take_hot(cache.0.id, gfp, |_| true) {
+            Some(object) => object,
+            None => self.alloc_slow(cache.0, gfp, None)?,
+        };
+        if gfp.contains(Gfp::ZERO) {
+            self.zero(cache.0, object.at);
+        }
+        Ok(object)
     }
 
     /// `kmem_cache_alloc_node`.
@@ -102,7 +117,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     ) -> Result<NonNull<u8>, AllocError> {
         match usize::try_from(node) {
             Ok(node) => self.alloc_node(cache.0, gfp, node),
-            Err(_) => self.alloc(cache.0, gfp),
+            Err(_) => self.alloc_from(cache, gfp),
         }
     }
 
@@ -113,11 +128,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
         node: usize,
     ) -> Result<NonNull<u8>, AllocError> {
-        let at = self.alloc_slow(d, gfp, Some(node))?;
+        let object = self.alloc_slow(d, gfp, Some(node))?;
         if gfp.contains(Gfp::ZERO) {
-            self.zero(d, at);
+            self.zero(d, object.at);
         }
-        Ok(at)
+        Ok(object.at)
     }
 
     /// `kmem_cache_alloc_bulk`.
@@ -130,7 +145,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     ) -> Result<(), AllocError> {
         for i in 0..objects.len() {
             match self.alloc(cache.0, gfp) {
-                Ok(at) => objects[i] = at,
+                Ok(object) => objects[i] = object.at,
                 Err(e) => {
                     for at in &objects[..i] {
                         // It was allocated just now.
@@ -158,7 +173,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         d: &'static Descriptor,
         gfp: Gfp,
         node: Option<usize>,
-    ) -> Result<NonNull<u8>, AllocError> {
+    ) -> Result<Object, AllocError> {
         let asked = gfp - ZONES;
         let context = self.pages.context();
         if context.in_nmi() || (gfp.may_block() && !context.may_sleep()) {
@@ -176,12 +191,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         loop {
             if node.is_none_or(|n| n == self.here()) {
                 self.prepare(root, d, asked);
-                if let Some(at) = self.take_refilled(d) {
-                    return Ok(at);
+                if let Some(object) = self.take_refilled(d) {
+                    return Ok(object);
                 }
             }
             match self.alloc_locked(root, d, asked, node) {
-                Ok(at) => return NonNull::new(at).ok_or(AllocError::NoMemory),
+                Ok(object) => return Ok(object),
                 Err(AllocError::NoMemory) if gfp.contains(Gfp::NOFAIL) && gfp.may_block() => {
                     self.pages.platform().relax();
                 }
@@ -203,14 +218,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// An object by way of the CPU's magazines, if they can be filled.
-    fn take_refilled(&self, d: &'static Descriptor) -> Option<NonNull<u8>> {
+    fn take_refilled(&self, d: &'static Descriptor) -> Option<Object> {
         let p = self.pages.platform();
         let cpu = p.get_cpu()?;
         let mut at = None;
         if let Some(owned) = self.pages.own(cpu, Path::ObjAlloc) {
             if let Some(object) = self.pop_refilled(cpu, d) {
                 object.state.set(state::LIVE);
-                at = NonNull::new(object.at);
+                at = Some(object);
             }
             self.pages.disown(owned);
         }
@@ -223,7 +238,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[track_caller]
     pub(super) fn free(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
         let inside = |m: &Magazine, offset| m.state_inside(at, offset);
-        if self.put_hot(at, cache, inside) { Ok(()) } else { self.free_warm(at, cache) }
+        let put = NonNull::new(at).is_some_and(|at| self.put_hot(at, cache, inside));
+        if put { Ok(()) } else { self.free_warm(at, cache) }
     }
 
     /// The fast path for objects whose state bytes are outside of their slab.
@@ -234,7 +250,35 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let i = m.index_outside(offset)?;
             self.state_outside(offset, m.order(P::PAGE_SHIFT), i)
         };
-        if self.put_hot(at, cache, outside) { Ok(()) } else { self.free_slow(at, cache) }
+        let put = NonNull::new(at).is_some_and(|at| self.put_hot(at, cache, outside));
+        if put { Ok(()) } else { self.free_slow(at, cache) }
+    }
+
+    /// Frees an object whose only owner the caller is.
+    #[inline(always)]
+    #[track_caller]
+    pub(crate) fn free_owned(self, cache: &KmemCache, object: Object) -> Result<(), Misuse> {
+        let p = self.pages.platform();
+        if let Some(cpu) = p.get_cpu_fast() {
+            let mut done = false;
+            if cpu.path_raw() == Path::Idle as u8 {
+                self.pages.own_idle(cpu, Path::ObjFree);
+                // Nobody else frees it, so a look is enough; that somebody did is found out all the same.
+                if let Some(room) = self.loaded(cpu, cache.0.id).room_for_owned()
+                    && object.state.get() == state::LIVE
+                {
+                    object.state.set(state::CACHED);
+                    room.put(object);
+                    done = true;
+                }
+                self.pages.disown_idle(cpu);
+            }
+            p.put_cpu(cpu);
+            if done {
+                return Ok(());
+            }
+        }
+        self.free_slow(object.at.as_ptr(), Some(cache.0))
     }
 
     /// Frees a plain object to the CPU's magazine; `false`, and nothing changed, if it is not plain or there
@@ -242,7 +286,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(always)]
     fn put_hot(
         self,
-        at: *mut u8,
+        at: NonNull<u8>,
         cache: Option<&Descriptor>,
         state_of: impl FnOnce(&Magazine, usize) -> Option<State>,
     ) -> bool {
@@ -250,7 +294,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let Some(cpu) = p.get_cpu_fast() else { return false };
         let mut done = false;
         let map = self.pages.map();
-        let offset = map.direct_offset(at.addr());
+        let offset = map.direct_offset(at.addr().get());
         // In an NMI handler the path is not idle.
         if cpu.path_raw() == Path::Idle as u8
             && let Some(owner) = map.owner_cell(offset, P::PAGE_SHIFT)
@@ -308,7 +352,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if d.largest.is_none() {
             return Err(self.pages.misuse(Misuse::NotAnObject { addr }));
         }
-        let Some((slab, object)) = self.object_at(d, pfn, at) else {
+        let found = NonNull::new(at).and_then(|at| self.object_at(d, pfn, at));
+        let Some((slab, object)) = found else {
             return Err(self.pages.misuse(Misuse::InsideObject { addr, cache: d.name }));
         };
         if !object.state.free() {
@@ -338,7 +383,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let owner = map.owner_at(offset, P::PAGE_SHIFT);
         let d = self.root()?.cache((usize::from(owner) % MAX_CACHES) as u16)?;
         let pfn = map.owned_frame(offset, P::PAGE_SHIFT)?;
-        let (_, object) = self.object_at(d, pfn, at)?;
+        let (_, object) = self.object_at(d, pfn, NonNull::new(at)?)?;
         (object.state.get() == state::LIVE).then_some(d)
     }
 }

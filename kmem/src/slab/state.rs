@@ -27,7 +27,7 @@ pub(super) const LIVE: u8 = 2;
 
 /// The place of one object's state byte.
 #[derive(Clone, Copy)]
-pub(super) struct State(*const AtomicU8);
+pub(crate) struct State(*const AtomicU8);
 
 impl State {
     /// The state byte at `at`.

@@ -2,7 +2,7 @@
 
 use super::Recorder;
 use anyhow::{Result, anyhow};
-use kmem::{Config, Gfp, slab::SlabFlags};
+use kmem::{Config, Gfp, alloc::Cache, slab::SlabFlags};
 use kmem_hosted::{Machine, Shape};
 use std::{hint::black_box, ptr::NonNull};
 
@@ -41,6 +41,14 @@ fn on(r: &Recorder, who: &str, m: &Machine) -> Result<()> {
             }
         }
     })?;
+    let typed = Cache::new(m, "typed", SlabFlags::NO_MERGE)?;
+    r.twice("slot-pair", who, 1, |n| {
+        for i in 0..n {
+            if let Ok(slot) = typed.alloc(i, Gfp::KERNEL) {
+                black_box(&*slot);
+            }
+        }
+    })?;
     for round in 0..8 {
         let mut blocks = Vec::with_capacity(4096);
         let mut take = || {
@@ -71,7 +79,7 @@ fn on(r: &Recorder, who: &str, m: &Machine) -> Result<()> {
 /// What the loops around the objects cost.
 pub fn harness(r: &Recorder) -> Result<()> {
     let who = "harness";
-    for op in ["kmalloc-64-pair", "cache-64-pair"] {
+    for op in ["kmalloc-64-pair", "cache-64-pair", "slot-pair"] {
         r.twice(op, who, 1, |n| {
             for _ in 0..n {
                 black_box(8_usize);
