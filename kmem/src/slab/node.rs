@@ -24,6 +24,11 @@ use crate::{
     types::Pfn,
 };
 
+use core::sync::atomic::{
+    Ordering::{Acquire, Release},
+    fence,
+};
+
 /// Bits of a frame's owner that are the cache's number; the rest is the colour.
 pub(super) const OWNER_BITS: u32 = 9;
 const _: () =
@@ -33,7 +38,7 @@ const _: () =
 const KEPT_EMPTY: u32 = 1;
 
 /// What of a request's flags concerns the pages of a new slab.
-const FOR_PAGES: Gfp = Gfp::RECLAIM
+pub(super) const FOR_PAGES: Gfp = Gfp::RECLAIM
     .union(Gfp::IO)
     .union(Gfp::FS)
     .union(Gfp::HIGH)
@@ -45,6 +50,9 @@ const FOR_PAGES: Gfp = Gfp::RECLAIM
     .union(Gfp::NOFAIL)
     .union(Gfp::HARDWALL)
     .union(Gfp::THISNODE);
+
+/// How often a request that may reclaim tries.
+const RETRIES: Gfp = Gfp::NORETRY.union(Gfp::RETRY_MAYFAIL).union(Gfp::NOFAIL);
 
 /// A slab, found.
 pub(super) struct Slab {
@@ -70,15 +78,22 @@ impl Slab {
 }
 
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
-    /// The slab of a cache that the frame belongs to.
+    /// The slab of a cache that the frame belongs to; `None` if it ceases to be one meanwhile.
     pub(super) fn slab(&self, d: &Descriptor, pfn: u32) -> Option<Slab> {
         let map = self.pages.map();
         let head = pfn & !((1 << d.layout.order) - 1);
         let start = self.pages.platform().direct_map(Pfn(head))?.as_ptr();
         let offset = map.direct_offset(start.addr());
-        let colour = u32::from(map.owner_at(offset, P::PAGE_SHIFT) >> OWNER_BITS);
+        let owner = map.owner_at(offset, P::PAGE_SHIFT);
+        let colour = u32::from(owner >> OWNER_BITS);
         let states = if d.layout.states_at == OUTSIDE {
             let (high, low) = map.page_in_map(head + 1).lru();
+            // Acquire pairs with the Release in `release`: if what was read is not the address, because an
+            // object is freed twice and its slab goes meanwhile, then the frames have lost their owner.
+            fence(Acquire);
+            if owner == 0 || map.owner_at(offset, P::PAGE_SHIFT) != owner {
+                return None;
+            }
             let addr = u64::from(high) << 32 | u64::from(low);
             core::ptr::with_exposed_provenance_mut(addr as usize)
         } else {
@@ -186,8 +201,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let Some(slab) = self.slab(d, head) else { break };
             let mut taken = 0;
             let before = self.pages.map().page_in_map(head).free_objects();
+            let mut left = before;
             for i in 0..d.layout.nr {
-                if got + taken == want || taken == before {
+                if got + taken == want || left == 0 {
                     break;
                 }
                 let object = slab.object(d, i);
@@ -195,10 +211,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     object.state.set(to);
                     out(object);
                     taken += 1;
+                    left -= 1;
                 }
             }
+            if got + taken < want {
+                // All was looked at. More are counted only where somebody wrote to the state bytes.
+                left = 0;
+            }
             got += taken;
-            self.change_free(lists, d, head, before, before - taken);
+            self.change_free(lists, d, head, before, left);
         }
         got
     }
@@ -341,6 +362,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return;
         }
         map.set_owner(head, 1 << d.layout.order, 0);
+        // Release pairs with the Acquire in `slab`.
+        fence(Release);
         if d.layout.states_at == OUTSIDE {
             map.page_in_map(head + 1).set_lru(0, 0);
             self.drop_states(root, d, slab.states);
@@ -388,23 +411,42 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
         node: Option<usize>,
     ) -> Result<*mut u8, AllocError> {
-        let mut at = node.unwrap_or_else(|| self.here());
-        loop {
-            if let Some(object) = self.take_one(d, at) {
+        let at = node.unwrap_or_else(|| self.here());
+        if let Some(object) = self.take_one(d, at) {
+            return Ok(object.at);
+        }
+        let bound = gfp.contains(Gfp::THISNODE);
+        if !bound && self.pages.nr_nodes() > 1 {
+            // A slab of this node, if it has memory to spare; else what other nodes have. Without that every
+            // request of a node whose slabs come from elsewhere would make another one.
+            let spare = gfp - Gfp::DIRECT_RECLAIM - RETRIES | Gfp::THISNODE | Gfp::NOWARN;
+            if self.grow(root, d, spare, Some(at)).is_ok()
+                && let Some(object) = self.take_one(d, at)
+            {
                 return Ok(object.at);
             }
-            match self.grow(root, d, gfp, node) {
-                Ok(grown) => at = grown,
-                Err(e) => {
-                    // What other nodes have left is better than nothing, unless one was asked for.
-                    let others = || self.pages.nodes_from(at).filter(|n| *n != at);
-                    let found = (!gfp.contains(Gfp::THISNODE))
-                        .then(|| others().find_map(|n| self.take_one(d, n)))
-                        .flatten();
-                    return found.map(|object| object.at).ok_or(e);
-                }
+            if let Some(object) = self.take_elsewhere(d, at) {
+                return Ok(object.at);
             }
         }
+        loop {
+            let e = match self.grow(root, d, gfp, node) {
+                Ok(grown) => match self.take_one(d, grown) {
+                    Some(object) => return Ok(object.at),
+                    None => continue,
+                },
+                Err(e) => e,
+            };
+            // Somebody may have freed one meanwhile.
+            let found = self.take_one(d, at);
+            let found = if bound { found } else { found.or_else(|| self.take_elsewhere(d, at)) };
+            return found.map(|object| object.at).ok_or(e);
+        }
+    }
+
+    /// Takes an object of another node than `at`, the nearest that has one.
+    fn take_elsewhere(&self, d: &Descriptor, at: usize) -> Option<Object> {
+        self.pages.nodes_from(at).filter(|n| *n != at).find_map(|n| self.take_one(d, n))
     }
 
     fn take_one(&self, d: &Descriptor, node: usize) -> Option<Object> {

@@ -12,6 +12,7 @@ use super::{
     KmemCache, Objects,
     cache::{Descriptor, MAX_CACHES, Root},
     magazine::{Magazine, Object},
+    node::Slab,
     state,
 };
 use crate::{
@@ -66,6 +67,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let p = self.pages.platform();
         let cpu = p.get_cpu_fast()?;
         let mut taken = None;
+        let mut late = false;
         // In an NMI handler the path is not idle.
         if (!gfp.may_block() || cpu.context().unpinned(P::PREEMPTIBLE).may_sleep())
             && cpu.path_raw() == Path::Idle as u8
@@ -78,10 +80,21 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     taken = NonNull::new(object.at);
                 }
                 self.pages.disown_idle(cpu);
+                late = cpu.deferred.load(Relaxed) != 0;
             }
         }
         p.put_cpu(cpu);
+        if late {
+            self.serve_late();
+        }
         taken
+    }
+
+    /// Does what others asked of this CPU while a fast path owned its lists.
+    #[cold]
+    #[inline(never)]
+    fn serve_late(&self) {
+        self.pages.handle_ipi();
     }
 
     /// `kmem_cache_alloc`.
@@ -158,11 +171,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
         node: Option<usize>,
     ) -> Result<NonNull<u8>, AllocError> {
+        let gfp = self.pages.allowed(gfp);
         let asked = gfp - ZONES;
-        let context = self.pages.context();
-        if context.in_nmi() || (gfp.may_block() && !context.may_sleep()) {
-            return Err(self.pages.refuse_context(gfp, 0));
-        }
+        self.check_context(gfp)?;
         if gfp.contains(Gfp::HIGHMEM) {
             return Err(self.pages.refuse(gfp, 0, GfpError::HighMemNeedsPage));
         }
@@ -174,7 +185,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         loop {
             if node.is_none_or(|n| n == self.here()) {
-                self.prepare(root, d, asked);
+                self.prepare(root, d);
                 if let Some(at) = self.take_refilled(d) {
                     return Ok(at);
                 }
@@ -189,15 +200,26 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
     }
 
-    /// Makes what the caller's CPU lacks for the cache.
-    fn prepare(&self, root: &'static Root, d: &'static Descriptor, gfp: Gfp) {
+    /// Refuses a request that its context does not allow.
+    #[track_caller]
+    pub(super) fn check_context(&self, gfp: Gfp) -> Result<(), AllocError> {
+        let context = self.pages.context();
+        if context.in_nmi() || (self.pages.allowed(gfp).may_block() && !context.may_sleep()) {
+            return Err(self.pages.refuse_context(gfp, 0));
+        }
+        Ok(())
+    }
+
+    /// Makes what the caller's CPU lacks for the cache, if there is memory to spare: nobody reclaims for that
+    /// or takes from the reserves.
+    fn prepare(&self, root: &'static Root, d: &'static Descriptor) {
         let Some(cpu) = self.pages.platform().this_cpu() else { return };
         if cpu.path_raw() >= Path::FIRST_OWNER {
             return;
         }
         match self.cpu_cache(cpu, d.id) {
-            None => self.equip(root, d, gfp - Gfp::NOFAIL),
-            Some(_) => self.retune(root, d, gfp - Gfp::NOFAIL),
+            None => self.equip(root, d, Gfp::NOWAIT),
+            Some(_) => self.retune(root, d, Gfp::NOWAIT),
         }
     }
 
@@ -231,6 +253,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let p = self.pages.platform();
         let Some(cpu) = p.get_cpu_fast() else { return false };
         let mut done = false;
+        let mut late = false;
         let map = self.pages.map();
         let offset = map.direct_offset(at.addr());
         // In an NMI handler the path is not idle.
@@ -257,9 +280,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     }
                 }
                 self.pages.disown_idle(cpu);
+                late = cpu.deferred.load(Relaxed) != 0;
             }
         }
         p.put_cpu(cpu);
+        if late {
+            self.serve_late();
+        }
         done
     }
 
@@ -294,9 +321,24 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let Some((slab, object)) = self.object_at(d, pfn, at) else {
             return Err(self.pages.misuse(Misuse::InsideObject { addr, cache: d.name }));
         };
-        if !object.state.free() {
-            return Err(self.pages.misuse(Misuse::ObjectFree { addr, cache: d.name }));
+        let live = object.state.free();
+        if live && map.owner_at(offset, P::PAGE_SHIFT) != owner {
+            // Freed twice, and its slab went meanwhile: that byte was somebody else's.
+            object.state.set(state::LIVE);
+        } else if live {
+            return self.put_slow(root, d, &slab, object);
         }
+        Err(self.pages.misuse(Misuse::ObjectFree { addr, cache: d.name }))
+    }
+
+    /// Puts an object that was just freed in a magazine, or else in its slab.
+    fn put_slow(
+        &self,
+        root: &'static Root,
+        d: &'static Descriptor,
+        slab: &Slab,
+        object: Object,
+    ) -> Result<(), Misuse> {
         let p = self.pages.platform();
         if let Some(cpu) = p.get_cpu() {
             let local = self.node_of(slab.head) == cpu.node();
@@ -310,7 +352,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 return Ok(());
             }
         }
-        self.give_home(root, d, &slab, object);
+        self.give_home(root, d, slab, object);
         Ok(())
     }
 
