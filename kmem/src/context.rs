@@ -195,6 +195,9 @@ const _: () = assert!(NR_PATHS <= NMI_PATH as usize);
 pub(crate) const DEFER_DRAIN: u32 = 1;
 /// As `DEFER_DRAIN`, for the magazines of objects.
 pub(crate) const DEFER_OBJECTS: u32 = 2;
+/// The CPU is at it. A request made meanwhile is one for another time round: what it is about may come too
+/// late for this one.
+pub(crate) const DEFER_OBJECTS_BUSY: u32 = 4;
 
 /// What the core keeps for one CPU. The platform owns one per possible CPU and says which one the
 /// caller is on.

@@ -273,7 +273,8 @@ impl<P: Platform> Kmem<P> {
     }
 
     /// `krealloc`: as many bytes of what is at `at` as fit, in at least `size` bytes: in place where they
-    /// fit there, else elsewhere, and `at` is freed. Null allocates; size 0 frees.
+    /// fit there, else elsewhere, and `at` is freed. Null allocates; size 0 frees. With `__GFP_ZERO` here and
+    /// wherever `at` came from, further bytes are zeros.
     ///
     /// # Safety
     /// `at` is null or from kmalloc, and nobody uses it any more if this succeeds.

@@ -13,7 +13,7 @@ use super::{
     slow::Reclaim,
 };
 use crate::{
-    context::{Cpu, DEFER_DRAIN, DEFER_OBJECTS, Path},
+    context::{Cpu, DEFER_DRAIN, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, Path},
     error::Misuse,
     platform::Platform,
     trace::Event,
@@ -148,7 +148,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Does what others left for this CPU, now that its lists are let go.
     #[cold]
     #[inline(never)]
-    pub(super) fn run_deferred(&self, cpu: &Cpu) {
+    pub(crate) fn run_deferred(&self, cpu: &Cpu) {
         if cpu.path_raw() >= Path::FIRST_OWNER {
             return;
         }
@@ -231,7 +231,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         cpu.set_online(false);
         if self.p.this_cpu().map(Cpu::id) == Some(id) {
             // Magazines first: slabs that become empty give pages to the lists.
-            self.reclaim.run_deferred(self, cpu);
+            cpu.deferred.fetch_or(DEFER_OBJECTS, AcqRel);
+            self.run_deferred(cpu);
             self.drain_this_cpu();
             return;
         }
@@ -241,11 +242,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Waits a little until the CPUs that were asked have drained their lists.
     fn await_drains(&self, of: impl Fn(&Cpu) -> bool) {
+        const ALL: u32 = DEFER_DRAIN | DEFER_OBJECTS | DEFER_OBJECTS_BUSY;
         let pending = || {
             (0..self.p.nr_cpu_ids())
                 .filter_map(|id| self.p.cpu(id))
                 // Acquire pairs with the AcqRel in `run_deferred`.
-                .any(|c| of(c) && c.deferred.load(Acquire) & (DEFER_DRAIN | DEFER_OBJECTS) != 0)
+                .any(|c| of(c) && c.deferred.load(Acquire) & ALL != 0)
         };
         let mut patience = DRAIN_PATIENCE;
         while patience > 0 && pending() {

@@ -120,7 +120,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return Err(self.refuse(gfp, order, e));
         }
         let context = self.context();
-        let mut gfp = gfp & Gfp::from_bits_retain(self.allowed.load(Relaxed));
+        let mut gfp = self.allowed(gfp);
         if context.in_nmi() || (gfp.may_block() && !context.may_sleep()) {
             return Err(self.refuse_context(gfp, order));
         }

@@ -394,6 +394,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.gate_set(GATE_BOOT_MASK, mask != Gfp::all());
     }
 
+    /// What is left of a request's flags under the mask.
+    pub(crate) fn allowed(&self, gfp: Gfp) -> Gfp {
+        gfp & Gfp::from_bits_retain(self.allowed.load(Relaxed))
+    }
+
     /// Sends every event to `sink`, or to nobody \[T2\].
     pub fn set_tracer(&self, sink: Option<&'static dyn TraceSink>) {
         *self.tracer.lock(&self.p) = sink;

@@ -16,7 +16,10 @@ use crate::{
     platform::{Level, Platform},
     types::Pfn,
 };
-use core::{fmt, sync::atomic::Ordering::Relaxed};
+use core::{
+    fmt, ptr,
+    sync::atomic::Ordering::{Acquire, Relaxed},
+};
 
 /// Live objects that a failing destroy names.
 const LISTED: u64 = 16;
@@ -160,10 +163,23 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
     }
 
+    /// Objects in the magazines of the CPUs, which may be busy with them meanwhile.
     fn in_cpus(&self, d: &Descriptor) -> u64 {
-        let mut sum = 0;
-        self.each_magazine(d, |m| sum += u64::from(m.nr()));
-        sum
+        let p = self.pages.platform();
+        let cpus = (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id));
+        cpus.map(|cpu| {
+            let m = self.loaded(cpu, d.id);
+            let (nr, owner) = (m.seen(), m.owner.load(Acquire));
+            // What was read of a magazine that is not loaded any more is nothing: its memory may be
+            // somebody else's by now. The CPU's side of a pinned cache stays.
+            if !ptr::eq(m, self.loaded(cpu, d.id)) {
+                return 0;
+            }
+            // SAFETY: null, or the CPU's side of the cache: the magazine is its loaded one.
+            let previous = unsafe { owner.as_ref() }.map_or(0, |cc| cc.previous().seen());
+            u64::from(nr) + u64::from(previous)
+        })
+        .sum()
     }
 
     /// Calls `f` with each slab of a list.

@@ -11,7 +11,7 @@ use super::{
     magazine::{MAGAZINES, Magazine, NOTHING},
 };
 use crate::{error::Name, sync::IrqLock};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed};
 
 /// Caches a machine may have; their numbers fit nine bits of a frame's owner.
 pub(super) const MAX_CACHES: usize = 512;
@@ -251,8 +251,9 @@ impl Root {
 
     /// The cache with a number.
     pub(super) fn cache(&self, id: u16) -> Option<&'static Descriptor> {
-        // SAFETY: null or a descriptor, which is taken off here before it goes.
-        unsafe { self.caches.get(usize::from(id))?.load(Relaxed).as_ref() }
+        // SAFETY: null or a descriptor, which is taken off here before it goes. Acquire pairs with the Release
+        // that put it there.
+        unsafe { self.caches.get(usize::from(id))?.load(Acquire).as_ref() }
     }
 
     /// All caches, internal ones included.

@@ -19,7 +19,7 @@ use super::{
     state,
 };
 use crate::{
-    context::{Cpu, DEFER_OBJECTS, Path},
+    context::{Cpu, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, Path},
     gfp::Gfp,
     page_alloc::Reclaim,
     platform::Platform,
@@ -292,12 +292,21 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// depot an empty one if a free found none there. The caller owns nothing.
     pub(super) fn retune(&self, root: &'static Root, d: &'static Descriptor, gfp: Gfp) {
         let p = self.pages.platform();
-        let Some(cpu) = p.this_cpu() else { return };
-        let Some(cc) = self.cpu_cache(cpu, d.id) else { return };
-        let (id, class) = (cpu.id(), cc.class.load(Relaxed) as usize % MAGAZINES.len());
-        if cc.flushed.load(Relaxed) != 0
-            && let Some(node) = d.nodes.get(cpu.node())
-        {
+        let Some(cpu) = p.get_cpu() else { return };
+        // Owned, or an interrupt could exchange magazines while they are looked at.
+        let seen = self.pages.own(cpu, Path::ObjRefill).and_then(|owned| {
+            let seen = self.cpu_cache(cpu, d.id).map(|cc| {
+                let class = cc.class.load(Relaxed) as usize % MAGAZINES.len();
+                let small = cc.previous().cap() < MAGAZINES[class];
+                (class, small, cc.flushed.load(Relaxed) != 0, cc.swings.load(Relaxed))
+            });
+            self.pages.disown(owned);
+            seen
+        });
+        let (id, node) = (cpu.id(), cpu.node());
+        p.put_cpu(cpu);
+        let Some((class, small, flushed, swings)) = seen else { return };
+        if flushed && let Some(node) = d.nodes.get(node) {
             let few = |lists: &Lists| lists.nr_full_magazines + lists.nr_empty_magazines < DEPOT;
             if few(&node.lists.lock(p))
                 && let Some(m) = self.make_magazine(root, d, class, gfp)
@@ -305,8 +314,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 push_empty(&mut node.lists.lock(p), m);
             }
         }
-        let small = cc.previous().cap() < MAGAZINES[class];
-        let grows = cc.swings.load(Relaxed) >= SWINGS && d.largest.is_some_and(|most| class < most);
+        let grows = swings >= SWINGS && d.largest.is_some_and(|most| class < most);
         if !small && !grows {
             return;
         }
@@ -360,8 +368,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// when its lists are owned beneath: whoever owns them answers.
     pub(super) fn answer(&self, cpu: &Cpu) {
         if let Some(owned) = self.pages.own(cpu, Path::ObjFlush) {
+            // Busy before the request is taken: whoever waits sees one of the two until all is done. AcqRel: a
+            // cache that its destroyer marked before the request is seen as dying.
+            cpu.deferred.fetch_or(DEFER_OBJECTS_BUSY, AcqRel);
+            cpu.deferred.fetch_and(!DEFER_OBJECTS, AcqRel);
             self.flush_owned(cpu);
-            self.pages.answered(owned, DEFER_OBJECTS);
+            self.pages.answered(owned, DEFER_OBJECTS_BUSY);
         }
     }
 
@@ -371,7 +383,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     pub(super) fn flush_all(&self) -> bool {
         let p = self.pages.platform();
         if let Some(cpu) = p.get_cpu() {
-            self.answer(cpu);
+            // As a request, so that one that comes from elsewhere meanwhile is looked for as well.
+            cpu.deferred.fetch_or(DEFER_OBJECTS, AcqRel);
+            self.pages.run_deferred(cpu);
             p.put_cpu(cpu);
         }
         let here = p.this_cpu().map(Cpu::id);
@@ -383,7 +397,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             p.kick(cpu.id());
         }
         // Acquire pairs with the AcqRel in `answer`.
-        let waiting = |cpu: &&Cpu| cpu.deferred.load(Acquire) & DEFER_OBJECTS != 0;
+        const ASKED: u32 = DEFER_OBJECTS | DEFER_OBJECTS_BUSY;
+        let waiting = |cpu: &&Cpu| cpu.deferred.load(Acquire) & ASKED != 0;
         if !self.pages.context().may_sleep() {
             return !others().any(|cpu| waiting(&cpu));
         }

@@ -282,10 +282,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     fn create_wanted(&self, wanted: &Wanted) -> Result<&'static Descriptor, CacheError> {
-        if !self.pages.context().may_sleep() {
+        let gfp = Gfp::KERNEL;
+        // Before interrupts are on nothing sleeps.
+        if self.pages.allowed(gfp).may_block() && !self.pages.context().may_sleep() {
             return Err(CacheError::Context);
         }
-        let gfp = Gfp::KERNEL;
         let root = self.make_root(gfp).ok_or(CacheError::NoMemory)?;
         match self.merge(root, wanted) {
             Some(d) => Ok(d),
@@ -368,13 +369,18 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// `kmem_cache_shrink`: returns the frames given back.
     pub(crate) fn shrink_cache(&self, cache: &KmemCache) -> u64 {
         let d = cache.0;
-        let Some(root) = self.own_root(d) else { return 0 };
+        let Some(root) = self.own_root(d).filter(|_| !self.pages.context().in_nmi()) else {
+            return 0;
+        };
         self.flush_all();
         (0..d.nodes.len()).map(|node| self.trim(root, d, node)).sum()
     }
 
     /// Gives back what magazines, depots and empty slabs of all caches hold; returns the frames.
     pub(crate) fn drop_slab(&self) -> u64 {
+        if self.pages.context().in_nmi() {
+            return 0;
+        }
         self.flush_all();
         // Once more for what the first pass freed of the layer's own.
         (0..2).map(|_| (0..self.pages.nr_nodes()).map(|n| self.shrink_node(n)).sum::<u64>()).sum()
@@ -395,6 +401,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             }
             // From here on nobody merges with it.
             d.dying.store(1, Release);
+        }
+        // Nobody pins it from here on either: what reports and reclaim look at stays while they do.
+        // Acquire pairs with the Release of those who looked at it.
+        while d.pins.load(Acquire) > 0 {
+            p.relax();
         }
         let answered = self.flush_all();
         self.free_retired(root, d);
@@ -422,10 +433,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         {
             let _registry = root.registry.lock(p);
             root.caches[usize::from(d.id)].store(ptr::null_mut(), Relaxed);
-        }
-        // Acquire pairs with the Release of those who looked at it.
-        while d.pins.load(Acquire) > 0 {
-            p.relax();
         }
         let nodes = d.nodes.as_ptr().cast_mut().cast();
         self.internal_free(root, Internal::Nodes, nodes);

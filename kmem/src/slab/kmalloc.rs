@@ -111,6 +111,16 @@ const _: () = {
     }
 };
 
+/// Zeroes what kmalloc returned for `size` bytes, as far as it may be used: krealloc may grow into it.
+///
+/// # Safety
+/// `at` is an object of the cache for `size` bytes, just given to the caller.
+#[inline(always)]
+unsafe fn zero(at: NonNull<u8>, size: usize) {
+    // SAFETY: the caller's.
+    unsafe { at.write_bytes(0, KMALLOC_SIZES[class(size)] as usize) };
+}
+
 /// The row of caches that a request is served from.
 #[inline(always)]
 const fn kind(gfp: Gfp) -> usize {
@@ -153,8 +163,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             None => self.kmalloc_slow(size, gfp, None)?,
         };
         if gfp.contains(Gfp::ZERO) {
-            // SAFETY: that many bytes, just given to us.
-            unsafe { at.write_bytes(0, size) };
+            // SAFETY: just given to us.
+            unsafe { zero(at, size) };
         }
         Ok(at)
     }
@@ -175,8 +185,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         let at = self.kmalloc_slow(size, gfp, Some(n))?;
         if gfp.contains(Gfp::ZERO) {
-            // SAFETY: that many bytes, just given to us.
-            unsafe { at.write_bytes(0, size) };
+            // SAFETY: just given to us.
+            unsafe { zero(at, size) };
         }
         Ok(at)
     }
@@ -190,10 +200,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
         node: Option<usize>,
     ) -> Result<NonNull<u8>, AllocError> {
-        let context = self.pages.context();
-        if context.in_nmi() || (gfp.may_block() && !context.may_sleep()) {
-            return Err(self.pages.refuse_context(gfp, 0));
-        }
+        self.check_context(gfp)?;
         let there = self.root().and_then(|root| root.cache(id(size, gfp)));
         let made = there.or_else(|| self.make_kmalloc_cache(class(size), kind(gfp), gfp));
         let d = made.ok_or(AllocError::NoMemory)?;
@@ -282,12 +289,17 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let Some(page) = self.large_at(at) else {
             return Err(self.pages.misuse(Misuse::NotAnObject { addr: at.addr() }));
         };
-        let order = page.state().order();
         // Of two that free it at once one takes the mark off.
         if !page.take_slab_mark() {
             return Err(self.pages.misuse(Misuse::NotAnObject { addr: at.addr() }));
         }
-        self.pages.__free_pages(page, order)
+        // Looked at now that the block is nobody else's.
+        let freed = self.pages.__free_pages(page, page.state().order());
+        if freed.is_err() {
+            // It is still in use as a page.
+            page.mark_slab(true);
+        }
+        freed
     }
 
     /// `ksize`: the bytes that may be used at an address that kmalloc returned; 0 for null and for what
@@ -326,6 +338,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if size <= old
             && let Some(at) = NonNull::new(at)
         {
+            if gfp.contains(Gfp::ZERO) {
+                // What it does not hold now is zeros when it grows again.
+                // SAFETY: `old` bytes may be used there.
+                unsafe { at.add(size).write_bytes(0, old - size) };
+            }
             return Ok(at);
         }
         let new = self.kmalloc(size, gfp)?;

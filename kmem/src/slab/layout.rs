@@ -91,7 +91,8 @@ impl Layout {
             inverse: inverse(stride >> rotate),
             rotate,
             colour_step,
-            colours: ((bytes - used) / colour_step).min(MAX_COLOURS - 1) + 1,
+            // Less than a stride, or objects of one colour would lie where those of another do.
+            colours: ((bytes - used).min(stride - 1) / colour_step).min(MAX_COLOURS - 1) + 1,
         }
     }
 

@@ -186,6 +186,11 @@ impl Magazine {
         self.top.load(Relaxed) / SLOT
     }
 
+    /// As [`nr`](Self::nr), for others than the owner: whatever the memory is by now, a number of objects.
+    pub(super) fn seen(&self) -> u32 {
+        self.nr().min(MAGAZINES[MAGAZINES.len() - 1])
+    }
+
     #[inline(always)]
     pub(super) fn cap(&self) -> u32 {
         self.limit / SLOT

@@ -61,7 +61,10 @@ use crate::{
 use cache::{Descriptor, Root};
 use core::{
     ptr::NonNull,
-    sync::atomic::{AtomicPtr, Ordering::Acquire},
+    sync::atomic::{
+        AtomicPtr,
+        Ordering::{Acquire, Relaxed, Release},
+    },
 };
 pub(crate) use magazine::Object;
 
@@ -135,7 +138,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// Zeroed pages for the layer itself.
     fn own_pages(&self, gfp: Gfp, order: u32) -> Option<NonNull<u8>> {
-        let page = self.pages.alloc_pages(gfp | Gfp::NOWARN, order).ok()?;
+        let page = self.pages.alloc_pages(gfp & node::FOR_PAGES | Gfp::NOWARN, order).ok()?;
         let pfn = self.pages.page_to_pfn(page)?;
         let Some(at) = self.pages.platform().direct_map(pfn) else {
             let _ = self.pages.__free_pages(page, order);
@@ -159,14 +162,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             if let Some(d) = self.pin(root, id) {
                 f(root, d);
                 // Release pairs with the Acquire of the destroyer.
-                d.pins.fetch_sub(1, core::sync::atomic::Ordering::Release);
+                d.pins.fetch_sub(1, Release);
             }
         }
     }
 
     fn pin(&self, root: &'static Root, id: u16) -> Option<&'static Descriptor> {
         let _registry = root.registry.lock(self.pages.platform());
-        let d = root.cache(id)?;
+        let d = root.cache(id).filter(|d| d.dying.load(Relaxed) == 0)?;
         d.pins.fetch_add(1, Acquire);
         Some(d)
     }

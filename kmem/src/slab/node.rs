@@ -23,7 +23,13 @@ use crate::{
     platform::{Level, Platform},
     types::Pfn,
 };
-use core::ptr::NonNull;
+use core::{
+    ptr::NonNull,
+    sync::atomic::{
+        Ordering::{Acquire, Release},
+        fence,
+    },
+};
 
 /// Bits of a frame's owner that are the cache's number; the rest is the colour.
 pub(super) const OWNER_BITS: u32 = 9;
@@ -34,7 +40,7 @@ const _: () =
 const KEPT_EMPTY: u32 = 1;
 
 /// What of a request's flags concerns the pages of a new slab.
-const FOR_PAGES: Gfp = Gfp::RECLAIM
+pub(super) const FOR_PAGES: Gfp = Gfp::RECLAIM
     .union(Gfp::IO)
     .union(Gfp::FS)
     .union(Gfp::HIGH)
@@ -46,6 +52,9 @@ const FOR_PAGES: Gfp = Gfp::RECLAIM
     .union(Gfp::NOFAIL)
     .union(Gfp::HARDWALL)
     .union(Gfp::THISNODE);
+
+/// How often a request that may reclaim tries.
+const RETRIES: Gfp = Gfp::NORETRY.union(Gfp::RETRY_MAYFAIL).union(Gfp::NOFAIL);
 
 /// A slab, found.
 pub(super) struct Slab {
@@ -83,7 +92,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let owner = map.owner_at(map.direct_offset(addr), P::PAGE_SHIFT);
         let colour = u32::from(owner >> OWNER_BITS);
         let states = if d.layout.states_at == OUTSIDE {
-            self.states_outside(head)
+            // Null only where the slab goes meanwhile.
+            self.states_outside(head, owner).unwrap_or_default()
         } else {
             start.wrapping_add(d.layout.states_at as usize)
         };
@@ -92,27 +102,32 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         Slab { head, first: NonNull::new(first).unwrap_or(NonNull::dangling()), states }
     }
 
-    /// The state bytes of a slab that has them outside.
-    fn states_outside(&self, head: u32) -> *mut u8 {
-        let (high, low) = self.pages.map().page_in_map(head + 1).lru();
+    /// The state bytes of a slab that has them outside, if its frames still have that owner.
+    fn states_outside(&self, head: u32, owner: u16) -> Option<*mut u8> {
+        let map = self.pages.map();
+        let (high, low) = map.page_in_map(head + 1).lru();
+        // Acquire pairs with the Release in `release`: if what was read is not the address, because an object
+        // is freed twice and its slab goes meanwhile, then the frames have lost their owner.
+        fence(Acquire);
+        let offset = map.direct_offset(map.direct_address(head, P::PAGE_SHIFT));
+        let still = owner != 0 && map.owner_at(offset, P::PAGE_SHIFT) == owner;
         let addr = u64::from(high) << 32 | u64::from(low);
-        core::ptr::with_exposed_provenance_mut(addr as usize)
+        still.then(|| core::ptr::with_exposed_provenance_mut(addr as usize))
     }
 
     /// The state byte of object `i` of the slab of `order` that an offset in the direct map is in, which has
-    /// them outside; `None` if the slab has gone meanwhile.
-    pub(super) fn state_outside(self, offset: usize, order: u32, i: u32) -> Option<State> {
-        let map = self.pages.map();
-        let head = map.frame_at(offset, P::PAGE_SHIFT) & !((1 << order) - 1);
-        let at = self.states_outside(head);
-        // What is there now may be anything, but a byte of such a cache is a state byte.
-        let owner = map.owner_at(map.direct_offset(at.addr()), P::PAGE_SHIFT);
-        let first = Internal::States(0).index() as u16 + 1;
-        // SAFETY: `grow` put the address of as many bytes there as the slab has objects; those of a slab that
-        // went are another's, or nobody's, but state bytes all the same.
-        (first..first + 4)
-            .contains(&owner)
-            .then(|| unsafe { State::new(at.wrapping_add(i as usize).cast()) })
+    /// them outside; `None` if the slab, which had that owner, goes meanwhile.
+    pub(super) fn state_outside(
+        self,
+        offset: usize,
+        owner: u16,
+        order: u32,
+        i: u32,
+    ) -> Option<State> {
+        let head = self.pages.map().frame_at(offset, P::PAGE_SHIFT) & !((1 << order) - 1);
+        let at = self.states_outside(head, owner)?;
+        // SAFETY: `grow` put the address of as many bytes there as the slab has objects.
+        Some(unsafe { State::new(at.wrapping_add(i as usize).cast()) })
     }
 
     /// The object of a cache at an address; `None` where none begins.
@@ -123,6 +138,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         at: NonNull<u8>,
     ) -> Option<(Slab, Object)> {
         let slab = self.slab(d, pfn);
+        if slab.states.is_null() {
+            return None;
+        }
         let i = d.layout.index(at.addr().get().wrapping_sub(slab.first.addr().get()) as u32)?;
         let object = Object { at, state: slab.state(i) };
         Some((slab, object))
@@ -234,7 +252,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             }
             page.set_next_object(i);
             got += taken;
-            self.change_free(lists, d, head, before, before - taken);
+            // Where all was looked at in vain, more were counted than there are: somebody wrote to the state
+            // bytes.
+            let left = if taken < most { 0 } else { before - taken };
+            self.change_free(lists, d, head, before, left);
         }
         got
     }
@@ -387,6 +408,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return;
         }
         map.set_owner(head, 1 << d.layout.order, 0);
+        // Release pairs with the Acquire in `states_outside`.
+        fence(Release);
         if d.layout.states_at == OUTSIDE {
             map.page_in_map(head + 1).set_lru(0, 0);
             self.drop_states(root, d, slab.states);
@@ -435,23 +458,42 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
         node: Option<usize>,
     ) -> Result<Object, AllocError> {
-        let mut at = node.unwrap_or_else(|| self.here());
-        loop {
-            if let Some(object) = self.take_one(d, at) {
+        let at = node.unwrap_or_else(|| self.here());
+        if let Some(object) = self.take_one(d, at) {
+            return Ok(object);
+        }
+        let bound = gfp.contains(Gfp::THISNODE);
+        if !bound && self.pages.nr_nodes() > 1 {
+            // A slab of this node, if it has memory to spare; else what other nodes have. Without that every
+            // request of a node whose slabs come from elsewhere would make another one.
+            let spare = (gfp - Gfp::DIRECT_RECLAIM - RETRIES) | Gfp::THISNODE | Gfp::NOWARN;
+            if self.grow(root, d, spare, Some(at)).is_ok()
+                && let Some(object) = self.take_one(d, at)
+            {
                 return Ok(object);
             }
-            match self.grow(root, d, gfp, node) {
-                Ok(grown) => at = grown,
-                Err(e) => {
-                    // What other nodes have left is better than nothing, unless one was asked for.
-                    let others = || self.pages.nodes_from(at).filter(|n| *n != at);
-                    let found = (!gfp.contains(Gfp::THISNODE))
-                        .then(|| others().find_map(|n| self.take_one(d, n)))
-                        .flatten();
-                    return found.ok_or(e);
-                }
+            if let Some(object) = self.take_elsewhere(d, at) {
+                return Ok(object);
             }
         }
+        loop {
+            let e = match self.grow(root, d, gfp, node) {
+                Ok(grown) => match self.take_one(d, grown) {
+                    Some(object) => return Ok(object),
+                    None => continue,
+                },
+                Err(e) => e,
+            };
+            // Somebody may have freed one meanwhile.
+            let found = self.take_one(d, at);
+            let found = if bound { found } else { found.or_else(|| self.take_elsewhere(d, at)) };
+            return found.ok_or(e);
+        }
+    }
+
+    /// Takes an object of another node than `at`, the nearest that has one.
+    fn take_elsewhere(&self, d: &Descriptor, at: usize) -> Option<Object> {
+        self.pages.nodes_from(at).filter(|n| *n != at).find_map(|n| self.take_one(d, n))
     }
 
     fn take_one(&self, d: &Descriptor, node: usize) -> Option<Object> {

@@ -12,6 +12,7 @@ use super::{
     KmemCache, Objects,
     cache::{Descriptor, MAX_CACHES, Root},
     magazine::{Magazine, Object},
+    node::Slab,
     state::{self, State},
 };
 use crate::{
@@ -174,11 +175,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
         node: Option<usize>,
     ) -> Result<Object, AllocError> {
+        let gfp = self.pages.allowed(gfp);
         let asked = gfp - ZONES;
-        let context = self.pages.context();
-        if context.in_nmi() || (gfp.may_block() && !context.may_sleep()) {
-            return Err(self.pages.refuse_context(gfp, 0));
-        }
+        self.check_context(gfp)?;
         if gfp.contains(Gfp::HIGHMEM) {
             return Err(self.pages.refuse(gfp, 0, GfpError::HighMemNeedsPage));
         }
@@ -190,7 +189,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         loop {
             if node.is_none_or(|n| n == self.here()) {
-                self.prepare(root, d, asked);
+                self.prepare(root, d);
                 if let Some(object) = self.take_refilled(d) {
                     return Ok(object);
                 }
@@ -205,15 +204,26 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
     }
 
-    /// Makes what the caller's CPU lacks for the cache.
-    fn prepare(&self, root: &'static Root, d: &'static Descriptor, gfp: Gfp) {
+    /// Refuses a request that its context does not allow.
+    #[track_caller]
+    pub(super) fn check_context(&self, gfp: Gfp) -> Result<(), AllocError> {
+        let context = self.pages.context();
+        if context.in_nmi() || (self.pages.allowed(gfp).may_block() && !context.may_sleep()) {
+            return Err(self.pages.refuse_context(gfp, 0));
+        }
+        Ok(())
+    }
+
+    /// Makes what the caller's CPU lacks for the cache, if there is memory to spare: nobody reclaims for that
+    /// or takes from the reserves.
+    fn prepare(&self, root: &'static Root, d: &'static Descriptor) {
         let Some(cpu) = self.pages.platform().this_cpu() else { return };
         if cpu.path_raw() >= Path::FIRST_OWNER {
             return;
         }
         match self.cpu_cache(cpu, d.id) {
-            None => self.equip(root, d, gfp - Gfp::NOFAIL),
-            Some(_) => self.retune(root, d, gfp - Gfp::NOFAIL),
+            None => self.equip(root, d, Gfp::NOWAIT),
+            Some(_) => self.retune(root, d, Gfp::NOWAIT),
         }
     }
 
@@ -248,7 +258,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     fn free_warm(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
         let outside = |m: &Magazine, offset| {
             let i = m.index_outside(offset)?;
-            self.state_outside(offset, m.order(P::PAGE_SHIFT), i)
+            let owner = self.pages.map().owner_at(offset, P::PAGE_SHIFT);
+            self.state_outside(offset, owner, m.order(P::PAGE_SHIFT), i)
         };
         let put = NonNull::new(at).is_some_and(|at| self.put_hot(at, cache, outside));
         if put { Ok(()) } else { self.free_slow(at, cache) }
@@ -356,9 +367,24 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let Some((slab, object)) = found else {
             return Err(self.pages.misuse(Misuse::InsideObject { addr, cache: d.name }));
         };
-        if !object.state.free() {
-            return Err(self.pages.misuse(Misuse::ObjectFree { addr, cache: d.name }));
+        let live = object.state.free();
+        if live && map.owner_at(offset, P::PAGE_SHIFT) != owner {
+            // Freed twice, and its slab went meanwhile: that byte was somebody else's.
+            object.state.set(state::LIVE);
+        } else if live {
+            return self.put_slow(root, d, &slab, object);
         }
+        Err(self.pages.misuse(Misuse::ObjectFree { addr, cache: d.name }))
+    }
+
+    /// Puts an object that was just freed in a magazine, or else in its slab.
+    fn put_slow(
+        &self,
+        root: &'static Root,
+        d: &'static Descriptor,
+        slab: &Slab,
+        object: Object,
+    ) -> Result<(), Misuse> {
         let p = self.pages.platform();
         if let Some(cpu) = p.get_cpu() {
             let local = self.node_of(slab.head) == cpu.node();
@@ -372,7 +398,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 return Ok(());
             }
         }
-        self.give_home(root, d, &slab, object);
+        self.give_home(root, d, slab, object);
         Ok(())
     }
 

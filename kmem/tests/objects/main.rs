@@ -1,9 +1,11 @@
 //! The slab layer and kmalloc \[S1–S9\].
 
+mod attack;
 mod caches;
 mod kmalloc;
 mod misuse;
 mod sharing;
+mod stage;
 
 use kmem::Gfp;
 
