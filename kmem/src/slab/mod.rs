@@ -167,6 +167,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     fn pin(&self, root: &'static Root, id: u16) -> Option<&'static Descriptor> {
+        // Most numbers are nobody's.
+        root.cache(id)?;
         let _registry = root.registry.lock(self.pages.platform());
         let d = root.cache(id).filter(|d| d.dying.load(Relaxed) == 0)?;
         d.pins.fetch_add(1, Acquire);

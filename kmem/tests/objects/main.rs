@@ -4,6 +4,7 @@ mod attack;
 mod caches;
 mod kmalloc;
 mod misuse;
+mod model;
 mod sharing;
 mod stage;
 
