@@ -2,6 +2,7 @@
 
 mod attack;
 mod caches;
+mod faults;
 mod kmalloc;
 mod misuse;
 mod model;
