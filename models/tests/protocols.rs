@@ -285,16 +285,24 @@ fn cycle(k: &Kmem<Modelled>, cache: &KmemCache, n: usize) {
 fn fast_paths_of_objects_answer_requests() {
     let run = || {
         let kmem = machine();
+        on_cpu(
+            &kmem,
+            0,
+            0,
+            || true,
+            |k| {
+                let at = k.kmalloc(64, Gfp::KERNEL).unwrap();
+                // SAFETY: not used after.
+                unsafe { k.kfree(at.as_ptr()).unwrap() };
+                let page = k.alloc_page(Gfp::KERNEL).unwrap();
+                k.__free_page(page).unwrap();
+            },
+        );
         let busy: Work = Box::new(|k| {
-            let small = || k.kmalloc(64, Gfp::NOWAIT).unwrap();
-            // SAFETY: not used after.
-            let back = |at: NonNull<u8>| unsafe { k.kfree(at.as_ptr()).unwrap() };
-            back(small());
-            let page = k.alloc_page(Gfp::NOWAIT).unwrap();
-            k.__free_page(page).unwrap();
             for _ in 0..12 {
-                let held = [small(), small()];
-                held.into_iter().for_each(back);
+                let held = [(); 2].map(|()| k.kmalloc(64, Gfp::NOWAIT).unwrap());
+                // SAFETY: not used after.
+                held.into_iter().for_each(|at| unsafe { k.kfree(at.as_ptr()).unwrap() });
             }
         });
         let asking = || -> Work {
@@ -319,18 +327,16 @@ fn fast_paths_of_objects_answer_requests() {
 fn flushes_and_the_end_of_a_cache() {
     let run = || {
         let kmem = machine();
-        let (ends, stays, first) = on_cpu(
-            &kmem,
-            0,
-            0,
-            || true,
-            |k| {
-                let caches = (cache(k, "ends", 64), cache(k, "stays", 200), cache(k, "first", 48));
-                cycle(k, &caches.0, 3);
-                cycle(k, &caches.1, 3);
-                caches
-            },
-        );
+        let prepare = |k: &Kmem<Modelled>| {
+            let (ends, stays) = (cache(k, "ends", 64), cache(k, "stays", 200));
+            cycle(k, &ends, 3);
+            cycle(k, &stays, 3);
+            // Enough to make emptying the CPU's magazines take long.
+            let more: Vec<_> = (0..5).map(|_| cache(k, "more", 48)).collect();
+            more.iter().for_each(|cache| cycle(k, cache, 20));
+            (ends, stays, more)
+        };
+        let (ends, stays, more) = on_cpu(&kmem, 0, 0, || true, prepare);
         let stays = Arc::new(stays);
         let (busy_with, shrunk) = (Arc::clone(&stays), Arc::clone(&stays));
         let in_timer = Arc::clone(&stays);
@@ -339,9 +345,10 @@ fn flushes_and_the_end_of_a_cache() {
         let ending: Work = Box::new(move |k| k.kmem_cache_destroy(ends).unwrap());
         let asking: Work = Box::new(move |k| {
             k.kmem_cache_shrink(&shrunk);
-            k.kmem_cache_shrink(&first);
+            k.kmem_cache_shrink(&more[0]);
         });
         at_once(&kmem, 2, [busy, ending, asking]);
+        kmem.audit_objects().unwrap();
         // The next cache gets its number.
         on_cpu(
             &kmem,

@@ -50,18 +50,20 @@ fn a_cache_that_dies_behind_a_flush() {
     let (past, heard) = mpsc::channel();
     let (kicked, go) = (Arc::new(AtomicBool::new(false)), AtomicUsize::new(0));
     let asked = Arc::clone(&kicked);
-    m.stage().set_prompter(move |kmem, cue| match cue {
-        Cue::Kick(1) => asked.store(true, SeqCst),
-        Cue::Mask(1) if kmem.platform().cpu(1).unwrap().path() == Path::ObjFlush => {
-            // One lock for each object; after those of the first cache the second's are looked at.
-            if go.fetch_add(1, SeqCst) as u64 == cached {
-                past.send(()).unwrap();
-                while !asked.load(SeqCst) {
-                    thread::yield_now();
-                }
+    m.stage().set_prompter(move |kmem, cue| {
+        if cue == Cue::Kick(1) {
+            asked.store(true, SeqCst);
+        }
+        // One lock for each object; after those of the first cache the second's are looked at.
+        if cue == Cue::Mask(1)
+            && kmem.platform().cpu(1).unwrap().path() == Path::ObjFlush
+            && go.fetch_add(1, SeqCst) as u64 == cached
+        {
+            past.send(()).unwrap();
+            while !asked.load(SeqCst) {
+                thread::yield_now();
             }
         }
-        _ => {}
     });
     thread::scope(|s| {
         s.spawn(|| {
@@ -74,6 +76,7 @@ fn a_cache_that_dies_behind_a_flush() {
     });
     m.stage().dismiss_prompter();
     assert!(kicked.load(SeqCst));
+    m.audit_objects().unwrap();
     // Its number, and likely its memory, goes to one of another layout. 2 is what a live object's state byte is.
     let c = cache(&m, "heir", 200);
     be(1);
