@@ -44,6 +44,8 @@ pub struct Modelled {
     /// Whether a thread is the CPU.
     taken: [AtomicBool; CPUS],
     tables: Mutex<Vec<(usize, Table)>>,
+    /// Contents of the frames.
+    memory: usize,
     kmem: Mutex<Weak<Kmem<Modelled>>>,
     timer: Mutex<Option<Arc<Timer>>>,
     relaxed: AtomicU64,
@@ -85,18 +87,32 @@ fn quietly<R>(f: impl FnOnce() -> R) -> R {
     r
 }
 
+/// Bytes of memory.
+const BYTES: usize = 72 << 20;
+
+/// Zeros that are not touched before their use, and where in them the first frame begins.
+fn zeroed(bytes: usize) -> Option<(usize, Table, NonNull<u8>)> {
+    let table = Table::from_size_align(bytes + 4096, 16).ok()?;
+    // SAFETY: the size is not 0.
+    let raw = NonNull::new(unsafe { alloc_zeroed(table) })?;
+    let first = raw.as_ptr().wrapping_add(raw.as_ptr().align_offset(4096));
+    Some((raw.as_ptr().expose_provenance(), table, NonNull::new(first)?))
+}
+
 /// A machine with so much memory that lists of single pages are on.
 pub fn machine() -> Arc<Kmem<Modelled>> {
     // Nothing is checked before a thread is a CPU.
     let mut boot = Memblock::new();
-    boot.add(0, 72 << 20, 0).unwrap();
+    boot.add(0, BYTES as u64, 0).unwrap();
     let limits = [ZoneLimit { zone: ZoneType::Normal, end: u64::MAX }];
     let config = Config { layout: Layout::new(&limits).unwrap(), ..Config::default() };
+    let (raw, table, memory) = zeroed(BYTES).unwrap();
     let platform = Modelled {
         cpus: [Cpu::new(0, 0), Cpu::new(1, 0), Cpu::new(2, 0)],
         ipis: Default::default(),
         taken: Default::default(),
-        tables: Mutex::default(),
+        tables: Mutex::new(vec![(raw, table)]),
+        memory: memory.as_ptr().expose_provenance(),
         kmem: Mutex::default(),
         timer: Mutex::default(),
         relaxed: AtomicU64::new(0),
@@ -122,8 +138,11 @@ pub fn on_cpu<R>(
     over: impl Fn() -> bool,
     f: impl FnOnce(&Kmem<Modelled>) -> R,
 ) -> R {
+    while kmem.platform().taken[cpu].swap(true, SeqCst) {
+        // Somebody poses as it.
+        shuttle::thread::yield_now();
+    }
     HERE.with(|here| *here.borrow_mut() = Some((Arc::clone(kmem), cpu)));
-    assert!(!kmem.platform().taken[cpu].swap(true, SeqCst));
     TICKS_LEFT.with(|t| t.set(ticks));
     let r = f(kmem);
     TICKS_LEFT.with(|t| t.set(0));
@@ -204,8 +223,8 @@ impl Drop for Modelled {
     }
 }
 
-// SAFETY: a CPU is one thread's for as long as it is anybody's, and handlers nest on that thread; frames
-// have no contents; tables are zero-filled and kept; nothing lands while the context word masks.
+// SAFETY: a CPU is one thread's for as long as it is anybody's, and handlers nest on that thread; frames are
+// mapped one after the other; tables are zero-filled and kept; nothing lands while the context word masks.
 unsafe impl Platform for Modelled {
     fn this_cpu(&self) -> Option<&Cpu> {
         self.cpus.get(self.here()?)
@@ -232,26 +251,43 @@ unsafe impl Platform for Modelled {
         }
     }
 
-    fn direct_map(&self, _pfn: Pfn) -> Option<NonNull<u8>> {
-        None
+    fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>> {
+        let at = std::ptr::with_exposed_provenance_mut(self.memory + (pfn.index() << 12));
+        (pfn.index() < BYTES >> 12).then(|| NonNull::new(at))?
     }
 
-    fn direct_unmap(&self, _addr: *const u8) -> Option<Pfn> {
-        None
+    fn direct_unmap(&self, addr: *const u8) -> Option<Pfn> {
+        let frame = addr.addr().wrapping_sub(self.memory) >> 12;
+        (frame < BYTES >> 12).then_some(Pfn(frame as u32))
     }
 
-    fn zero_frames(&self, _pfn: Pfn, _count: u32) {}
+    fn zero_frames(&self, pfn: Pfn, count: u32) {
+        for at in (pfn.0..pfn.0 + count).filter_map(|n| self.direct_map(Pfn(n))) {
+            // SAFETY: a whole frame, the caller's.
+            unsafe { at.write_bytes(0, 4096) };
+        }
+    }
 
     fn metadata(&self, _boot: &mut Memblock, bytes: usize) -> Option<NonNull<u8>> {
-        let table = Table::from_size_align(bytes, 4096).ok()?;
-        // SAFETY: the core never asks for zero bytes.
-        let at = NonNull::new(unsafe { alloc_zeroed(table) })?;
-        self.tables.lock().unwrap().push((at.as_ptr().expose_provenance(), table));
-        Some(at)
+        let (raw, table, first) = zeroed(bytes)?;
+        self.tables.lock().unwrap().push((raw, table));
+        Some(first)
     }
 
     fn kick(&self, cpu: usize) {
         self.ipis[cpu].store(true, SeqCst);
+        let kmem = self.kmem.lock().unwrap().upgrade();
+        if let Some(kmem) = kmem
+            && !self.taken[cpu].swap(true, SeqCst)
+        {
+            // Nobody runs there.
+            let was = HERE.with(|here| here.replace(Some((Arc::clone(&kmem), cpu))));
+            while self.ipis[cpu].load(SeqCst) {
+                self.land(&kmem, cpu);
+            }
+            HERE.with(|here| here.replace(was));
+            self.taken[cpu].store(false, SeqCst);
+        }
     }
 
     fn wait(&self, word: &modelled::AtomicU32, expected: u32, _timeout_ns: u64) {

@@ -2,13 +2,21 @@
 //! own code, with two CPUs and interrupts at any atomic access.
 
 use kmem::{
-    Gfp, Kmem, Page, Pfn, context::Atomic, sync::SpinLock, vmstat::VmEvent, zone::Watermarks,
+    Gfp, Kmem, Page, Pfn,
+    context::Atomic,
+    slab::{KmemCache, SlabFlags},
+    sync::SpinLock,
+    vmstat::VmEvent,
+    zone::Watermarks,
 };
 use kmem_models::{CPUS, Modelled, machine, modelled, on_cpu};
 use shuttle::{check_random, thread};
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst},
+use std::{
+    ptr::NonNull,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 /// Turns after which something that is to happen at once has not.
@@ -242,4 +250,161 @@ fn a_wake_up_of_kswapd_is_heard() {
     };
     check_random(run, schedules(1000));
     assert!(slept.load(SeqCst) > 100, "kswapd slept now and then");
+}
+
+/// Every object is back, and every frame but those that the slab layer keeps; so many misuses were reported.
+fn check_all_back(kmem: &Arc<Kmem<Modelled>>, bugs: usize) {
+    on_cpu(kmem, 0, 0, || true, |k| k.drop_slab());
+    let objects = kmem.audit_objects().unwrap();
+    assert_eq!((objects.live, objects.cached), (0, 0), "{objects:?}");
+    for cpu in 0..CPUS {
+        on_cpu(kmem, cpu, 0, || true, |k| k.drain_this_cpu());
+    }
+    let allocated = kmem.audit().unwrap().allocated;
+    assert_eq!(allocated, objects.slab_frames + objects.own_frames);
+    let reports = kmem.platform().bugs.lock().unwrap();
+    assert_eq!(reports.len(), bugs, "{reports:?}");
+}
+
+fn cache(k: &Kmem<Modelled>, name: &str, size: usize) -> KmemCache {
+    k.kmem_cache_create(name, size, 0, SlabFlags::NO_MERGE, None).unwrap()
+}
+
+/// Takes `n` objects, writes to them and gives them back.
+fn cycle(k: &Kmem<Modelled>, cache: &KmemCache, n: usize) {
+    let held: Vec<_> = (0..n).map(|_| k.kmem_cache_alloc(cache, Gfp::NOWAIT).unwrap()).collect();
+    // SAFETY: objects of ours. 2 is what a live object's state byte is.
+    held.iter().for_each(|at| unsafe { at.write_bytes(2, cache.size()) });
+    // SAFETY: not used after.
+    unsafe { k.kmem_cache_free_bulk(cache, &held).unwrap() };
+}
+
+/// The objects' fast paths own the CPU's lists as well: whoever asks meanwhile for anything is answered when they
+/// let them go.
+#[test]
+fn fast_paths_of_objects_answer_requests() {
+    let run = || {
+        let kmem = machine();
+        on_cpu(
+            &kmem,
+            0,
+            0,
+            || true,
+            |k| {
+                let at = k.kmalloc(64, Gfp::KERNEL).unwrap();
+                // SAFETY: not used after.
+                unsafe { k.kfree(at.as_ptr()).unwrap() };
+                let page = k.alloc_page(Gfp::KERNEL).unwrap();
+                k.__free_page(page).unwrap();
+            },
+        );
+        let busy: Work = Box::new(|k| {
+            for _ in 0..12 {
+                let held = [(); 2].map(|()| k.kmalloc(64, Gfp::NOWAIT).unwrap());
+                // SAFETY: not used after.
+                held.into_iter().for_each(|at| unsafe { k.kfree(at.as_ptr()).unwrap() });
+            }
+        });
+        let asking = || -> Work {
+            Box::new(|k| {
+                for _ in 0..2 {
+                    let before = k.platform().relaxed();
+                    k.drain_all_pages();
+                    let turns = k.platform().relaxed() - before;
+                    assert!(turns < PATIENCE, "a request to drain was lost");
+                }
+            })
+        };
+        at_once(&kmem, 0, [busy, asking(), asking()]);
+        check_all_back(&kmem, 0);
+    };
+    check_random(run, schedules(500));
+}
+
+/// Magazines, interrupts that use them, and requests to give them up from two CPUs, one of which ends a cache:
+/// what a CPU has of it is gone when it is.
+#[test]
+fn flushes_and_the_end_of_a_cache() {
+    let run = || {
+        let kmem = machine();
+        let prepare = |k: &Kmem<Modelled>| {
+            let (ends, stays) = (cache(k, "ends", 64), cache(k, "stays", 200));
+            cycle(k, &ends, 3);
+            cycle(k, &stays, 3);
+            // Enough to make emptying the CPU's magazines take long.
+            let more: Vec<_> = (0..5).map(|_| cache(k, "more", 48)).collect();
+            more.iter().for_each(|cache| cycle(k, cache, 20));
+            (ends, stays, more)
+        };
+        let (ends, stays, more) = on_cpu(&kmem, 0, 0, || true, prepare);
+        let stays = Arc::new(stays);
+        let (busy_with, shrunk) = (Arc::clone(&stays), Arc::clone(&stays));
+        let in_timer = Arc::clone(&stays);
+        kmem.platform().set_timer(Arc::new(move |k, _cpu| cycle(k, &in_timer, 2)));
+        let busy: Work = Box::new(move |k| (0..3).for_each(|_| cycle(k, &busy_with, 4)));
+        let ending: Work = Box::new(move |k| k.kmem_cache_destroy(ends).unwrap());
+        let asking: Work = Box::new(move |k| {
+            k.kmem_cache_shrink(&shrunk);
+            k.kmem_cache_shrink(&more[0]);
+        });
+        at_once(&kmem, 2, [busy, ending, asking]);
+        kmem.audit_objects().unwrap();
+        // The next cache gets its number.
+        on_cpu(
+            &kmem,
+            0,
+            0,
+            || true,
+            |k| {
+                let next = cache(k, "next", 96);
+                cycle(k, &next, 30);
+                k.audit_objects().unwrap();
+            },
+        );
+        check_all_back(&kmem, 0);
+    };
+    check_random(run, schedules(300));
+}
+
+/// Two free one object, an interrupt tries a third time, and its slab goes as soon as it can: exactly one
+/// succeeds. The state bytes are outside of the slab, and go with it.
+#[test]
+fn an_object_freed_twice_is_freed_once() {
+    let run = || {
+        let kmem = machine();
+        let (cache, at) = on_cpu(
+            &kmem,
+            0,
+            0,
+            || true,
+            |k| {
+                let cache = cache(k, "raced", 8192);
+                let at = k.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap();
+                (cache, at.as_ptr().expose_provenance())
+            },
+        );
+        let cache = Arc::new(cache);
+        let freed = Arc::new(AtomicU32::new(0));
+        let tried = Arc::new(AtomicU32::new(0));
+        let free = {
+            let (cache, freed, tried) =
+                (Arc::clone(&cache), Arc::clone(&freed), Arc::clone(&tried));
+            move |k: &Kmem<Modelled>| {
+                let at = NonNull::new(std::ptr::with_exposed_provenance_mut(at)).unwrap();
+                // SAFETY: nobody uses it; all but one are refused.
+                let ok = unsafe { k.kmem_cache_free(&cache, at) }.is_ok();
+                freed.fetch_add(u32::from(ok), SeqCst);
+                tried.fetch_add(1, SeqCst);
+                if ok {
+                    k.kmem_cache_shrink(&cache);
+                }
+            }
+        };
+        let in_timer = free.clone();
+        kmem.platform().set_timer(Arc::new(move |k, _cpu| in_timer(k)));
+        at_once(&kmem, 1, [free.clone(), free]);
+        assert_eq!(freed.load(SeqCst), 1);
+        check_all_back(&kmem, tried.load(SeqCst) as usize - 1);
+    };
+    check_random(run, schedules(500));
 }

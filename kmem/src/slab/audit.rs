@@ -6,7 +6,7 @@
 
 use super::{
     Objects, SlabFlags,
-    cache::{Descriptor, List, NONE},
+    cache::{Descriptor, List, MAX_CACHES, NONE},
     magazine::Magazine,
     state,
 };
@@ -85,6 +85,8 @@ pub enum ObjectAuditError {
     Free(Name, u64, u64),
     /// Cached objects: in magazines, and as the state bytes say.
     Cached(Name, u64, u64),
+    /// A CPU has magazines of a cache that is no more; the CPU and the cache's number.
+    Left(usize, u16),
 }
 
 impl fmt::Display for ObjectAuditError {
@@ -98,6 +100,9 @@ impl fmt::Display for ObjectAuditError {
             }
             ObjectAuditError::Cached(name, held, found) => {
                 write!(f, "{name}: {held} objects in magazines, {found} marked so")
+            }
+            ObjectAuditError::Left(cpu, id) => {
+                write!(f, "CPU {cpu} has magazines of cache {id}, which is no more")
             }
         }
     }
@@ -199,8 +204,22 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let mut sum = ObjectAudit::default();
         let mut result = Ok(());
         self.each(|_, d| result = result.and_then(|()| self.audit_cache(d, &mut sum)));
+        let result = result.and_then(|()| self.audit_tables());
         sum.own_frames = self.root().map_or(0, |root| root.frames.load(Relaxed));
         result.map(|()| sum)
+    }
+
+    /// Checks that the CPUs have nothing of caches that are no more.
+    fn audit_tables(&self) -> Result<(), ObjectAuditError> {
+        let Some(root) = self.root() else { return Ok(()) };
+        let p = self.pages.platform();
+        for cpu in (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id)) {
+            let left = |id: &u16| root.cache(*id).is_none() && self.loaded(cpu, *id).cap() != 0;
+            if let Some(id) = (1..MAX_CACHES as u16).find(left) {
+                return Err(ObjectAuditError::Left(cpu.id(), id));
+            }
+        }
+        Ok(())
     }
 
     fn audit_cache(

@@ -1,7 +1,8 @@
 //! Creating, merging, shrinking and destroying caches.
 //!
 //! # Locking
-//! The registry's lock is held while a cache gets or loses its number, and for nothing else.
+//! The registry's lock is held while a cache gets or loses its number, is pinned or begins to die, and for
+//! nothing else. A dying cache is pinned by nobody: its destroyer has waited for those who looked at it.
 
 use super::{
     Objects, SlabFlags,

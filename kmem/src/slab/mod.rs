@@ -138,7 +138,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// Zeroed pages for the layer itself.
     fn own_pages(&self, gfp: Gfp, order: u32) -> Option<NonNull<u8>> {
-        let page = self.pages.alloc_pages(gfp & node::FOR_PAGES | Gfp::NOWARN, order).ok()?;
+        let page = self.pages.alloc_pages((gfp & node::FOR_PAGES) | Gfp::NOWARN, order).ok()?;
         let pfn = self.pages.page_to_pfn(page)?;
         let Some(at) = self.pages.platform().direct_map(pfn) else {
             let _ = self.pages.__free_pages(page, order);
@@ -168,6 +168,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     fn pin(&self, root: &'static Root, id: u16) -> Option<&'static Descriptor> {
+        // Most numbers are nobody's.
+        root.cache(id)?;
         let _registry = root.registry.lock(self.pages.platform());
         let d = root.cache(id).filter(|d| d.dying.load(Relaxed) == 0)?;
         d.pins.fetch_add(1, Acquire);

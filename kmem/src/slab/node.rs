@@ -466,7 +466,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if !bound && self.pages.nr_nodes() > 1 {
             // A slab of this node, if it has memory to spare; else what other nodes have. Without that every
             // request of a node whose slabs come from elsewhere would make another one.
-            let spare = (gfp - Gfp::DIRECT_RECLAIM - RETRIES) | Gfp::THISNODE | Gfp::NOWARN;
+            let patient = Gfp::DIRECT_RECLAIM | RETRIES;
+            let spare = (gfp - patient) | Gfp::THISNODE | Gfp::NOWARN;
             if self.grow(root, d, spare, Some(at)).is_ok()
                 && let Some(object) = self.take_one(d, at)
             {

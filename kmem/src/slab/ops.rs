@@ -312,11 +312,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         {
             // From here on no interrupt exchanges the magazine.
             self.pages.own_idle(cpu, Path::ObjFree);
-            // The bits of the colour are left out; an object of another colour than 0 is at none of the
-            // places where those of colour 0 are.
+            // With bits of a colour it is no number of a cache.
             let of = owner.load(Relaxed);
             let m = self.loaded(cpu, of);
-            if cache.is_none_or(|d| m.is_of(d))
+            if usize::from(of) < MAX_CACHES
+                && cache.is_none_or(|d| m.is_of(d))
                 && let Some(state) = state_of(m, offset)
                 && let Some(room) = m.room()
                 && state.free()
@@ -408,6 +408,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let offset = map.direct_offset(at.addr());
         let owner = map.owner_at(offset, P::PAGE_SHIFT);
         let d = self.root()?.cache((usize::from(owner) % MAX_CACHES) as u16)?;
+        // The layer's own objects are not for others to know of.
+        d.largest?;
         let pfn = map.owned_frame(offset, P::PAGE_SHIFT)?;
         let (_, object) = self.object_at(d, pfn, NonNull::new(at)?)?;
         (object.state.get() == state::LIVE).then_some(d)

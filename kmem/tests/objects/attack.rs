@@ -5,7 +5,7 @@ use super::{
     stage::{Cue, Machine, NOBODY, be},
 };
 use kmem::{
-    AllocError, Config, Gfp, Misuse,
+    AllocError, Config, Gfp, Misuse, Pfn,
     context::{Path, Section},
     platform::Platform,
     slab::{KmemCache, SlabFlags},
@@ -50,18 +50,20 @@ fn a_cache_that_dies_behind_a_flush() {
     let (past, heard) = mpsc::channel();
     let (kicked, go) = (Arc::new(AtomicBool::new(false)), AtomicUsize::new(0));
     let asked = Arc::clone(&kicked);
-    m.stage().set_prompter(move |kmem, cue| match cue {
-        Cue::Kick(1) => asked.store(true, SeqCst),
-        Cue::Mask(1) if kmem.platform().cpu(1).unwrap().path() == Path::ObjFlush => {
-            // One lock for the objects of each cache; at the second one, those of the first are through.
-            if go.fetch_add(1, SeqCst) == 1 {
-                past.send(()).unwrap();
-                while !asked.load(SeqCst) {
-                    thread::yield_now();
-                }
+    m.stage().set_prompter(move |kmem, cue| {
+        if cue == Cue::Kick(1) {
+            asked.store(true, SeqCst);
+        }
+        // One lock for the objects of each cache; at the second one, those of the first are through.
+        if cue == Cue::Mask(1)
+            && kmem.platform().cpu(1).unwrap().path() == Path::ObjFlush
+            && go.fetch_add(1, SeqCst) == 1
+        {
+            past.send(()).unwrap();
+            while !asked.load(SeqCst) {
+                thread::yield_now();
             }
         }
-        _ => {}
     });
     thread::scope(|s| {
         s.spawn(|| {
@@ -74,6 +76,7 @@ fn a_cache_that_dies_behind_a_flush() {
     });
     m.stage().dismiss_prompter();
     assert!(kicked.load(SeqCst));
+    m.audit_objects().unwrap();
     // Its number, and likely its memory, goes to one of another layout. 2 is what a live object's state byte is.
     let c = cache(&m, "heir", 200);
     be(1);
@@ -279,6 +282,59 @@ fn an_nmi_shrinks_nothing() {
     assert_eq!(masked.load(SeqCst), 0, "locks taken in an NMI");
     cpu.leave(Section::Nmi);
     m.stage().dismiss_prompter();
+    m.kmem_cache_destroy(cache).unwrap();
+}
+
+/// In slabs of all colours only the beginnings of objects can be freed.
+#[test]
+fn addresses_of_another_colour() {
+    let m = M::new(&[4], Config::default());
+    for (size, align) in [(600, 64), (200, 0), (700, 4), (320, 64)] {
+        let flags = SlabFlags::NO_MERGE;
+        let cache = m.kmem_cache_create("colours", size, align, flags, None).unwrap();
+        let info = m.kmem_cache_info(&cache);
+        let n = 4 * info.objects_per_slab as usize;
+        let slab = (info.frames_per_slab as usize) << 12;
+        let held: HashSet<_> =
+            (0..n).map(|_| m.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap()).collect();
+        let starts: HashSet<_> = held.iter().map(|at| at.addr().get() & !4095).collect();
+        let base = m.page_address(m.pfn_to_page(Pfn(0)).unwrap()).unwrap().as_ptr();
+        for at in starts.iter().flat_map(|start| (0..4096).step_by(4).map(move |by| start + by)) {
+            let at = NonNull::new(base.with_addr(at)).unwrap();
+            if !held.contains(&at) {
+                // SAFETY: it is found out.
+                let refused = unsafe { m.kfree(at.as_ptr()) };
+                assert!(matches!(refused, Err(Misuse::InsideObject { .. })), "{at:?}: {refused:?}");
+            }
+        }
+        assert!(starts.len() * 4096 >= 4 * slab);
+        let held: Vec<_> = held.into_iter().collect();
+        // SAFETY: not used after.
+        unsafe { m.kmem_cache_free_bulk(&cache, &held).unwrap() };
+        m.kmem_cache_destroy(cache).unwrap();
+    }
+}
+
+/// Magazines and the like are objects, but nobody else's.
+#[test]
+fn the_layers_own_objects_are_not_for_others() {
+    let m = M::new(&[4], Config::default());
+    let cache = cache(&m, "outer", 64);
+    warm(&m, &cache, 3);
+    let mut own = 0;
+    for pfn in 0..2048 {
+        let page = m.pfn_to_page(Pfn(pfn)).unwrap();
+        let base = m.page_address(page).unwrap().as_ptr();
+        for by in (0..4096).step_by(64) {
+            let at = base.wrapping_add(by);
+            assert_eq!(m.ksize(at), None, "{at:?}");
+            // SAFETY: it is found out.
+            let refused = unsafe { m.kfree_sensitive(at) };
+            assert!(refused.is_err());
+            own += usize::from(page.page_count() > 0);
+        }
+    }
+    assert!(own > 64);
     m.kmem_cache_destroy(cache).unwrap();
 }
 

@@ -2,8 +2,10 @@
 
 mod attack;
 mod caches;
+mod faults;
 mod kmalloc;
 mod misuse;
+mod model;
 mod sharing;
 mod stage;
 

@@ -20,7 +20,7 @@ use kmem::{
 };
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc},
-    cell::Cell,
+    cell::{Cell, RefCell},
     fmt,
     ops::Deref,
     ptr::{self, NonNull},
@@ -33,8 +33,36 @@ use std::{
 /// Nobody's CPU.
 pub const NOBODY: usize = usize::MAX;
 
+/// Memory of the host.
+struct Block(NonNull<u8>, Layout);
+
+// SAFETY: the memory is the block's alone; nothing about it is bound to a thread.
+unsafe impl Send for Block {}
+
+impl Block {
+    /// Zeros, and where in them the first frame begins. Aligned by hand: what is allocated with less than a
+    /// word's alignment is not touched before its use.
+    fn zeroed(bytes: usize, shift: u32) -> (Block, NonNull<u8>) {
+        let layout = Layout::from_size_align(bytes + (1 << shift), 16).unwrap();
+        // SAFETY: the layout's size is not 0.
+        let raw = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap();
+        let _ = raw.as_ptr().expose_provenance();
+        let first = raw.as_ptr().wrapping_add(raw.as_ptr().align_offset(1 << shift));
+        (Block(raw, layout), NonNull::new(first).unwrap())
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout in `zeroed`.
+        unsafe { dealloc(self.0.as_ptr(), self.1) };
+    }
+}
+
 thread_local! {
     static HERE: Cell<usize> = const { Cell::new(0) };
+    /// The memory of the thread's last machine: the next one is likely as large.
+    static SPARE: RefCell<Option<(Block, NonNull<u8>)>> = const { RefCell::new(None) };
 }
 
 /// The calling thread poses as a CPU from now on, or as none.
@@ -60,11 +88,12 @@ pub struct Stage<const SHIFT: u32> {
     ipis: [AtomicBool; 2],
     memory: NonNull<u8>,
     frames: usize,
-    /// All allocations, the memory first.
-    held: Mutex<Vec<(usize, Layout)>>,
+    backing: Option<(Block, NonNull<u8>)>,
+    tables: Mutex<Vec<Block>>,
     kmem: AtomicPtr<Kmem<Stage<SHIFT>>>,
     fuse: AtomicU32,
     handler: Mutex<Option<Arc<Handler<SHIFT>>>>,
+    prompted: AtomicBool,
     prompter: Mutex<Option<Arc<Prompter<SHIFT>>>>,
     reports: Mutex<Vec<String>>,
 }
@@ -77,20 +106,20 @@ unsafe impl<const SHIFT: u32> Sync for Stage<SHIFT> {}
 
 impl<const SHIFT: u32> Stage<SHIFT> {
     fn new(frames: usize, nodes: [u32; 2]) -> Self {
-        // Aligned by hand: what is allocated with less than a word's alignment is not touched before its use.
-        let layout = Layout::from_size_align((frames + 1) << SHIFT, 16).unwrap();
-        // SAFETY: the layout's size is not 0.
-        let raw = unsafe { alloc_zeroed(layout) };
-        let memory = NonNull::new(raw.wrapping_add(raw.align_offset(1 << SHIFT))).unwrap();
+        let bytes = frames << SHIFT;
+        let spare = SPARE.take().filter(|(block, _)| block.1.size() == bytes + (1 << SHIFT));
+        let memory = spare.unwrap_or_else(|| Block::zeroed(bytes, SHIFT));
         Stage {
             cpus: [Cpu::new(0, nodes[0]), Cpu::new(1, nodes[1])],
             ipis: Default::default(),
-            memory,
+            memory: memory.1,
+            backing: Some(memory),
             frames,
-            held: Mutex::new(vec![(raw.expose_provenance(), layout)]),
+            tables: Mutex::default(),
             kmem: AtomicPtr::default(),
             fuse: AtomicU32::new(0),
             handler: Mutex::default(),
+            prompted: AtomicBool::new(false),
             prompter: Mutex::default(),
             reports: Mutex::default(),
         }
@@ -109,10 +138,12 @@ impl<const SHIFT: u32> Stage<SHIFT> {
     /// Names the prompter.
     pub fn set_prompter(&self, f: impl Fn(&Kmem<Stage<SHIFT>>, Cue) + Send + Sync + 'static) {
         *self.prompter.lock().unwrap() = Some(Arc::new(f));
+        self.prompted.store(true, SeqCst);
     }
 
     /// Does without a prompter from now on.
     pub fn dismiss_prompter(&self) {
+        self.prompted.store(false, SeqCst);
         *self.prompter.lock().unwrap() = None;
     }
 
@@ -128,6 +159,9 @@ impl<const SHIFT: u32> Stage<SHIFT> {
     }
 
     fn cue(&self, cue: Cue) {
+        if !self.prompted.load(SeqCst) {
+            return;
+        }
         let prompter = self.prompter.lock().unwrap().clone();
         if let (Some(prompter), Some(kmem)) = (prompter, self.kmem()) {
             prompter(kmem, cue);
@@ -183,10 +217,7 @@ fn takes_irqs(cpu: &Cpu) -> bool {
 
 impl<const SHIFT: u32> Drop for Stage<SHIFT> {
     fn drop(&mut self) {
-        for (at, layout) in self.held.get_mut().unwrap().drain(..) {
-            // SAFETY: allocated with this layout; the core is gone.
-            unsafe { dealloc(ptr::with_exposed_provenance_mut(at), layout) };
-        }
+        let _ = SPARE.try_with(|spare| spare.replace(self.backing.take()));
     }
 }
 
@@ -244,11 +275,9 @@ unsafe impl<const SHIFT: u32> Platform for Stage<SHIFT> {
     }
 
     fn metadata(&self, _boot: &mut Memblock, bytes: usize) -> Option<NonNull<u8>> {
-        let layout = Layout::from_size_align(bytes + (1 << SHIFT), 16).ok()?;
-        // SAFETY: the layout's size is not 0.
-        let raw = unsafe { alloc_zeroed(layout) };
-        self.held.lock().unwrap().push((raw.expose_provenance(), layout));
-        NonNull::new(raw.wrapping_add(raw.align_offset(1 << SHIFT)))
+        let (block, first) = Block::zeroed(bytes, SHIFT);
+        self.tables.lock().unwrap().push(block);
+        Some(first)
     }
 
     fn kick(&self, cpu: usize) {
@@ -256,7 +285,7 @@ unsafe impl<const SHIFT: u32> Platform for Stage<SHIFT> {
         self.ipis[cpu.id()].store(true, SeqCst);
         self.cue(Cue::Kick(cpu.id()));
         // On one thread nobody runs there, or it is interrupted.
-        if self.prompter.lock().unwrap().is_none() && !cpu.context().irqs_off() {
+        if !self.prompted.load(SeqCst) && !cpu.context().irqs_off() {
             self.serve_ipi(cpu);
         }
     }
