@@ -18,6 +18,7 @@ mod kmem_frames;
 mod peers;
 pub mod plan;
 pub mod report;
+pub mod side;
 pub mod workload;
 
 pub use frames::{BULK, Frames, Locked, Null};
