@@ -10,6 +10,7 @@
 
 use crate::{
     bytes::workload::Work,
+    contest::thread_time,
     side::{self, Seen, Start, Together},
 };
 use anyhow::{Result, anyhow};
@@ -135,9 +136,10 @@ impl<'c, 'a> Team<'c, 'a> {
                 work.run(n / 8 + 1);
                 start.ready();
                 start.wait();
-                let began = Instant::now();
+                let (began, from) = (Instant::now(), thread_time());
                 let spent = work.run(n);
-                (work, Seen { spent, began, ended: Instant::now() })
+                let ran = thread_time() - from;
+                (work, Seen { spent, ran, began, ended: Instant::now() })
             })?);
         }
         let mut seen = Vec::new();

@@ -2,8 +2,8 @@
 //!
 //! # Concepts
 //! Threads that are measured together start together, each bound to a processor of the host. If the host ran
-//! them one after the other all the same, which shows in when each began and ended, the measurement is
-//! made again; if it never ran them side by side there is no figure.
+//! them one after the other all the same, which shows in when each began and ended and in the processor
+//! time each had, the measurement is made again; if it never ran them side by side there is no figure.
 //!
 //! # Locking
 //! [`Start`] is a barrier that spins.
@@ -18,7 +18,7 @@ use std::{
 
 /// Measurements that were not side by side are made this often at most.
 const ATTEMPTS: usize = 6;
-/// Share of the time that all threads ran, of the time that any did: what is taken for side by side.
+/// The overlap that is taken for side by side.
 const OVERLAP: f64 = 0.85;
 /// Below this there is no figure.
 const LEAST_OVERLAP: f64 = 0.4;
@@ -62,6 +62,8 @@ impl Start {
 pub struct Seen {
     /// Processor time of what was measured.
     pub spent: Duration,
+    /// Processor time between beginning and end, with what was not measured.
+    pub ran: Duration,
     /// When that began.
     pub began: Instant,
     /// When it ended.
@@ -73,7 +75,9 @@ pub struct Seen {
 pub struct Together {
     /// Mean time per operation.
     pub ns: f64,
-    /// Share of the time that all threads ran, of the time that any did.
+    /// Share of the time that all threads were at work, of the time that any was, times the share of its
+    /// own time that the one least on a processor was there: a spin lock whose holder is off it costs the
+    /// other far more than a lock does.
     pub overlap: f64,
 }
 
@@ -88,6 +92,8 @@ impl Together {
             }
             _ => 0.0,
         };
+        let on = |s: &Seen| s.ran.as_secs_f64() / (s.ended - s.began).as_secs_f64();
+        let overlap = seen.iter().map(on).fold(1.0, f64::min) * overlap;
         Together { ns: spent / (ops * seen.len() as u64) as f64, overlap }
     }
 }
@@ -133,8 +139,15 @@ mod tests {
     fn overlap_is_time_in_common() {
         let zero = Instant::now();
         let ms = Duration::from_millis;
-        let seen = |from, to| Seen { spent: ms(4), began: zero + ms(from), ended: zero + ms(to) };
-        let together = Together::new(&[seen(0, 6), seen(4, 8)], 1000);
-        assert_eq!(together, Together { ns: 4000.0, overlap: 0.25 });
+        let seen = |from, to, ran| Seen {
+            spent: ms(2),
+            ran: ms(ran),
+            began: zero + ms(from),
+            ended: zero + ms(to),
+        };
+        let together = Together::new(&[seen(0, 6, 6), seen(4, 8, 4)], 1000);
+        assert_eq!(together, Together { ns: 2000.0, overlap: 0.25 });
+        let together = Together::new(&[seen(0, 4, 2), seen(0, 4, 4)], 1000);
+        assert_eq!(together, Together { ns: 2000.0, overlap: 0.5 });
     }
 }

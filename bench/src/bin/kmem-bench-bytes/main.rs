@@ -58,12 +58,12 @@ impl Run {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let rounds = if args.quick { 9 } else { 31 };
+    let rounds = if args.quick { 7 } else { 21 };
     let style = ProgressStyle::with_template("{spinner} {elapsed} {pos} turns  {msg}")?;
     let mut run = Run {
         only: args.only,
         rounds,
-        turn: Duration::from_millis(if args.quick { 2 } else { 5 }),
+        turn: Duration::from_millis(if args.quick { 2 } else { 4 }),
         bar: ProgressBar::new_spinner().with_style(style),
         report: Report { rounds, ..Report::default() },
     };

@@ -80,7 +80,8 @@ fn together(place: Place<'_>, works: &mut [Box<dyn Work + '_>], n: u64) -> Resul
                     start.wait();
                     let (began, from) = (Instant::now(), thread_time());
                     work.run(n);
-                    Seen { spent: thread_time() - from, began, ended: Instant::now() }
+                    let spent = thread_time() - from;
+                    Seen { spent, ran: spent, began, ended: Instant::now() }
                 });
                 if seen.is_err() {
                     start.ready();
