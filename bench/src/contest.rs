@@ -51,9 +51,13 @@ pub fn try_calibrate<E>(
 ) -> Result<u64, E> {
     let mut n = 1;
     loop {
-        let spent = spent(n)?;
-        if spent >= target / 4 || n >= 1 << 40 {
-            let per_op = (spent.as_nanos().max(1) as f64) / n as f64;
+        let mut took = spent(n)?;
+        // Once more: a few operations that the host interrupted look like many.
+        if took >= target / 4 {
+            took = took.min(spent(n)?);
+        }
+        if took >= target / 4 || n >= 1 << 40 {
+            let per_op = (took.as_nanos().max(1) as f64) / n as f64;
             return Ok(((target.as_nanos() as f64 / per_op) as u64).max(1));
         }
         n *= 2;
@@ -222,6 +226,12 @@ mod tests {
         let spent = |n: u64| Ok::<_, ()>(Duration::from_micros(n));
         assert_eq!(try_calibrate(Duration::from_micros(100), spent), Ok(100));
         assert_eq!(try_calibrate(Duration::from_micros(100), |_| Err(())), Err(()));
+        let mut calls = 0;
+        let interrupted = |n: u64| {
+            calls += 1;
+            Ok::<_, ()>(Duration::from_micros(if calls == 1 { 500 } else { n }))
+        };
+        assert_eq!(try_calibrate(Duration::from_micros(100), interrupted), Ok(100));
     }
 
     #[test]

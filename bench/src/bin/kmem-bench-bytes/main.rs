@@ -58,7 +58,7 @@ impl Run {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let rounds = if args.quick { 7 } else { 21 };
+    let rounds = if args.quick { 7 } else { 15 };
     let style = ProgressStyle::with_template("{spinner} {elapsed} {pos} turns  {msg}")?;
     let mut run = Run {
         only: args.only,
