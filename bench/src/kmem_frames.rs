@@ -51,7 +51,7 @@ pub struct KmemFrames<'a>(pub &'a Kmem<Hosted>);
 /// A figure measured over failing calls would be a lie.
 #[cold]
 #[inline(never)]
-fn refused(call: &str, error: &dyn std::fmt::Display) -> ! {
+pub(crate) fn refused(call: &str, error: &dyn std::fmt::Display) -> ! {
     eprintln!("error: kmem refused {call} of a workload: {error}");
     std::process::exit(3)
 }

@@ -1,23 +1,27 @@
-//! What kmem costs, beside the page allocators of crates.io.
+//! What kmem costs, beside other allocators.
 //!
 //! # Concepts
-//! A *contender* is a page allocator behind the [`Frames`] trait; a *workload* is a loop over that
-//! trait, compiled once per contender, so nothing is called through a pointer. The contender [`Null`]
-//! hands out a constant: what a workload costs with it is the harness's own share.
+//! A *contender* is a page allocator behind the [`Frames`] trait, or a byte allocator behind
+//! [`bytes::Bytes`]; a *workload* is a loop over that trait, compiled once per contender, so nothing is called
+//! through a pointer. The contenders [`Null`] and [`bytes::Same`] hand out a constant: what a workload costs
+//! with them is the harness's own share.
 //!
-//! Two programs use this: `kmem-instr` runs workloads for callgrind to count instructions in, which is exact,
-//! and `kmem-bench` takes times, which is not: it compares contenders inside one run only, in many short
-//! turns taken in rotation, so that what disturbs the machine disturbs all of them alike.
+//! Three programs use this: `kmem-instr` runs workloads for callgrind to count instructions in, which is exact,
+//! and `kmem-bench` and `kmem-bench-bytes` take times, which is not: they compare contenders inside one run
+//! only, in many short turns taken in rotation, so that what disturbs the machine disturbs all of them alike.
 //!
 //! # Locking
 //! A contender with one lock around it is [`Locked`]; kmem brings its own.
 
+pub mod bytes;
 pub mod contest;
+pub mod crew;
 mod frames;
 mod kmem_frames;
 mod peers;
 pub mod plan;
 pub mod report;
+pub mod side;
 pub mod workload;
 
 pub use frames::{BULK, Frames, Locked, Null};

@@ -20,16 +20,16 @@ use std::{ffi::c_void, ptr, slice};
 const PAGE: usize = PAGE_SIZE as usize;
 
 /// Address space that takes host memory when touched.
-struct Area {
-    start: *mut c_void,
-    bytes: usize,
+pub(crate) struct Area {
+    pub(crate) start: *mut c_void,
+    pub(crate) bytes: usize,
 }
 
 // SAFETY: an Area is an address range that this value owns; which thread unmaps it does not matter.
 unsafe impl Send for Area {}
 
 impl Area {
-    fn new(bytes: u64) -> Result<Area> {
+    pub(crate) fn new(bytes: u64) -> Result<Area> {
         let bytes = usize::try_from(bytes)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let prot = ProtFlags::READ | ProtFlags::WRITE;

@@ -3,7 +3,7 @@
 //! # Concepts
 //! A row is one workload at one size on one or more threads, with a figure per contender. kmem's
 //! ratio is given to the best peer of all, and to the best of those that do what kmem does: coalesce, and
-//! keep a state per frame.
+//! keep a state per frame. Among byte allocators it is given to jemalloc as well.
 //!
 //! # Locking
 //! Plain values.
@@ -14,8 +14,12 @@ use std::fmt::Write;
 
 /// kmem's name.
 pub const KMEM: &str = "kmem";
+/// The peer that byte allocators are measured by.
+pub const JEMALLOC: &str = "jemalloc";
 /// The name of the contender that does nothing.
 pub const HARNESS: &str = "harness";
+/// Least width of a column of [`Report::by_contender`].
+const WIDE: usize = 12;
 /// Peers that merge free blocks and keep a state per frame.
 const ALIKE: [&str; 2] = ["buddy-slab-allocator", "buddy_system_allocator"];
 
@@ -55,6 +59,9 @@ pub struct Row {
     pub to_best: Option<Ratio>,
     /// To the fastest peer that coalesces and keeps a state per frame.
     pub to_best_alike: Option<Ratio>,
+    /// To jemalloc, where it takes part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to_jemalloc: Option<Ratio>,
 }
 
 /// A single figure with its limits.
@@ -110,6 +117,7 @@ impl Row {
             figures,
             to_best: best(&|_| true),
             to_best_alike: best(&|name| ALIKE.contains(&name)),
+            to_jemalloc: best(&|name| name == JEMALLOC),
         }
     }
 }
@@ -172,6 +180,47 @@ impl Report {
             text.push_str("\nns of processor time per operation; - means not run;\n");
             text.push_str("alike: peers that coalesce and keep a state per frame\n");
         }
+        self.add_notes(&mut text);
+        self.add_facts(&mut text);
+        text
+    }
+
+    /// The report for people where there are many contenders and few workloads: a line per contender.
+    pub fn by_contender(&self) -> String {
+        let mut text = String::new();
+        let width = |row: &Row| row.workload.chars().count().max(WIDE) + 2;
+        let mut line = |first: &str, cell: &dyn Fn(&Row) -> String| {
+            let mut line = format!("{first:<32}");
+            for row in &self.rows {
+                let _ = write!(line, "{:>1$}", cell(row), width(row));
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        };
+        let ratio = |r: &Option<Ratio>, name: bool| match r {
+            Some(r) if name => format!("{} {:.2}", short(&r.peer), r.ratio),
+            Some(r) => format!("{:.2}", r.ratio),
+            None => "-".to_owned(),
+        };
+        if let Some(row) = self.rows.first() {
+            line(&size(row.bytes), &|row| row.workload.clone());
+            for (i, f) in row.figures.iter().enumerate() {
+                line(&f.contender, &|row| {
+                    row.figures.get(i).and_then(|f| f.ns).map_or_else(|| "-".to_owned(), number)
+                });
+            }
+            line("kmem/jemalloc", &|row| ratio(&row.to_jemalloc, false));
+            line("kmem/best", &|row| ratio(&row.to_best, true));
+            text.push_str(
+                "\nns of processor time per operation, the harness's taken off; - means not run\n",
+            );
+        }
+        self.add_notes(&mut text);
+        self.add_facts(&mut text);
+        text
+    }
+
+    fn add_notes(&self, text: &mut String) {
         let mut notes: Vec<String> = Vec::new();
         for row in &self.rows {
             for f in row.figures.iter() {
@@ -182,6 +231,9 @@ impl Report {
         notes.iter().for_each(|note| {
             let _ = writeln!(text, "  {note}");
         });
+    }
+
+    fn add_facts(&self, text: &mut String) {
         if !self.facts.is_empty() {
             let _ = write!(text, "\n{:<58}{:>12}  {:<16}", "", "value", "unit");
             let _ = writeln!(text, "{:>8}{:>8}", "must", "goal");
@@ -191,6 +243,35 @@ impl Report {
             let _ = write!(text, "{:<58}{:>12.3}  {:<16}", f.name, f.value, f.unit);
             let _ = writeln!(text, "{:>8}{:>8}", limit(f.must), limit(f.goal));
         }
-        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_kmem_s_to_the_named_and_to_the_fastest() {
+        let sample = |name, ns: &[f64]| Samples::new(name, vec![ns.to_vec()]);
+        let all = [
+            sample(KMEM, &[4.0, 5.0, 9.0]),
+            sample(JEMALLOC, &[8.0, 10.0, 10.0]),
+            sample("quick", &[2.0, 2.5, 3.0]),
+            sample(HARNESS, &[1.0, 1.0, 1.0]),
+        ];
+        let row = Row::new("pair", 64 << 20, 1, &all, 0);
+        let to = |r: &Option<Ratio>| r.as_ref().map(|r| (r.peer.clone(), r.ratio));
+        assert_eq!(to(&row.to_jemalloc), Some((JEMALLOC.to_owned(), 0.5)));
+        assert_eq!(to(&row.to_best), Some(("quick".to_owned(), 2.0)));
+        assert_eq!(to(&row.to_best_alike), None);
+        let report = Report { rounds: 3, rows: vec![row], facts: Vec::new() };
+        let text = report.by_contender();
+        let line = |name: &str| {
+            let line = text.lines().find(|l| l.starts_with(name)).unwrap();
+            line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(line("jemalloc"), ["10.0"]);
+        assert_eq!(line("kmem/jemalloc"), ["0.50"]);
+        assert_eq!(line("kmem/best"), ["quick", "2.00"]);
     }
 }

@@ -1,13 +1,13 @@
-//! `cargo xtask bench`: kmem beside the page allocators of crates.io.
+//! `cargo xtask bench`: kmem beside other allocators.
 //!
 //! # Concepts
-//! The times come from `kmem-bench`, one program and one run for all contenders. `--instructions` adds exact
-//! counts for the order-0 and order-9 pairs of each.
+//! The times come from `kmem-bench` for pages and `kmem-bench-bytes` for bytes, one program and one run for
+//! all contenders. `--instructions` adds exact counts for the order-0 and order-9 pairs of each page allocator.
 //!
 //! # Locking
 //! None.
 
-use crate::callgrind;
+use crate::callgrind::{self, Cost};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::process::{Command, ExitCode, Stdio};
@@ -23,6 +23,8 @@ pub struct Args {
 enum What {
     /// Page allocation: kmem and its peers at several sizes, on one thread and on two.
     Pages(Pages),
+    /// Byte allocation: kmem's kmalloc beside jemalloc, mimalloc, glibc and others.
+    Bytes(Bytes),
 }
 
 /// Arguments of `bench pages`.
@@ -42,28 +44,63 @@ struct Pages {
     instructions: bool,
 }
 
+/// Arguments of `bench bytes`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example: what frees of objects from another thread cost, in nanoseconds per free and allocation
+  cargo xtask bench bytes --only swapped
+
+\"64 B pair\" is an allocation and a free. \"larson\" frees and allocates a random one of 4096 objects of 16 to
+1024 bytes, on one thread and on two; \"swapped\" has the two exchange their objects every 4096 operations.
+Only ratios within one run mean something.
+
+Building jemalloc needs Debian's package `make`.")]
+struct Bytes {
+    /// Print JSON: one object, with a row per workload.
+    #[arg(long)]
+    json: bool,
+    /// Fewer and shorter rounds.
+    #[arg(long)]
+    quick: bool,
+    /// Only workloads whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+}
+
 /// Runs the command.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let What::Pages(args) = &args.what;
-    let program = callgrind::build("kmem-bench")?;
-    let counts = if args.instructions { callgrind::count(&["peers"])? } else { Vec::new() };
+    match &args.what {
+        What::Pages(args) => {
+            let counts = if args.instructions { callgrind::count(&["peers"])? } else { Vec::new() };
+            measure("kmem-bench", args.json, args.quick, args.only.as_deref(), &counts)?;
+        }
+        What::Bytes(args) => {
+            measure("kmem-bench-bytes", args.json, args.quick, args.only.as_deref(), &[])?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a benchmark program and prints its report, with exact counts if there are any.
+fn measure(name: &str, json: bool, quick: bool, only: Option<&str>, counts: &[Cost]) -> Result<()> {
+    let program = callgrind::build(name)?;
     let mut command = Command::new(&program);
     command.stdin(Stdio::null());
-    if args.quick {
+    if quick {
         command.arg("--quick");
     }
-    if let Some(only) = &args.only {
+    if let Some(only) = only {
         command.args(["--only", only]);
     }
     let run = || format!("cannot run {}", program.display());
-    if args.json {
+    if json {
         let output = command.arg("--json").stderr(Stdio::inherit()).output().with_context(run)?;
         if !output.status.success() {
-            bail!("kmem-bench failed ({})", output.status);
+            bail!("{name} failed ({})", output.status);
         }
-        let mut report: Value =
-            serde_json::from_slice(&output.stdout).context("kmem-bench printed no JSON")?;
-        if args.instructions {
+        let mut report: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{name} printed no JSON"))?;
+        if !counts.is_empty() {
             report["instructions"] = counts
                 .iter()
                 .map(|c| {
@@ -77,14 +114,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     } else {
         let status = command.status().with_context(run)?;
         if !status.success() {
-            bail!("kmem-bench failed ({status})");
+            bail!("{name} failed ({status})");
         }
-        if args.instructions {
+        if !counts.is_empty() {
             println!("\nInstructions per operation at 64 MiB, exact, harness subtracted");
         }
-        for c in &counts {
+        for c in counts {
             println!("{:<16}{:<24}{:>10.1}", c.op, c.contender, c.instructions);
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

@@ -2,13 +2,11 @@
 //!
 //! # Concepts
 //! Each thread works on blocks of its own from memory that both share; peers have a spin lock around
-//! them, with one thread too. kmem's threads are on a CPU each. A turn measures one thread, then two that
-//! start together, each bound to a processor of the host, and takes the mean of their times per operation.
-//! If the host ran them one after the other instead of side by side, which shows in when each began and
-//! ended, that part is made again; if it never ran them side by side there is no figure.
+//! them, with one thread too. kmem's threads are on a CPU each. A turn measures one thread, then two
+//! [side by side](kmem_bench::side), and takes the mean of their times per operation.
 //!
 //! # Locking
-//! A barrier that spins.
+//! That of [`kmem_bench::side`].
 
 use crate::Run;
 use anyhow::{Result, anyhow, bail};
@@ -18,25 +16,14 @@ use kmem_bench::{
     contest::{self, Contestant, Turn, calibrate, thread_time},
     machine,
     report::{Fact, KMEM, Row, size},
+    side::{self, Seen, Start, Together},
     workload::{self, Fill, Mixed},
 };
 use kmem_hosted::Machine;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use std::{
-    hint,
-    sync::atomic::{AtomicUsize, Ordering::SeqCst},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Instant};
 
 /// Threads at most.
 const THREADS: usize = 2;
-/// Measurements that were not side by side are made this often at most.
-const ATTEMPTS: usize = 6;
-/// Share of the time that all threads ran, of the time that any did: what is taken for side by side.
-const OVERLAP: f64 = 0.85;
-/// Below this there is no figure.
-const LEAST_OVERLAP: f64 = 0.4;
 /// Beyond this a contender that writes into free memory is not filled.
 const FILL_LIMIT: u64 = 1 << 30;
 
@@ -79,44 +66,25 @@ impl Place<'_> {
     }
 }
 
-/// Binds the thread to the host's `thread`-th processor, if it may use that many.
-fn bind(thread: usize) {
-    let Ok(allowed) = sched_getaffinity(None) else { return };
-    if let Some(cpu) = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).nth(thread) {
-        let mut one = CpuSet::new();
-        one.set(cpu);
-        // Where it is not allowed to bind, the overlap tells whether that mattered.
-        let _ = sched_setaffinity(None, &one);
-    }
-}
-
-/// What a thread saw.
-struct Seen {
-    spent: Duration,
-    began: Instant,
-    ended: Instant,
-}
-
-/// Runs all works at once, `n` operations each. Returns the mean time per operation and the overlap.
-fn together(place: Place<'_>, works: &mut [Box<dyn Work + '_>], n: u64) -> Result<(f64, f64)> {
-    let waiting = &AtomicUsize::new(works.len());
+/// Runs all works at once, `n` operations each.
+fn together(place: Place<'_>, works: &mut [Box<dyn Work + '_>], n: u64) -> Result<Together> {
+    let start = &Start::new(works.len());
     let seen: Result<Vec<Seen>> = thread::scope(|scope| {
         let mut threads = Vec::new();
         for (i, work) in works.iter_mut().enumerate() {
             threads.push(scope.spawn(move || {
-                bind(i);
+                side::bind(i);
                 let seen = place.enter(i, || {
                     work.run(n / 8 + 1);
-                    waiting.fetch_sub(1, SeqCst);
-                    while waiting.load(SeqCst) != 0 {
-                        hint::spin_loop();
-                    }
-                    let (began, start) = (Instant::now(), thread_time());
+                    start.ready();
+                    start.wait();
+                    let (began, from) = (Instant::now(), thread_time());
                     work.run(n);
-                    Seen { spent: thread_time() - start, began, ended: Instant::now() }
+                    let spent = thread_time() - from;
+                    Seen { spent, ran: spent, began, ended: Instant::now() }
                 });
                 if seen.is_err() {
-                    waiting.fetch_sub(1, SeqCst);
+                    start.ready();
                 }
                 seen
             }));
@@ -126,16 +94,7 @@ fn together(place: Place<'_>, works: &mut [Box<dyn Work + '_>], n: u64) -> Resul
         };
         threads.into_iter().map(join).collect()
     });
-    let seen = seen?;
-    let spent: f64 = seen.iter().map(|s| s.spent.as_nanos() as f64).sum();
-    let times = || (seen.iter().map(|s| s.began), seen.iter().map(|s| s.ended));
-    let overlap = match (times().0.max(), times().1.min(), times().0.min(), times().1.max()) {
-        (Some(all), Some(until), Some(any), Some(end)) => {
-            until.saturating_duration_since(all).as_secs_f64() / (end - any).as_secs_f64()
-        }
-        _ => 0.0,
-    };
-    Ok((spent / (n * seen.len() as u64) as f64, overlap))
+    Ok(Together::new(&seen?, n))
 }
 
 /// The turns of a contender: time per operation with one thread and with all.
@@ -144,17 +103,7 @@ fn turn<'a>(place: Place<'a>, mut works: Works<'a>, run: &Run) -> Result<Turn<'a
     Ok(Box::new(move || {
         let mut figures = Vec::new();
         for threads in [1, THREADS] {
-            let mut best = (f64::NAN, LEAST_OVERLAP);
-            for _ in 0..ATTEMPTS {
-                let seen = together(place, &mut works[..threads], n)?;
-                if seen.1 > best.1 {
-                    best = seen;
-                }
-                if best.1 >= OVERLAP {
-                    break;
-                }
-            }
-            figures.push(best.0);
+            figures.push(side::settled(|| together(place, &mut works[..threads], n))?);
         }
         Ok(figures)
     }))
