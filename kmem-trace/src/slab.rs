@@ -39,6 +39,8 @@ pub struct LinuxCache {
     pub name: String,
     /// Bytes of an object that its user may touch; where nothing tells, from one object to the next.
     pub object_size: u32,
+    /// Whether it was there when the recording began.
+    pub at_start: bool,
     /// When the recording began.
     pub start: Held,
     /// When all caches together held most; zeros if that is not known.
@@ -227,6 +229,7 @@ impl ByName {
         for cache in &start.caches {
             let own = new.get(&cache.name);
             own.object_size = cache.size;
+            own.at_start = true;
             own.start = Held { frames: cache.frames(), live: cache.active_objects };
         }
         for cache in end.iter().flat_map(|end| &end.caches) {
