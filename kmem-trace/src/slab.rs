@@ -12,7 +12,8 @@
 //! # What is not known
 //! Linux counts free objects of slabs that a CPU has for itself as active. Where the first event at an address in a
 //! slab from before is an allocation, the object was free: [`LinuxSlab::shown_free`] counts those that `slabinfo`
-//! called active all the same. Objects without any event may have been free as well.
+//! called active all the same, [`LinuxCache::shown_free`] by cache. Objects without any event may have been free as
+//! well.
 
 use std::collections::BTreeMap;
 
@@ -47,6 +48,8 @@ pub struct LinuxCache {
     pub peak: Held,
     /// After the recording.
     pub end: Held,
+    /// Objects that `slabinfo` called active at the start and the recording shows to have been free.
+    pub shown_free: u64,
 }
 
 /// The slab layer of the recorded machine.
@@ -62,8 +65,13 @@ pub struct LinuxSlab {
     pub frames_last_row: Option<u64>,
     /// Frames by the `slabinfo` of the end, which was read after the last row.
     pub frames_end: Option<u64>,
-    /// Objects that `slabinfo` called active at the start and the recording shows to have been free.
-    pub shown_free: u64,
+}
+
+impl LinuxSlab {
+    /// Objects of all caches that `slabinfo` called active at the start and the recording shows to have been free.
+    pub fn shown_free(&self) -> u64 {
+        self.caches.iter().map(|cache| cache.shown_free).sum()
+    }
 }
 
 /// Where the kernel's direct map of physical memory begins on x86-64.
@@ -205,14 +213,14 @@ impl Recording {
         let mut by_name = ByName::new(&start, end.as_ref());
         by_name.sizes(self);
         by_name.live(self, peak);
-        let shown_free = by_name.frames(self, &start, &seen, peak);
+        by_name.frames(self, &seen, peak);
+        by_name.shown_free(self, &start, &seen);
         Ok(Some(LinuxSlab {
             caches: by_name.caches,
             frames_start: start.frames(),
             peak,
             frames_last_row: peak.map(|_| frames.max(0) as u64),
             frames_end: end.as_ref().map(Slabinfo::frames),
-            shown_free,
         }))
     }
 }
@@ -289,31 +297,29 @@ impl ByName {
         }
     }
 
-    /// Counts frames at the peak; returns how many objects called active were free at the start.
-    fn frames(
-        &mut self,
-        recording: &Recording,
-        start: &Slabinfo,
-        seen: &Seen,
-        peak: Option<(u64, usize)>,
-    ) -> u64 {
-        let caches = &recording.meta.caches;
-        if let Some((_, at)) = peak {
-            self.caches.iter_mut().for_each(|cache| cache.peak.frames = cache.start.frames);
-            for slab in &seen.slabs {
-                let shape = slab.cache.and_then(|cache| caches.get(&cache));
-                let cache = self.get(shape.map_or("?", |shape| &shape.name));
-                cache.peak.frames = cache.peak.frames.saturating_add_signed(slab.at(at));
-            }
+    /// Counts frames at the peak.
+    fn frames(&mut self, recording: &Recording, seen: &Seen, peak: Option<(u64, usize)>) {
+        let Some((_, at)) = peak else { return };
+        self.caches.iter_mut().for_each(|cache| cache.peak.frames = cache.start.frames);
+        for slab in &seen.slabs {
+            let shape = slab.cache.and_then(|cache| recording.meta.caches.get(&cache));
+            let cache = self.get(shape.map_or("?", |shape| &shape.name));
+            cache.peak.frames = cache.peak.frames.saturating_add_signed(slab.at(at));
         }
+    }
+
+    /// Counts objects called active that were free at the start.
+    fn shown_free(&mut self, recording: &Recording, start: &Slabinfo, seen: &Seen) {
         let mut shown: BTreeMap<&str, u64> = BTreeMap::new();
         for (cache, n) in &seen.first_allocated {
-            *shown.entry(caches.get(cache).map_or("?", |shape| &shape.name)).or_default() += n;
+            let shape = recording.meta.caches.get(cache);
+            *shown.entry(shape.map_or("?", |shape| &shape.name)).or_default() += n;
         }
-        let free = |cache: &crate::proc::SlabCache| {
+        for cache in &start.caches {
             let shown = shown.get(cache.name.as_str()).copied().unwrap_or(0);
-            shown.saturating_sub(cache.objects - cache.active_objects).min(cache.active_objects)
-        };
-        start.caches.iter().map(free).sum()
+            // Those that slabinfo knows to be free are taken to be among them.
+            let unknown = shown.saturating_sub(cache.objects - cache.active_objects);
+            self.get(&cache.name).shown_free = unknown.min(cache.active_objects);
+        }
     }
 }

@@ -152,6 +152,13 @@ fn objects(w: &mut String, s: &SlabResult, linux: Option<&LinuxResult>) {
         let unit = if label.starts_with("waste") { " KiB" } else { "" };
         let _ = writeln!(w, "  {label:<14} {kmem:>8} {:>9}{unit}", or(linux));
     }
+    if let Some(p) = &s.known_free {
+        let _ = writeln!(
+            w,
+            "  kmem without the objects shown to be free: {} at the start, {} at the peak, {} at the end",
+            p.start, p.peak, p.end
+        );
+    }
     let _ = writeln!(
         w,
         "  of kmem's at the end {} are its own (state, magazines, tables) and {} in empty slabs",

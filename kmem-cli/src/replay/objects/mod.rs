@@ -15,6 +15,8 @@
 //!   Linux's `kmem_cache` and `kmem_cache_node` are not recreated: what kmem keeps for its caches is there already.
 //! - **Start.** As many live objects in each cache as Linux's `slabinfo` calls active. Which of them are freed
 //!   later is told by address only; they are spread evenly over the cache's objects, in the order of their addresses.
+//!   Free objects of slabs that a CPU has for itself are active to Linux. Where the recording shows such objects,
+//!   it is replayed a second time without them, and what was held then is told as well.
 //! - **Held** are the frames of all slabs, those of the layer's own caches (state bytes, magazines,
 //!   descriptors) and of its tables included. Nothing is shrunk before the end is counted.
 //! - **Bulk calls** are replayed object by object, as they are recorded.
@@ -29,17 +31,26 @@ use super::Args;
 use kmem_trace::Recording;
 
 /// Replays the objects of a recording. `None` if it has none.
+///
+/// # Errors
+/// A `slabinfo` that cannot be parsed, no machine, or a machine on which something does not add up.
 pub fn replay(
     recording: &Recording,
     cpus: usize,
     args: &Args,
 ) -> anyhow::Result<(Option<SlabResult>, Option<LinuxResult>)> {
     let linux = recording.linux_slab()?;
-    let plan = plan::Plan::new(recording, linux.as_ref());
-    if plan.ops.is_empty() {
-        return Ok((None, None));
+    let replay = |known_free| {
+        let plan = plan::Plan::new(recording, linux.as_ref(), known_free);
+        if plan.ops.is_empty() {
+            return Ok(None);
+        }
+        let run = run::run(recording, &plan, cpus, args.quiet)?;
+        anyhow::Ok(Some(SlabResult::new(&plan, run)))
+    };
+    let Some(mut slab) = replay(false)? else { return Ok((None, None)) };
+    if linux.as_ref().is_some_and(|linux| linux.shown_free() > 0) {
+        slab.known_free = replay(true)?.map(|slab| slab.pages());
     }
-    let run = run::run(recording, &plan, cpus, args.quiet)?;
-    let linux = linux.as_ref().map(LinuxResult::new);
-    Ok((Some(SlabResult::new(&plan, run)), linux))
+    Ok((Some(slab), linux.as_ref().map(LinuxResult::new)))
 }

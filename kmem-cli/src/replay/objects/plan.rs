@@ -182,8 +182,9 @@ impl Caches {
 }
 
 impl Plan {
-    /// The operations of a recording.
-    pub fn new(recording: &Recording, linux: Option<&LinuxSlab>) -> Plan {
+    /// The operations of a recording. With `known_free` the start is without the objects that Linux calls active
+    /// and the recording shows to be free.
+    pub fn new(recording: &Recording, linux: Option<&LinuxSlab>, known_free: bool) -> Plan {
         let mut caches = Caches::default();
         let mut by_number = BTreeMap::new();
         for (number, shape) in &recording.meta.caches {
@@ -196,7 +197,7 @@ impl Plan {
             if own.size == 0 {
                 own.size = cache.object_size;
             }
-            own.live = cache.start.live;
+            own.live = cache.start.live - if known_free { cache.shown_free } else { 0 };
             own.at_start = true;
         }
         let mut plan = Plan {

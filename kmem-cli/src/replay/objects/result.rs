@@ -47,6 +47,17 @@ pub struct CacheUse {
     pub end: Use,
 }
 
+/// Frames held.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Pages {
+    /// At the start.
+    pub start: u64,
+    /// At most.
+    pub peak: u64,
+    /// At the end.
+    pub end: u64,
+}
+
 /// What the replay of the objects came to.
 #[derive(Clone, Debug, Serialize)]
 pub struct SlabResult {
@@ -96,6 +107,9 @@ pub struct SlabResult {
     pub waste_bytes_end: u64,
     /// Frames of slabs once everything was freed and every cache destroyed.
     pub pages_left: u64,
+    /// Held in a second replay whose start is without the objects that Linux calls active and the recording shows to
+    /// be free; `None` if there are none.
+    pub known_free: Option<Pages>,
     /// The caches, the largest at the peak first.
     pub caches: Vec<CacheUse>,
 }
@@ -174,8 +188,14 @@ impl SlabResult {
             waste_bytes_peak: waste(&caches, |c| c.peak) + tables * PAGE,
             waste_bytes_end: waste(&caches, |c| c.end) + tables * PAGE,
             pages_left: run.frames_left,
+            known_free: None,
             caches,
         }
+    }
+
+    /// The frames held.
+    pub fn pages(&self) -> Pages {
+        Pages { start: self.pages_start, peak: self.pages_peak, end: self.pages_end }
     }
 }
 
@@ -235,7 +255,7 @@ impl LinuxResult {
             pages_last_row: linux.frames_last_row,
             waste_bytes_peak: linux.peak.map(|_| waste(&caches, |c| c.peak)),
             waste_bytes_end: linux.frames_end.map(|_| waste(&caches, |c| c.end)),
-            start_shown_free: linux.shown_free,
+            start_shown_free: linux.shown_free(),
             caches,
         }
     }

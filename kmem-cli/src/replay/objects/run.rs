@@ -15,7 +15,7 @@ use kmem::{
     Config, Gfp,
     context::Task,
     page_state::NodeStat,
-    slab::{CacheInfo, KmemCache, SlabFlags},
+    slab::{CacheInfo, KmemCache, ObjectAudit, SlabFlags},
 };
 use kmem_hosted::{Machine, Shape};
 use kmem_trace::{Recording, proc::Zoneinfo};
@@ -313,7 +313,7 @@ impl Replay<'_> {
     }
 
     /// Has the machine check that every object is where it should be, and that it has as many live ones as we.
-    fn audit(&self) -> anyhow::Result<()> {
+    fn audit(&self) -> anyhow::Result<ObjectAudit> {
         let found = self.machine.audit_objects().map_err(|e| anyhow!("objects: {e}"))?;
         // What is larger than any cache's objects is no object of a slab.
         let largest = 8192;
@@ -322,15 +322,20 @@ impl Replay<'_> {
         if found.live != live {
             bail!("objects: {live} are live, the machine says {}", found.live);
         }
-        Ok(())
+        if found.slab_frames != self.frames() {
+            bail!(
+                "objects: slabs have {} frames, counted are {}",
+                found.slab_frames,
+                self.frames()
+            );
+        }
+        Ok(found)
     }
 
     /// Looks at the end, then frees everything.
     fn finish(&mut self) -> anyhow::Result<()> {
-        self.audit()?;
+        self.run.own_frames = self.audit()?.own_frames;
         self.run.end = self.snapshot(self.plan.ops.last().map_or(0, |op| op.row as usize));
-        let found = self.machine.audit_objects().map_err(|e| anyhow!("objects: {e}"))?;
-        self.run.own_frames = found.own_frames;
         let mut cache_of = vec![0; self.table.len()];
         self.plan.ops.iter().for_each(|op| cache_of[op.handle as usize] = op.cache);
         let mut left = std::mem::take(&mut self.standing);
