@@ -198,7 +198,7 @@ impl Recording {
             if let Some((_, _, Some(cache))) = objects.next_if(|(object, ..)| *object == at) {
                 seen.object(row, cache, meta.page_shift);
             } else if row.backs_slab {
-                frames += seen.page(at, row);
+                frames = frames.saturating_add(seen.page(at, row));
                 let now = frames.max(0) as u64;
                 if peak.is_none_or(|(most, _)| now > most) {
                     peak = Some((now, at));

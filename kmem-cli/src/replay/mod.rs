@@ -63,11 +63,11 @@ pub struct Args {
     /// How fast to replay.
     #[arg(long, value_enum, default_value = "max")]
     speed: Speed,
-    /// Memory of the machine instead of the recorded one, as in 512M or 2G. Blocks from before the
+    /// Memory of the pages' machine instead of the recorded one, as in 512M or 2G. Blocks from before the
     /// recording are then stood in for by others of their order.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
-    /// CPUs of the machine instead of the recorded number. Each recorded CPU keeps a thread of its own.
+    /// CPUs of the machines instead of the recorded number. Each recorded CPU keeps a thread of its own.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     cpus: Option<u16>,
     /// Leave the objects of kmalloc and kmem_cache_alloc out.

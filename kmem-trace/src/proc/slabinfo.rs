@@ -69,6 +69,9 @@ impl Slabinfo {
     }
 }
 
+/// More frames than any machine has.
+const MOST_FRAMES: u64 = 1 << 40;
+
 fn cache(line: &Line) -> Result<SlabCache, TraceError> {
     let wrong = || line.error("this is not a cache with its numbers, tunables and slabdata");
     let mut groups = line.text.split(" : ");
@@ -99,9 +102,11 @@ fn cache(line: &Line) -> Result<SlabCache, TraceError> {
     if cache.active_objects > cache.objects {
         return Err(line.error(format!("{active} of {objects} objects are active")));
     }
-    // What does not fit a slab of any machine is none, and a product of such numbers may overflow.
+    if cache.frames() > MOST_FRAMES {
+        return Err(line.error(format!("{slabs} slabs are more than any machine has")));
+    }
     let most = cache.slabs.checked_mul(cache.objects_per_slab.into());
-    if most.is_none_or(|most| cache.objects > most) || cache.frames_per_slab > 1 << 10 {
+    if most.is_none_or(|most| cache.objects > most) {
         return Err(line.error(format!("{objects} objects do not fit {slabs} slabs")));
     }
     Ok(cache)

@@ -39,6 +39,12 @@ pub struct CacheUse {
     pub name: String,
     /// Bytes of an object.
     pub object_size: u64,
+    /// Bytes from one object to the next; not told of Linux's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stride: Option<u32>,
+    /// Objects of a slab; likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objects_per_slab: Option<u32>,
     /// Whether it is one of the slab layer's own.
     pub internal: bool,
     /// When most was held in all.
@@ -218,12 +224,14 @@ fn fill(
         let live = live.get(&name).copied().filter(|_| !info.internal).unwrap_or(0);
         let cache = caches.entry(name.clone()).or_default();
         (cache.name, cache.object_size, cache.internal) = (name, size, info.internal);
+        cache.stride = Some(info.stride);
+        cache.objects_per_slab = Some(info.objects_per_slab);
         *of(cache) = Use {
             pages,
             slabs: Some(info.slabs),
             live,
             cached: Some(info.cached_objects),
-            waste_bytes: (pages * PAGE).saturating_sub(live * size),
+            waste_bytes: (pages * PAGE).saturating_sub(live.saturating_mul(size)),
         };
     }
 }
@@ -242,7 +250,8 @@ impl LinuxResult {
                 let live = if internal { 0 } else { live };
                 sum.pages += frames;
                 sum.live += live;
-                sum.waste_bytes += (frames * PAGE).saturating_sub(live * size);
+                let used = live.saturating_mul(size);
+                sum.waste_bytes += (frames * PAGE).saturating_sub(used);
             }
         }
         let mut caches: Vec<CacheUse> = caches.into_values().collect();

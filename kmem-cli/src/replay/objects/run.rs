@@ -91,7 +91,8 @@ fn frames(recording: &Recording) -> anyhow::Result<u64> {
     else {
         return Ok(DEFAULT_FRAMES);
     };
-    let frames: u64 = Zoneinfo::parse(text, name)?.zones.iter().map(|z| z.present).sum();
+    let zones = Zoneinfo::parse(text, name)?.zones;
+    let frames = zones.iter().map(|z| z.present).fold(0, u64::saturating_add);
     Ok(frames.clamp(LEAST_FRAMES, 1 << 30).next_multiple_of(512))
 }
 
@@ -155,7 +156,7 @@ fn constructor(_: *mut u8) {}
 
 /// Marks an object as `handle`'s.
 fn mark(at: NonNull<u8>, handle: u32) {
-    // SAFETY: the smallest objects have 8 bytes and begin at a word; it was just given to us.
+    // SAFETY: objects begin at a word and have at least the bytes of one; it was just given to us.
     unsafe { at.cast::<u32>().write(handle) };
 }
 
