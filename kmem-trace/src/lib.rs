@@ -14,7 +14,8 @@
 //!
 //! What a replay needs beside the events is where they start: [`start`] works out from the `/proc` texts and from
 //! the events which frames were free, in blocks of which order, and which were in use. [`end`] reads where Linux
-//! itself ended, to compare with. [`pages`] turns the page rows into a stream in which compaction is explained.
+//! itself ended, to compare with. [`pages`] turns the page rows into a stream in which compaction is explained;
+//! [`slab`] tells what Linux's own slab layer held.
 //!
 //! # Errors
 //!
@@ -36,6 +37,7 @@ pub mod pages;
 pub mod proc;
 mod recording;
 mod row;
+pub mod slab;
 pub mod start;
 pub mod text;
 

@@ -1,7 +1,7 @@
 //! The parsers of `/proc` texts: what they read, and which line they refuse.
 
 use kmem_trace::end::unusable_index;
-use kmem_trace::proc::{Buddyinfo, Iomem, PageSet, Pagetypeinfo, Zoneinfo};
+use kmem_trace::proc::{Buddyinfo, Iomem, PageSet, Pagetypeinfo, SlabCache, Slabinfo, Zoneinfo};
 use kmem_trace::{Meta, Place, Recording, gfp};
 
 const BUDDYINFO: &str =
@@ -189,4 +189,57 @@ fn the_end_is_read_where_there_is_one() {
     recording.meta.files.insert("buddyinfo.traced_end".into(), "damaged\n".into());
     let error = recording.linux_end().unwrap_err();
     assert_eq!((error.file.as_str(), error.place), ("buddyinfo.traced_end", Place::Line(1)));
+}
+
+const SLABINFO: &str = "\
+slabinfo - version: 2.1
+# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables <limit> <batchcount>
+dentry              1323   1344    192   21    1 : tunables    0    0    0 : slabdata     64     64      0
+task_struct           70     75   6208    5    8 : tunables    0    0    0 : slabdata     15     15      0
+";
+
+#[test]
+fn slabinfo() {
+    let info = Slabinfo::parse(SLABINFO, "slabinfo").unwrap();
+    let dentry = SlabCache {
+        name: "dentry".to_owned(),
+        active_objects: 1323,
+        objects: 1344,
+        size: 192,
+        objects_per_slab: 21,
+        frames_per_slab: 1,
+        slabs: 64,
+    };
+    assert_eq!((info.caches.len(), &info.caches[0]), (2, &dentry));
+    assert_eq!((info.caches[1].frames(), info.frames()), (120, 184));
+    let head = "slabinfo - version: 2.1\n# name\n";
+    let line = |numbers: &str, slabs: &str| {
+        format!("{head}x {numbers} : tunables 0 0 0 : slabdata {slabs}\n")
+    };
+    let cases = [
+        (String::new(), 1),
+        ("slabinfo - version: 3.0\n".to_owned(), 1),
+        (head.to_owned(), 1),
+        (line("1 2 8 512", "1 1 0"), 3),
+        (line("1 2 8 512 1", "1 1"), 3),
+        (line("1 2 8 512 1", "1 x 0"), 3),
+        (line("-1 2 8 512 1", "1 1 0"), 3),
+        (line("3 2 8 512 1", "1 1 0"), 3),
+        (line("1 600 8 512 1", "1 1 0"), 3),
+        (line("1 2 8 512 1", "1 18446744073709551615 0"), 3),
+        (line("1 2 8 512 1024", "1 1073741825 0"), 3),
+        (line("1 2 8 512 1", "1 1 0").replace("tunables", "tuna"), 3),
+        (
+            format!(
+                "{}x 0 0 8 512 1 : tunables 0 0 0 : slabdata 0 0 0\n",
+                line("1 2 8 512 1", "1 1 0")
+            ),
+            4,
+        ),
+        (SLABINFO.replace("task", "\n\ntask").replace("8 : t", "8 t"), 6),
+    ];
+    for (text, line) in cases {
+        let place = Slabinfo::parse(&text, "slabinfo").unwrap_err().place;
+        assert_eq!(place, Place::Line(line), "{text:?}");
+    }
 }

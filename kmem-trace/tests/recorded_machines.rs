@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use kmem_trace::proc::{Buddyinfo, Pagetypeinfo, Zoneinfo};
+use kmem_trace::slab::LinuxCache;
 use kmem_trace::start::ZoneStart;
 use kmem_trace::{Kind, PageOp, Recording, StartState, kmr};
 
@@ -291,5 +292,34 @@ fn rows_of_slabs_are_marked() {
                 .caches
                 .contains_key(&row.cache.unwrap()))
         );
+    }
+}
+
+/// `slabinfo` before and after, and the page rows between that back slabs, tell the same.
+#[test]
+fn slabs_add_up() {
+    for (machine, start, peak, end, last, freed) in
+        [(a(), 2226, 5339, 2883, 2880, 154), (b(), 2220, 5006, 3002, 2998, 163)]
+    {
+        let recording = &machine.recording;
+        let slab = recording.linux_slab().unwrap().unwrap();
+        let frames = |of: fn(&LinuxCache) -> u64| slab.caches.iter().map(of).sum::<u64>();
+        assert_eq!((slab.frames_start, frames(|c| c.start.frames)), (start, start));
+        assert_eq!((slab.peak.unwrap().0, frames(|c| c.peak.frames)), (peak, peak));
+        assert_eq!((slab.frames_end, frames(|c| c.end.frames)), (Some(end), end));
+        assert_eq!(slab.frames_last_row, Some(last));
+        assert!(slab.caches.iter().all(|c| c.name != "?"), "slabs without an object");
+        // No cache has more in its slabs than fits, once those are left out that were free at the start.
+        for cache in &slab.caches {
+            let size = u64::from(cache.object_size);
+            for held in [cache.start, cache.peak, cache.end] {
+                let live = held.live - cache.shown_free;
+                assert!(live * size <= held.frames << 12, "{cache:?}");
+            }
+            assert!(cache.shown_free <= cache.start.live, "{cache:?}");
+        }
+        let rows = recording.object_rows();
+        let prior = rows.filter(|(_, row, _)| !row.kind.gives_id() && row.id.is_none()).count();
+        assert_eq!(prior, freed);
     }
 }

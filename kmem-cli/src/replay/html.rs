@@ -105,6 +105,7 @@ fn page(r: &ReplayResult) -> anyhow::Result<String> {
     tiles(w, r)?;
     latency(w, r)?;
     free_blocks(w, r)?;
+    objects(w, r)?;
     figures::write(w, r)?;
     odd_events(w, r)?;
     notes(w, r)?;
@@ -301,6 +302,88 @@ fn free_blocks(w: &mut String, r: &ReplayResult) -> anyhow::Result<()> {
     if r.linux_end.is_none() {
         writeln!(w, "<p class=\"soft\">The recording has no buddyinfo of Linux's end.</p>")?;
     }
+    Ok(())
+}
+
+/// Caches that are listed.
+const LISTED: usize = 40;
+
+fn objects(w: &mut String, r: &ReplayResult) -> anyhow::Result<()> {
+    let Some(s) = &r.slab else { return Ok(()) };
+    let linux = r.linux_slab.as_ref();
+    let or = |n: Option<u64>| n.map_or("–".to_owned(), grouped);
+    let kib = |n: u64| n / 1024;
+    writeln!(w, "<h2>Objects, kmem beside Linux</h2>")?;
+    writeln!(
+        w,
+        "<p>{} on objects ({} allocations, {} frees, {} failed), {} per second; {} live from before.</p>",
+        plural(s.events as u64, "event"),
+        grouped(s.allocs),
+        grouped(s.frees),
+        grouped(s.failures),
+        grouped(s.ops_per_second.round() as u64),
+        grouped(s.start_objects)
+    )?;
+    writeln!(
+        w,
+        "<div class=\"wide\"><table><tr><th>slab layer</th><th>pages, start</th><th>peak</th><th>end</th>"
+    )?;
+    writeln!(w, "<th>waste, peak, KiB</th><th>waste, end, KiB</th></tr>")?;
+    let kmem =
+        [s.pages_start, s.pages_peak, s.pages_end, kib(s.waste_bytes_peak), kib(s.waste_bytes_end)];
+    let rows = [
+        ("kmem", kmem.map(Some)),
+        (
+            "Linux",
+            [
+                linux.map(|l| l.pages_start),
+                linux.and_then(|l| l.pages_peak),
+                linux.and_then(|l| l.pages_end),
+                linux.and_then(|l| l.waste_bytes_peak.map(kib)),
+                linux.and_then(|l| l.waste_bytes_end.map(kib)),
+            ],
+        ),
+    ];
+    for (label, numbers) in rows {
+        let cells = numbers.map(|n| format!("<td>{}</td>", or(n))).concat();
+        writeln!(w, "<tr><td>{label}</td>{cells}</tr>")?;
+    }
+    writeln!(w, "</table></div>\n<div class=\"wide\"><table>")?;
+    writeln!(
+        w,
+        "<tr><th></th><th class=\"group\" colspan=\"5\">peak</th><th class=\"group\" colspan=\"5\">end</th></tr>"
+    )?;
+    let heads = "<th>live</th><th>pages</th><th>Linux</th><th>waste, KiB</th><th>Linux</th>";
+    writeln!(w, "<tr><th>the largest caches</th>{heads}{heads}</tr>")?;
+    for cache in s.caches.iter().take(LISTED) {
+        write!(w, "<tr><td>{}</td>", escape(&cache.name))?;
+        let other = linux.and_then(|l| l.caches.iter().find(|c| c.name == cache.name));
+        for (kmem, linux) in
+            [(cache.peak, other.map(|c| c.peak)), (cache.end, other.map(|c| c.end))]
+        {
+            let numbers = [
+                Some(kmem.live),
+                Some(kmem.pages),
+                linux.map(|l| l.pages),
+                Some(kib(kmem.waste_bytes)),
+                linux.map(|l| kib(l.waste_bytes)),
+            ];
+            write!(w, "{}", numbers.map(|n| format!("<td>{}</td>", or(n))).concat())?;
+        }
+        writeln!(w, "</tr>")?;
+    }
+    writeln!(w, "</table></div>")?;
+    writeln!(
+        w,
+        "<p class=\"soft\">Waste is what slabs hold beside live objects. kmem's pages include {} of its own at the end: \
+         state of objects, magazines, descriptors and tables. Linux's peak is that of its page events; the caches \
+         start with the objects that its slabinfo calls active{}.</p>",
+        grouped(s.pages_end_own),
+        match linux.map_or(0, |l| l.start_shown_free) {
+            0 => String::new(),
+            n => format!(", of which the recording shows {} to have been free", grouped(n)),
+        }
+    )?;
     Ok(())
 }
 

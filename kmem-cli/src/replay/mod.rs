@@ -1,10 +1,12 @@
-//! `kmem replay`: every page event of a recording, on a machine of the recorded shape.
+//! `kmem replay`: every page event of a recording, on a machine of the recorded shape; then every event on
+//! objects.
 //!
 //! # Concepts
 //! A recording says what a kernel asked of its page allocator. [`machine`] builds a machine that starts
 //! where the recording started: the same zones and watermarks, the same free blocks. [`plan`] turns the
 //! recording into one list of operations per recorded CPU; [`strays`] takes out what the machine cannot have;
 //! [`engine`] runs each list on a thread of its own.
+//! [`objects`] replays the objects afterwards, on a machine of their own.
 //! [`result`] is what came of it; [`mod@print`] and [`html`] show it.
 //!
 //! # What orders the events
@@ -16,6 +18,7 @@
 mod engine;
 mod html;
 mod machine;
+mod objects;
 mod plan;
 mod print;
 mod result;
@@ -60,14 +63,17 @@ pub struct Args {
     /// How fast to replay.
     #[arg(long, value_enum, default_value = "max")]
     speed: Speed,
-    /// Memory of the machine instead of the recorded one, as in 512M or 2G. Blocks from before the
+    /// Memory of the pages' machine instead of the recorded one, as in 512M or 2G. Blocks from before the
     /// recording are then stood in for by others of their order.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
-    /// CPUs of the machine instead of the recorded number. Each recorded CPU keeps a thread of its own.
+    /// CPUs of the machines instead of the recorded number. Each recorded CPU keeps a thread of its own.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     cpus: Option<u16>,
-    /// Replay every event on one thread, in the recorded order.
+    /// Leave the objects of kmalloc and kmem_cache_alloc out.
+    #[arg(long)]
+    pages_only: bool,
+    /// Replay every page event on one thread, in the recorded order.
     #[arg(long)]
     single_thread: bool,
     /// Where to write the HTML report.
@@ -124,7 +130,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .with_context(|| format!("{file}: cannot build the machine"))?;
     strays::forget(&recording, &mut plan, &start);
     let run = engine::run(&machine, &plan, start.blocks(), args)?;
-    let result = result::ReplayResult::new(&recording, &plan, &machine, &start, run, args)?;
+    let cpus = machine.hosted().shape().cpus.len();
+    let mut result = result::ReplayResult::new(&recording, &plan, &machine, &start, run, args)?;
+    drop(machine);
+    if !args.pages_only {
+        (result.slab, result.linux_slab) = objects::replay(&recording, cpus, args)
+            .with_context(|| format!("{file}: cannot replay the objects"))?;
+    }
     let text =
         if args.json { serde_json::to_string(&result)? + "\n" } else { print::text(&result) };
     print(&text).context("cannot write to standard output")?;

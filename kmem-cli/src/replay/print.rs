@@ -1,6 +1,9 @@
 //! The result as text.
 
-use super::result::{FreeState, INDEX_ORDERS, ReplayResult};
+use super::{
+    objects::{CacheUse, LinuxResult, SlabResult},
+    result::{FreeState, INDEX_ORDERS, ReplayResult},
+};
 use std::fmt::Write;
 
 fn row(out: &mut String, label: &str, blocks: &[u64], orders: usize) {
@@ -104,5 +107,83 @@ pub fn text(r: &ReplayResult) -> String {
             s.unusable_index.get(&o.to_string()).map_or("–".to_string(), |v| format!("{v:.4}"))
         });
     }
+    if let Some(slab) = &r.slab {
+        objects(w, slab, r.linux_slab.as_ref());
+    }
     out
+}
+
+/// Caches that are listed.
+const LISTED: usize = 12;
+
+fn objects(w: &mut String, s: &SlabResult, linux: Option<&LinuxResult>) {
+    let _ = writeln!(
+        w,
+        "\nobjects         {} events ({} allocations, {} frees), {:.0} per second ({:.3} s)",
+        s.events, s.allocs, s.frees, s.ops_per_second, s.seconds
+    );
+    let _ = writeln!(
+        w,
+        "  failures      {} ({} frees refused, {} skipped, {} unmatched)",
+        s.failures, s.refused_frees, s.skipped, s.unmatched_frees
+    );
+    let _ = writeln!(
+        w,
+        "  start         {} live objects; {} of them are freed by the recording",
+        s.start_objects, s.prior_frees
+    );
+    if let Some(l) = linux.filter(|l| l.start_shown_free > 0) {
+        let _ = writeln!(
+            w,
+            "                Linux calls {} of them active that the recording shows to be free",
+            l.start_shown_free
+        );
+    }
+    let or = |n: Option<u64>| n.map_or("–".to_string(), |n| n.to_string());
+    let kib = |n: u64| n / 1024;
+    let _ = writeln!(w, "\nslab pages          kmem     Linux");
+    for (label, kmem, linux) in [
+        ("start", s.pages_start, linux.map(|l| l.pages_start)),
+        ("peak", s.pages_peak, linux.and_then(|l| l.pages_peak)),
+        ("end", s.pages_end, linux.and_then(|l| l.pages_end)),
+        ("waste, peak", kib(s.waste_bytes_peak), linux.and_then(|l| l.waste_bytes_peak.map(kib))),
+        ("waste, end", kib(s.waste_bytes_end), linux.and_then(|l| l.waste_bytes_end.map(kib))),
+    ] {
+        let unit = if label.starts_with("waste") { " KiB" } else { "" };
+        let _ = writeln!(w, "  {label:<14} {kmem:>8} {:>9}{unit}", or(linux));
+    }
+    if let Some(p) = &s.known_free {
+        let _ = writeln!(
+            w,
+            "  kmem without the objects shown to be free: {} at the start, {} at the peak, {} at the end",
+            p.start, p.peak, p.end
+        );
+    }
+    let _ = writeln!(
+        w,
+        "  of kmem's at the end {} are its own (state, magazines, tables) and {} in empty slabs",
+        s.pages_end_own, s.pages_end_empty
+    );
+    let _ = writeln!(
+        w,
+        "\nlargest caches         peak: live   pages    Linux   waste    Linux   end: pages    Linux   waste    Linux  KiB"
+    );
+    for cache in s.caches.iter().take(LISTED) {
+        let linux = linux.and_then(|l| l.caches.iter().find(|c| c.name == cache.name));
+        let pages = |of: &dyn Fn(&CacheUse) -> u64| or(linux.map(of));
+        let _ = writeln!(
+            w,
+            "  {:<22} {:>10} {:>7} {:>8} {:>7} {:>8} {:>12} {:>8} {:>7} {:>8}",
+            cache.name,
+            cache.peak.live,
+            cache.peak.pages,
+            pages(&|c| c.peak.pages),
+            kib(cache.peak.waste_bytes),
+            pages(&|c| kib(c.peak.waste_bytes)),
+            cache.end.pages,
+            pages(&|c| c.end.pages),
+            kib(cache.end.waste_bytes),
+            pages(&|c| kib(c.end.waste_bytes)),
+        );
+    }
 }

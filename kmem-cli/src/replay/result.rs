@@ -10,6 +10,7 @@ use super::{
     Args, Speed,
     engine::{Run, Sample},
     machine::{Start, free_blocks},
+    objects::{LinuxResult, SlabResult},
     plan::{Odd, Plan},
 };
 use kmem::vmstat::VmEvent;
@@ -240,6 +241,10 @@ pub struct ReplayResult {
     pub phases: Vec<PhaseMark>,
     /// The machine over time.
     pub samples: Vec<Moment>,
+    /// The slab layer, if the recording has objects.
+    pub slab: Option<SlabResult>,
+    /// Linux's slab layer, if the recording has objects and `slabinfo`.
+    pub linux_slab: Option<LinuxResult>,
 }
 
 impl ReplayResult {
@@ -308,6 +313,8 @@ impl ReplayResult {
                 .into_iter()
                 .map(|sample| Moment { unusable_index: indices(&sample.free_blocks), sample })
                 .collect(),
+            slab: None,
+            linux_slab: None,
         })
     }
 }

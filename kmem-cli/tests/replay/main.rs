@@ -3,6 +3,7 @@
 mod damage;
 mod data;
 mod forms;
+mod objects;
 mod report;
 mod shapes;
 mod synthetic;

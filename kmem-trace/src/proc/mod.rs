@@ -1,4 +1,5 @@
-//! The kernel's own texts about its memory: `/proc/buddyinfo`, `pagetypeinfo`, `zoneinfo` and `iomem`.
+//! The kernel's own texts about its memory: `/proc/buddyinfo`, `pagetypeinfo`, `zoneinfo`, `slabinfo` and
+//! `iomem`.
 //!
 //! Each parser takes the whole text and the name it goes by in errors, checks every line, and names the first line
 //! it does not understand. Lines such a file may gain with a new kernel, a counter more in `zoneinfo` for instance,
@@ -8,11 +9,13 @@
 mod buddyinfo;
 mod iomem;
 mod pagetypeinfo;
+mod slabinfo;
 mod zoneinfo;
 
 pub use buddyinfo::{Buddyinfo, ZoneBlocks};
 pub use iomem::{Iomem, Resource};
 pub use pagetypeinfo::{Pagetypeinfo, TypeBlocks, TypedFree};
+pub use slabinfo::{SlabCache, Slabinfo};
 pub use zoneinfo::{PageSet, Zone, Zoneinfo};
 
 use crate::error::TraceError;
