@@ -395,6 +395,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     /// What is left of a request's flags under the mask.
+    #[inline(always)]
     pub(crate) fn allowed(&self, gfp: Gfp) -> Gfp {
         gfp & Gfp::from_bits_retain(self.allowed.load(Relaxed))
     }

@@ -67,6 +67,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let p = self.pages.platform();
         let cpu = p.get_cpu_fast()?;
         let mut taken = None;
+        let mut late = false;
         // In an NMI handler the path is not idle.
         if (!gfp.may_block() || cpu.context().unpinned(P::PREEMPTIBLE).may_sleep())
             && cpu.path_raw() == Path::Idle as u8
@@ -81,9 +82,20 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 taken = Some(object);
             }
             self.pages.disown_idle(cpu);
+            late = cpu.deferred.load(Relaxed) != 0;
         }
         p.put_cpu(cpu);
+        if late {
+            self.serve_late();
+        }
         taken
+    }
+
+    /// Does what others asked of this CPU while a fast path owned its lists.
+    #[cold]
+    #[inline(never)]
+    fn serve_late(self) {
+        self.pages.handle_ipi();
     }
 
     /// `kmem_cache_alloc`.
@@ -272,6 +284,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let p = self.pages.platform();
         if let Some(cpu) = p.get_cpu_fast() {
             let mut done = false;
+            let mut late = false;
             if cpu.path_raw() == Path::Idle as u8 {
                 self.pages.own_idle(cpu, Path::ObjFree);
                 // Nobody else frees it, so a look is enough; that somebody did is found out all the same.
@@ -283,8 +296,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     done = true;
                 }
                 self.pages.disown_idle(cpu);
+                late = cpu.deferred.load(Relaxed) != 0;
             }
             p.put_cpu(cpu);
+            if late {
+                self.serve_late();
+            }
             if done {
                 return Ok(());
             }
@@ -304,6 +321,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let p = self.pages.platform();
         let Some(cpu) = p.get_cpu_fast() else { return false };
         let mut done = false;
+        let mut late = false;
         let map = self.pages.map();
         let offset = map.direct_offset(at.addr().get());
         // In an NMI handler the path is not idle.
@@ -330,8 +348,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 }
             }
             self.pages.disown_idle(cpu);
+            late = cpu.deferred.load(Relaxed) != 0;
         }
         p.put_cpu(cpu);
+        if late {
+            self.serve_late();
+        }
         done
     }
 
