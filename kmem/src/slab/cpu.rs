@@ -166,13 +166,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let at = self.internal(root, Internal::Magazines(class), gfp).ok()?;
         let several_nodes = self.pages.nr_nodes() > 1;
         // SAFETY: an object of the size of such a magazine, aligned to a cache line, just given to us.
-        Some(unsafe { Magazine::init(at, MAGAZINES[class], d, several_nodes) })
+        Some(unsafe { Magazine::init(at, class, d, several_nodes) })
     }
 
     /// Frees a magazine; its objects, if it has any, are lost sight of.
     pub(super) fn free_magazine(&self, root: &'static Root, m: &'static Magazine) {
-        let class = MAGAZINES.iter().position(|cap| *cap == m.cap()).unwrap_or(0);
-        self.internal_free(root, Internal::Magazines(class), m.place().cast());
+        self.internal_free(root, Internal::Magazines(m.class()), m.place().cast());
     }
 
     /// Takes an object by way of the CPU's magazines, if they or the CPU's node have any. The caller owns the
@@ -297,7 +296,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let seen = self.pages.own(cpu, Path::ObjRefill).and_then(|owned| {
             let seen = self.cpu_cache(cpu, d.id).map(|cc| {
                 let class = cc.class.load(Relaxed) as usize % MAGAZINES.len();
-                let small = cc.previous().cap() < MAGAZINES[class];
+                let small = cc.previous().class() < class;
                 (class, small, cc.flushed.load(Relaxed) != 0, cc.swings.load(Relaxed))
             });
             self.pages.disown(owned);
@@ -327,7 +326,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             {
                 if let Some(cc) = self.cpu_cache(cpu, d.id)
                     && cc.previous().nr() == 0
-                    && cc.previous().cap() < larger.cap()
+                    && cc.previous().class() < larger.class()
                 {
                     spare = cc.previous();
                     cc.previous.store(larger.place(), Relaxed);

@@ -10,7 +10,7 @@ use super::{
         CpuCache, Ctor, Descriptor, FIRST_ORDINARY, Internal, MAX_CACHES, NR_INTERNAL, Node, Root,
     },
     layout::Layout,
-    magazine::MAGAZINES,
+    magazine::{MAGAZINES, MOST_BYTES},
 };
 use crate::{
     error::Name,
@@ -187,9 +187,9 @@ impl Wanted {
     }
 }
 
-/// Index of the largest magazines worth having for objects of a size: eight KiB at most in one.
+/// Index of the largest magazines worth having for objects of a size.
 fn largest_magazine(stride: u32) -> usize {
-    MAGAZINES.iter().rposition(|cap| cap * stride <= 8192).unwrap_or(0)
+    MAGAZINES.iter().rposition(|cap| cap * stride <= MOST_BYTES).unwrap_or(0)
 }
 
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {

@@ -55,7 +55,7 @@ const fn inverse(odd: u32) -> u32 {
 
 impl Layout {
     /// The layout for objects of `stride` bytes (a multiple of `align`, a power of two): of the smallest
-    /// order that leaves at most a sixteenth unused, else of the one that leaves least; beyond order 3 only if
+    /// order that leaves at most a sixteenth unused (a single frame must leave no more than half of that), else of the one that leaves least; beyond order 3 only if
     /// that were more than an eighth \[S3\].
     pub(super) fn new(stride: u32, align: u32, page_shift: u32, max_order: u32) -> Option<Layout> {
         let mut best: Option<(u64, Layout)> = None;
@@ -68,7 +68,11 @@ impl Layout {
                 }
                 best = Some((lost, Layout::with(order, nr, stride, align, bytes as u32, outside)));
             }
-            let share = if order < MAX_ORDER { 4 } else { 3 };
+            let share = match order {
+                0 => 5,
+                1..MAX_ORDER => 4,
+                _ => 3,
+            };
             if let Some((lost, found)) = &best
                 && *lost <= 1u64 << (page_shift + found.order - share)
             {

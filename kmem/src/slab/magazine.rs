@@ -30,6 +30,10 @@ use core::{
 /// Objects of the magazine sizes. A magazine is a power of two of bytes.
 pub(super) const MAGAZINES: [u32; 4] = [4, 12, 28, 60];
 
+/// Bytes of the objects that a magazine holds at most, if that is more than one: with more the layer held
+/// more pages than Linux on the recorded traces.
+pub(super) const MOST_BYTES: u32 = 2048;
+
 const _: () = {
     let mut class = 0;
     while class < MAGAZINES.len() {
@@ -88,6 +92,8 @@ pub(super) struct Magazine {
     states_at: u32,
     /// `limit` for objects of an owner's, or 0 where a free must look where the object is from.
     limit_owned: u32,
+    /// Index into `MAGAZINES`.
+    class: u32,
     cache: *const Descriptor,
     /// The CPU's side of the cache, while it has the magazine.
     pub(super) owner: AtomicPtr<CpuCache>,
@@ -111,6 +117,7 @@ pub(super) static NOTHING: Magazine = Magazine {
     rotate: 0,
     states_at: OUTSIDE,
     limit_owned: 0,
+    class: 0,
     cache: ptr::null(),
     owner: AtomicPtr::new(ptr::null_mut()),
     next: AtomicPtr::new(ptr::null_mut()),
@@ -141,14 +148,17 @@ impl Magazine {
     /// is left to the slow path.
     ///
     /// # Safety
-    /// `at` points to `bytes(cap)` bytes, aligned to a cache line, that are nobody else's for as long as the
-    /// magazine is used.
+    /// `at` points to `bytes(MAGAZINES[class])` bytes, aligned to a cache line, that are nobody else's for as
+    /// long as the magazine is used.
     pub(super) unsafe fn init(
         at: *mut u8,
-        cap: u32,
+        class: usize,
         d: &'static Descriptor,
         several_nodes: bool,
     ) -> &'static Magazine {
+        // Of large objects fewer than there are slots for.
+        let slots = MAGAZINES[class];
+        let cap = slots.min((MOST_BYTES / d.layout.stride).max(1));
         let Layout { nr, mask, inverse, rotate, states_at, .. } = d.layout;
         let head = Magazine {
             top: AtomicU32::new(0),
@@ -160,6 +170,7 @@ impl Magazine {
             rotate,
             states_at,
             limit_owned: if several_nodes { 0 } else { cap * SLOT },
+            class: class as u32,
             cache: d,
             owner: AtomicPtr::new(ptr::null_mut()),
             next: AtomicPtr::new(ptr::null_mut()),
@@ -170,7 +181,7 @@ impl Magazine {
         // are zeroed and from then on only used as atomics.
         unsafe {
             m.write(head);
-            m.add(1).cast::<u8>().write_bytes(0, cap as usize * size_of::<Slot>());
+            m.add(1).cast::<u8>().write_bytes(0, slots as usize * size_of::<Slot>());
             &*m
         }
     }
@@ -194,6 +205,11 @@ impl Magazine {
     #[inline(always)]
     pub(super) fn cap(&self) -> u32 {
         self.limit / SLOT
+    }
+
+    /// Index into `MAGAZINES`.
+    pub(super) fn class(&self) -> usize {
+        self.class as usize
     }
 
     /// Whether it holds objects of the cache.

@@ -36,9 +36,6 @@ pub(super) const OWNER_BITS: u32 = 9;
 const _: () =
     assert!(super::cache::MAX_CACHES == 1 << OWNER_BITS && MAX_COLOURS <= 1 << (16 - OWNER_BITS));
 
-/// Empty slabs a node keeps.
-const KEPT_EMPTY: u32 = 1;
-
 /// What of a request's flags concerns the pages of a new slab.
 pub(super) const FOR_PAGES: Gfp = Gfp::RECLAIM
     .union(Gfp::IO)
@@ -260,8 +257,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         got
     }
 
-    /// Puts an object back in its slab. Returns a slab that became empty and is not to be kept: it is on
-    /// no list any more.
+    /// Puts an object back in its slab. Returns a slab that became empty: it is on no list any more. None is
+    /// kept: what magazines hold keeps the slabs in use that traffic swings over.
     #[inline]
     pub(super) fn put_back(
         &self,
@@ -279,7 +276,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return None;
         }
         self.change_free(lists, d, slab.head, before, before + 1);
-        if before + 1 == nr && lists.empty.nr > KEPT_EMPTY {
+        if before + 1 == nr {
             return self.pop_empty(d, lists);
         }
         None

@@ -63,6 +63,8 @@ fn of_two_cpus_that_free_one_object_one_succeeds() {
     let rig = Rig::flat();
     let cache =
         rig.run(|_| rig.kmem_cache_create("raced", 64, 0, SlabFlags::NO_MERGE, None).unwrap());
+    // One that stays, so that the slab does: of a slab that went the second free finds nothing at all.
+    let anchor = rig.run(|_| rig.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap());
     let (barrier, done) = (Barrier::new(2), AtomicUsize::new(0));
     let target = Mutex::new(None::<Sent>);
     const ROUNDS: usize = 300;
@@ -96,6 +98,8 @@ fn of_two_cpus_that_free_one_object_one_succeeds() {
     });
     assert_eq!(done.load(Relaxed), ROUNDS);
     rig.run(|_| {
+        // SAFETY: not used after.
+        unsafe { rig.kmem_cache_free(&cache, anchor).unwrap() };
         rig.audit_objects().unwrap();
         rig.kmem_cache_destroy(cache).unwrap();
     });
