@@ -413,9 +413,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         false
     }
 
-    /// Empties the depots of a cache and gives back the slabs that are empty; returns their frames.
-    pub(super) fn trim(&self, root: &'static Root, d: &'static Descriptor, node: usize) -> u64 {
-        let Some(at) = d.nodes.get(node) else { return 0 };
+    /// Empties the depots of a cache and gives back the slabs that are empty.
+    pub(super) fn trim(&self, root: &'static Root, d: &'static Descriptor, node: usize) {
+        let Some(at) = d.nodes.get(node) else { return };
         let lock = || at.lists.lock(self.pages.platform());
         loop {
             let full = pop_full(&mut lock());
@@ -428,15 +428,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let Some(m) = empty else { break };
             self.free_magazine(root, m);
         }
-        let mut frames = 0;
         loop {
             let head = {
                 let mut lists = lock();
                 self.pop_empty(d, &mut lists)
             };
-            let Some(head) = head else { return frames };
+            let Some(head) = head else { return };
             self.release(root, d, head);
-            frames += 1 << d.layout.order;
         }
     }
 }

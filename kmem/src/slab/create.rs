@@ -373,8 +373,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let Some(root) = self.own_root(d).filter(|_| !self.pages.context().in_nmi()) else {
             return 0;
         };
+        let before = self.released(d);
         self.flush_all();
-        (0..d.nodes.len()).map(|node| self.trim(root, d, node)).sum()
+        (0..d.nodes.len()).for_each(|node| self.trim(root, d, node));
+        self.released(d) - before
     }
 
     /// Gives back what magazines, depots and empty slabs of all caches hold; returns the frames.
@@ -382,9 +384,25 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if self.pages.context().in_nmi() {
             return 0;
         }
+        let all = || {
+            let mut frames = 0;
+            self.each(|_, d| frames += self.released(d));
+            frames
+        };
+        let before = all();
         self.flush_all();
         // Once more for what the first pass freed of the layer's own.
-        (0..2).map(|_| (0..self.pages.nr_nodes()).map(|n| self.shrink_node(n)).sum::<u64>()).sum()
+        for _ in 0..2 {
+            (0..self.pages.nr_nodes()).for_each(|node| self.trim_all(node));
+        }
+        // A cache that was destroyed meanwhile takes its count along.
+        all().saturating_sub(before)
+    }
+
+    /// Frames of slabs that a cache ever gave back.
+    pub(super) fn released(&self, d: &Descriptor) -> u64 {
+        let lock = |node: &Node| node.lists.lock(self.pages.platform()).released;
+        d.nodes.iter().map(lock).sum::<u64>() << d.layout.order
     }
 
     /// `kmem_cache_destroy`.
@@ -410,9 +428,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         let answered = self.flush_all();
         self.free_retired(root, d);
-        (0..d.nodes.len()).for_each(|node| {
-            self.trim(root, d, node);
-        });
+        (0..d.nodes.len()).for_each(|node| self.trim(root, d, node));
         let slabs = || {
             d.nodes.iter().map(|n| {
                 let lists = n.lists.lock(p);

@@ -180,8 +180,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// left alone.
     pub(crate) fn shrink_node(&self, node: usize) -> u64 {
         let mut frames = 0;
-        self.each(|root, d| frames += self.trim(root, d, node));
+        self.each(|root, d| {
+            let before = self.released(d);
+            self.trim(root, d, node);
+            frames += self.released(d) - before;
+        });
         frames
+    }
+
+    fn trim_all(&self, node: usize) {
+        self.each(|root, d| self.trim(root, d, node));
     }
 
     /// Frames of empty slabs on a node: what [`shrink_node`](Self::shrink_node) gives back at least.
