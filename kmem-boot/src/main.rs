@@ -74,7 +74,7 @@ extern "C" fn kmain(start_info: u64) -> ! {
         Err(error) => fail(format_args!("bring-up: {error}")),
     };
     println!(
-        "kmem: up in {} us, {} KiB free, {} bytes a frame",
+        "kmem: up in {} us, {} KiB free, {} bytes a page",
         (clock::now_ns() - start) / 1000,
         kmem.nr_free_pages() * 4,
         size_of::<kmem::page::Page>(),

@@ -33,6 +33,7 @@ mod pageblock;
 pub mod platform;
 pub mod proc;
 pub mod reclaim;
+mod runs;
 pub mod slab;
 pub mod sync;
 pub mod trace;

@@ -8,10 +8,9 @@
 //! # Implementation
 //! Parallel tables: per frame its `Page` and its *owner* (which of the slab layer's caches it belongs to,
 //! dense, so that freeing an object touches no `Page`), and per pageblock its free bits, descriptor and
-//! links. All are
-//! zero at the start, and zero means: frame not allocated, not free, of no zone. Bring-up therefore
-//! touches a word per pageblock and nothing per frame \[F4\]. What lies in holes is read, as zeros, and
-//! never written.
+//! links. All are zero at the start, and zero means: frame not allocated, not free, of no zone, nobody's.
+//! Bring-up therefore touches a word per pageblock and nothing per frame \[F4\]. What lies in holes is
+//! read, as zeros, and never written.
 //!
 //! # Locking
 //! The tables are made of atomics; who may write what is told in `page` and `pageblock`.
@@ -129,7 +128,7 @@ impl MemMap {
     /// The owner of the frame that an offset in the direct map is in; 0 for none.
     #[inline(always)]
     pub(crate) fn owner_at(&self, offset: usize, page_shift: u32) -> u16 {
-        self.owners.get(offset >> page_shift).map_or(0, |owner| owner.load(Relaxed))
+        self.owner_cell(offset, page_shift).map_or(0, |owner| owner.load(Relaxed))
     }
 
     /// Where the owner of the frame is noted that an offset in the direct map is in.

@@ -1,7 +1,7 @@
 //! Regions: 64 pageblocks whose wholly free ones are bits of one word.
 //!
 //! # Concepts
-//! A block of order 9 + k is a run of 2^k aligned set bits; what `bits` does for the frames of a
+//! A block of order 9 + k is a run of 2^k aligned set bits; what `FreeBits` does for the frames of a
 //! pageblock, one word does here for the pageblocks of a region. Orders above 15 do not exist.
 //!
 //! # Implementation
@@ -13,7 +13,10 @@
 //! As for the area.
 
 use super::{AlreadyFree, Area, NIL};
-use crate::types::{MigrateType, PAGEBLOCK_ORDER};
+use crate::{
+    runs::{low, maximal, pairs, starts},
+    types::{MigrateType, PAGEBLOCK_ORDER},
+};
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Orders a region can hold: 9 to 15.
@@ -21,33 +24,6 @@ pub(super) const REGION_ORDERS: usize = 7;
 
 /// Pageblocks of a region as a power of two.
 pub(crate) const REGION_SHIFT: u32 = 6;
-
-const STARTS: [u64; REGION_ORDERS] = [
-    u64::MAX,
-    0x5555_5555_5555_5555,
-    0x1111_1111_1111_1111,
-    0x0101_0101_0101_0101,
-    0x0001_0001_0001_0001,
-    0x0000_0001_0000_0001,
-    1,
-];
-
-/// Bits of 2^`k` pageblocks.
-#[inline(always)]
-const fn low(k: u32) -> u64 {
-    if k >= 6 { u64::MAX } else { (1 << (1u32 << k)) - 1 }
-}
-
-/// Where runs of 2^`k` start in `word`.
-const fn runs(word: u64, k: u32) -> u64 {
-    let mut w = word;
-    let mut i = 0;
-    while i < k {
-        w &= w >> (1u32 << i);
-        i += 1;
-    }
-    w & STARTS[k as usize]
-}
 
 /// 64 pageblocks of one zone.
 pub(crate) struct Region {
@@ -68,12 +44,7 @@ impl Region {
         let mut h = [0; REGION_ORDERS];
         let word = self.whole();
         for k in 0..=max_k {
-            let mut at = runs(word, k);
-            if k < max_k {
-                let pairs = runs(word, k + 1);
-                at &= !(pairs | pairs << (1u32 << k));
-            }
-            h[k as usize] = at.count_ones();
+            h[k as usize] = maximal(word, k, max_k).count_ones();
         }
         h
     }
@@ -100,7 +71,7 @@ impl Area<'_> {
         if word != 0 {
             let mut at = word;
             while want < max_k {
-                at = at & at >> (1u32 << want) & STARTS[want as usize + 1];
+                at = pairs(at, want);
                 if at == 0 {
                     break;
                 }
@@ -152,7 +123,7 @@ impl Area<'_> {
         let (r, bit) = self.region_of(index);
         let word = self.region(r).whole();
         let mut k = 0;
-        while k < self.max_k() && runs(word, k + 1) >> (bit & !((2 << k) - 1)) & 1 == 1 {
+        while k < self.max_k() && starts(word, k + 1) >> (bit & !((2 << k) - 1)) & 1 == 1 {
             k += 1;
         }
         PAGEBLOCK_ORDER + k
@@ -205,11 +176,7 @@ impl Area<'_> {
         let word = self.region(r).whole();
         let max_k = self.max_k();
         for from in k..=bin {
-            let mut at = runs(word, from);
-            if from < max_k {
-                let pairs = runs(word, from + 1);
-                at &= !(pairs | pairs << (1u32 << from));
-            }
+            let at = maximal(word, from, max_k);
             if at != 0 {
                 return Some((r, at.trailing_zeros(), from));
             }

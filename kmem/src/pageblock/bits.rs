@@ -10,47 +10,13 @@
 //! Written under the lock of the area that owns the pageblock; the loads are atomic so that reports may
 //! look without it.
 
-use crate::types::PAGEBLOCK_ORDER;
+use crate::{
+    runs::{self, low, maximal},
+    types::PAGEBLOCK_ORDER,
+};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const WORDS: usize = 8;
-
-/// `STARTS[k]`: the positions in a word where a block of order k can start.
-const STARTS: [u64; 6] = [
-    u64::MAX,
-    0x5555_5555_5555_5555,
-    0x1111_1111_1111_1111,
-    0x0101_0101_0101_0101,
-    0x0001_0001_0001_0001,
-    0x0000_0001_0000_0001,
-];
-
-/// Mask of the low 2^`order` bits.
-#[inline(always)]
-const fn low(order: u32) -> u64 {
-    if order >= 6 { u64::MAX } else { (1 << (1u32 << order)) - 1 }
-}
-
-/// Where blocks of order `K` (at most 5) start in `word`, free and aligned.
-#[inline(always)]
-fn runs<const K: u32>(word: u64) -> u64 {
-    let mut w = word;
-    let mut k = 0;
-    while k < K {
-        w &= w >> (1u32 << k);
-        k += 1;
-    }
-    w & STARTS[K as usize]
-}
-
-/// Where *maximal* blocks of order `K` (at most 5) start in `word`.
-#[inline(always)]
-fn maximal<const K: u32>(word: u64) -> u64 {
-    let at = runs::<K>(word);
-    let pairs =
-        if K == 5 { at & at >> 32 } else { at & at >> (1u32 << K) & STARTS[K as usize + 1] };
-    at & !(pairs | pairs << (1u32 << K))
-}
 
 /// The free bits of one pageblock.
 #[repr(C, align(64))]
@@ -173,7 +139,7 @@ impl FreeBits {
     #[inline(always)]
     fn find_in_words<const K: u32>(&self) -> Option<u32> {
         (0..WORDS).find_map(|i| {
-            let at = maximal::<K>(self.word(i));
+            let at = maximal(self.word(i), K, runs::MAX);
             (at != 0).then(|| (i as u32) << 6 | at.trailing_zeros())
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! # Concepts
 //! Memory comes back from *sources*: shrinkers, caches that can count and give up objects; and the slab layer,
-//! whose empty slabs and depots are only kept for speed. (LRU lists, swap and page cache join as further sources of `Vmscan::shrink_node`.) Two callers ask: *kswapd*,
+//! whose depots are only kept for speed. (LRU lists, swap and page cache join as further sources of `Vmscan::shrink_node`.) Two callers ask: *kswapd*,
 //! one task per node, woken at the low watermark and working up to the high one; and *direct reclaim*, a
 //! request that would fail otherwise. When neither gets anywhere, the OOM handler decides.
 //!
@@ -74,8 +74,7 @@ impl Vmscan {
         gfp: Gfp,
         priority: u32,
     ) -> u64 {
-        // Empty slabs and depots cost nothing to give up, whatever the pressure. What shrinkers free lies in
-        // slabs first.
+        // Depots cost nothing to give up, whatever the pressure, and what shrinkers free lies there.
         let freed = self.shrinkers.shrink(pages, node, gfp, priority);
         freed + self.objects(pages).shrink_node(node)
     }
@@ -128,7 +127,7 @@ impl Reclaim for Vmscan {
     }
 
     fn reclaimable<P: Platform>(&self, pages: &PageAllocator<P, Self>, node: usize) -> u64 {
-        self.shrinkers.count(pages, node) + self.objects(pages).reclaimable(node)
+        self.shrinkers.count(pages, node)
     }
 
     fn run_deferred<P: Platform>(&self, pages: &PageAllocator<P, Self>, cpu: &Cpu) {

@@ -37,8 +37,8 @@ pub(crate) struct Layout {
     pub(super) states_at: u32,
     pub(super) inverse: u32,
     pub(super) rotate: u32,
-    /// Bytes between colours, and how many there are.
-    pub(super) colour_step: u32,
+    /// Bytes between colours as a power of two, and how many colours there are.
+    pub(super) colour_shift: u32,
     pub(super) colours: u32,
 }
 
@@ -55,8 +55,8 @@ const fn inverse(odd: u32) -> u32 {
 
 impl Layout {
     /// The layout for objects of `stride` bytes (a multiple of `align`, a power of two): of the smallest
-    /// order that leaves at most a sixteenth unused (a single frame must leave no more than half of that), else of the one that leaves least; beyond order 3 only if
-    /// that were more than an eighth \[S3\].
+    /// order that leaves at most a sixteenth unused (a single frame no more than half of that), else of the one
+    /// that leaves least; beyond order 3 only if that were more than an eighth \[S3\].
     pub(super) fn new(stride: u32, align: u32, page_shift: u32, max_order: u32) -> Option<Layout> {
         let mut best: Option<(u64, Layout)> = None;
         for order in 0..=LAST_RESORT.min(max_order) {
@@ -85,7 +85,7 @@ impl Layout {
     fn with(order: u32, nr: u32, stride: u32, align: u32, bytes: u32, outside: bool) -> Layout {
         let rotate = stride.trailing_zeros();
         let used = nr * stride + if outside { 0 } else { nr };
-        let colour_step = align.max(64);
+        let colour_shift = align.max(64).ilog2();
         Layout {
             order,
             nr,
@@ -94,13 +94,12 @@ impl Layout {
             states_at: if outside { OUTSIDE } else { bytes - nr },
             inverse: inverse(stride >> rotate),
             rotate,
-            colour_step,
-            // Less than a stride, or objects of one colour would lie where those of another do.
-            colours: ((bytes - used).min(stride - 1) / colour_step).min(MAX_COLOURS - 1) + 1,
+            colour_shift,
+            colours: ((bytes - used) >> colour_shift).min(MAX_COLOURS - 1) + 1,
         }
     }
 
-    /// The index of the object that begins `offset` bytes into a slab of colour 0.
+    /// The index of the object that begins `offset` bytes behind a slab's first.
     #[inline(always)]
     pub(super) fn index(&self, offset: u32) -> Option<u32> {
         let i = offset.wrapping_mul(self.inverse).rotate_right(self.rotate);

@@ -88,12 +88,13 @@ pub(super) struct Magazine {
     outside: u32,
     mask: u32,
     inverse: u32,
-    rotate: u32,
+    rotate: u8,
+    colour_shift: u8,
+    /// Index into `MAGAZINES`.
+    class: u8,
     states_at: u32,
     /// `limit` for objects of an owner's, or 0 where a free must look where the object is from.
     limit_owned: u32,
-    /// Index into `MAGAZINES`.
-    class: u32,
     cache: *const Descriptor,
     /// The CPU's side of the cache, while it has the magazine.
     pub(super) owner: AtomicPtr<CpuCache>,
@@ -115,9 +116,10 @@ pub(super) static NOTHING: Magazine = Magazine {
     mask: 0,
     inverse: 0,
     rotate: 0,
+    colour_shift: 0,
+    class: 0,
     states_at: OUTSIDE,
     limit_owned: 0,
-    class: 0,
     cache: ptr::null(),
     owner: AtomicPtr::new(ptr::null_mut()),
     next: AtomicPtr::new(ptr::null_mut()),
@@ -159,7 +161,7 @@ impl Magazine {
         // Of large objects fewer than there are slots for.
         let slots = MAGAZINES[class];
         let cap = slots.min((MOST_BYTES / d.layout.stride).max(1));
-        let Layout { nr, mask, inverse, rotate, states_at, .. } = d.layout;
+        let Layout { nr, mask, inverse, rotate, colour_shift, states_at, .. } = d.layout;
         let head = Magazine {
             top: AtomicU32::new(0),
             limit: cap * SLOT,
@@ -167,10 +169,11 @@ impl Magazine {
             outside: if several_nodes || states_at != OUTSIDE { 0 } else { nr },
             mask,
             inverse,
-            rotate,
+            rotate: rotate as u8,
+            colour_shift: colour_shift as u8,
+            class: class as u8,
             states_at,
             limit_owned: if several_nodes { 0 } else { cap * SLOT },
-            class: class as u32,
             cache: d,
             owner: AtomicPtr::new(ptr::null_mut()),
             next: AtomicPtr::new(ptr::null_mut()),
@@ -209,7 +212,7 @@ impl Magazine {
 
     /// Index into `MAGAZINES`.
     pub(super) fn class(&self) -> usize {
-        self.class as usize
+        usize::from(self.class)
     }
 
     /// Whether it holds objects of the cache.
@@ -280,32 +283,35 @@ impl Magazine {
         (self.mask + 1).ilog2() - page_shift
     }
 
-    /// What the object at an offset into the direct map is the n-th of, in a slab of the magazine's cache; more
-    /// than any slab has where no object begins.
+    /// Of what index the object at an offset into the direct map is, in a slab of the magazine's cache with the
+    /// given colour; more than any slab has where no object begins.
     #[inline(always)]
-    fn index(&self, within: u32) -> u32 {
-        within.wrapping_mul(self.inverse).rotate_right(self.rotate)
+    fn index(&self, offset: usize, colour: u32) -> u32 {
+        let within = offset as u32 & self.mask;
+        let behind = within.wrapping_sub(colour << self.colour_shift);
+        behind.wrapping_mul(self.inverse).rotate_right(u32::from(self.rotate))
     }
 
     /// The state byte of the object at an address `offset` bytes into the direct map, in a slab of the
-    /// magazine's cache; `None` if no object begins there, or if that is for a slower path to find out.
+    /// magazine's cache with the given colour; `None` if no object begins there, or if that is for a slower
+    /// path to find out.
     #[inline(always)]
-    pub(super) fn state_inside(&self, at: *mut u8, offset: usize) -> Option<State> {
-        let within = offset as u32 & self.mask;
-        let i = self.index(within);
+    pub(super) fn state_inside(&self, at: *mut u8, offset: usize, colour: u32) -> Option<State> {
+        let i = self.index(offset, colour);
         if i >= self.objects {
             return None;
         }
-        let states = at.wrapping_sub(within as usize).wrapping_add(self.states_at as usize);
-        // SAFETY: the caller's frame is a slab's of this cache, `within` bytes from its start, and `i` is the
-        // index of one of its objects; its state bytes are inside, or `objects` would be 0.
+        let start = at.wrapping_sub((offset as u32 & self.mask) as usize);
+        let states = start.wrapping_add(self.states_at as usize);
+        // SAFETY: the caller's frame is a slab's of this cache, which begins at `start`, and `i` is the index
+        // of one of its objects; its state bytes are inside, or `objects` would be 0.
         Some(unsafe { State::new(states.wrapping_add(i as usize).cast()) })
     }
 
-    /// The index of the object at an offset into the direct map, if the cache has its state bytes outside.
+    /// The index of such an object, if the cache has its state bytes outside.
     #[inline(always)]
-    pub(super) fn index_outside(&self, offset: usize) -> Option<u32> {
-        let i = self.index(offset as u32 & self.mask);
+    pub(super) fn index_outside(&self, offset: usize, colour: u32) -> Option<u32> {
+        let i = self.index(offset, colour);
         (i < self.outside).then_some(i)
     }
 }

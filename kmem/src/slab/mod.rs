@@ -5,8 +5,9 @@
 //!    objects; a slab is *full*, *partial* or *empty*, and requests are served from partial slabs first,
 //!    then from empty ones, then from a new one. Slabs that became empty go back to the page allocator.
 //! 2. Whether an object is in its slab, in a magazine or in use is one byte, apart from the object
-//!    (`state`). Nothing of the allocator's lies in free memory, so nothing that writes to freed or
-//!    beyond allocated memory reaches it, and a second free of an object is found out at once.
+//!    (`state`). Nothing of the allocator's lies in free memory or between objects: what is written to freed
+//!    memory reaches nothing, what is written beyond a slab's last object at most state bytes, which lead
+//!    nowhere. A second free of an object is found out at once.
 //! 3. In front of the slabs each CPU has two *magazines* of free objects, and each node a *depot* of full
 //!    and empty ones (`cpu`). The common allocation and free touch the CPU's own and take no lock.
 //! 4. The caches themselves, their lists and their magazines are objects of *internal* caches (`cache`),
@@ -16,7 +17,7 @@
 //! ```text
 //!   address ──> frame ──> owner: cache number, colour        (memmap, dense, two bytes a frame)
 //!                            │
-//!     CPU ──> table ─────────┴──> CpuCache ──> magazine of (object, state byte)
+//!     CPU ──> table ─────────┴──> loaded magazine of (object, state byte), previous magazine
 //!                                    │ empty / full
 //!                                    ▼
 //!                    node: depot of magazines, lists of slabs (lock)
@@ -26,13 +27,13 @@
 //! ```
 //! Everything is made at its first use: a machine that allocates no objects pays two bytes a frame.
 //! *Colouring*: a slab whose objects leave slack begins them at a multiple of a cache line within it, so
-//! that objects of equal index do not compete for the same lines; what is of another colour than 0 is
-//! freed by the slow path, so only caches without a power of two of objects to a slab have it.
+//! that objects of equal index do not compete for the same lines. The colour is in the owner of each of the
+//! slab's frames, where a free finds it.
 //!
 //! # Locking
-//! Magazines: ownership of the CPU's lists (see `page_alloc`). Slabs and depot: the node's lock of the cache,
-//! a leaf but for nothing: no two are held at once, and no page is asked for under one. The registry's lock
-//! comes before a node's.
+//! Magazines: ownership of the CPU's lists (see `page_alloc`). Slabs and depot: the node's lock of the cache;
+//! no two are held at once, and no page is asked for or given back under one. The registry's lock is never
+//! held together with another.
 //!
 //! See [memory allocation guide](https://docs.kernel.org/core-api/memory-allocation.html).
 
@@ -190,18 +191,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     fn trim_all(&self, node: usize) {
         self.each(|root, d| self.trim(root, d, node));
-    }
-
-    /// Frames of empty slabs on a node: what [`shrink_node`](Self::shrink_node) gives back at least.
-    pub(crate) fn reclaimable(&self, node: usize) -> u64 {
-        let mut frames = 0;
-        self.each(|_, d| {
-            if let Some(at) = d.nodes.get(node) {
-                let lists = at.lists.lock(self.pages.platform());
-                frames += u64::from(lists.empty.nr) << d.layout.order;
-            }
-        });
-        frames
     }
 
     /// What a CPU does for those who asked it to give its magazines up.

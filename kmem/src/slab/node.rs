@@ -32,9 +32,21 @@ use core::{
 };
 
 /// Bits of a frame's owner that are the cache's number; the rest is the colour.
-pub(super) const OWNER_BITS: u32 = 9;
+const OWNER_BITS: u32 = 9;
 const _: () =
     assert!(super::cache::MAX_CACHES == 1 << OWNER_BITS && MAX_COLOURS <= 1 << (16 - OWNER_BITS));
+
+/// The number of the cache that a frame with an owner belongs to.
+#[inline(always)]
+pub(super) const fn number(owner: u16) -> u16 {
+    owner % (1 << OWNER_BITS)
+}
+
+/// The colour of the slab that it belongs to.
+#[inline(always)]
+pub(super) const fn colour(owner: u16) -> u32 {
+    (owner >> OWNER_BITS) as u32
+}
 
 /// What of a request's flags concerns the pages of a new slab.
 pub(super) const FOR_PAGES: Gfp = Gfp::RECLAIM
@@ -87,14 +99,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let addr = map.direct_address(head, P::PAGE_SHIFT);
         let start: *mut u8 = core::ptr::with_exposed_provenance_mut(addr);
         let owner = map.owner_at(map.direct_offset(addr), P::PAGE_SHIFT);
-        let colour = u32::from(owner >> OWNER_BITS);
         let states = if d.layout.states_at == OUTSIDE {
             // Null only where the slab goes meanwhile.
             self.states_outside(head, owner).unwrap_or_default()
         } else {
             start.wrapping_add(d.layout.states_at as usize)
         };
-        let first = start.wrapping_add((colour * d.layout.colour_step) as usize);
+        let first = start.wrapping_add((colour(owner) << d.layout.colour_shift) as usize);
         // A slab is not at address 0.
         Slab { head, first: NonNull::new(first).unwrap_or(NonNull::dangling()), states }
     }
@@ -250,9 +261,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             page.set_next_object(i);
             got += taken;
             // Where all was looked at in vain, more were counted than there are: somebody wrote to the state
-            // bytes.
+            // bytes, or to the page.
             let left = if taken < most { 0 } else { before - taken };
             self.change_free(lists, d, head, before, left);
+            if most == 0 {
+                break;
+            }
         }
         got
     }

@@ -3,16 +3,16 @@
 //! # Implementation
 //! The fast paths take an object from, or put one in, the CPU's loaded magazine. Whatever is not plain (no
 //! magazine, none loaded with an object or a place, lists owned beneath, a caller on no CPU) goes to the
-//! slow paths, and so does every address that is not the beginning of a live object of a slab of colour 0.
+//! slow paths, and so does every address that is not the beginning of a live object.
 //!
 //! # Locking
 //! Ownership of the CPU's lists; a node's lock on the slow paths.
 
 use super::{
     KmemCache, Objects,
-    cache::{Descriptor, MAX_CACHES, Root},
+    cache::{Descriptor, Root},
     magazine::{Magazine, Object},
-    node::Slab,
+    node::{Slab, colour, number},
     state::{self, State},
 };
 use crate::{
@@ -32,11 +32,16 @@ const ZONES: Gfp =
     Gfp::DMA_ZONE.union(Gfp::DMA32).union(Gfp::HIGHMEM).union(Gfp::MOVABLE).union(Gfp::RECLAIMABLE);
 
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
-    /// Allocates an object of a cache.
+    /// Allocates an object of a cache, from the CPU's loaded magazine if that `is_right`.
     #[inline(always)]
     #[track_caller]
-    pub(super) fn alloc(self, d: &'static Descriptor, gfp: Gfp) -> Result<Object, AllocError> {
-        let object = match self.take_hot(d.id, gfp, |m| m.is_of(d)) {
+    fn alloc(
+        self,
+        d: &'static Descriptor,
+        gfp: Gfp,
+        is_right: impl FnOnce(&Magazine) -> bool,
+    ) -> Result<Object, AllocError> {
+        let object = match self.take_hot(d.id, gfp, is_right) {
             Some(object) => object,
             None => self.alloc_slow(d, gfp, None)?,
         };
@@ -102,7 +107,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(always)]
     #[track_caller]
     pub(crate) fn alloc_from(self, cache: &KmemCache, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
-        self.alloc(cache.0, gfp).map(|object| object.at)
+        self.alloc(cache.0, gfp, |m| m.is_of(cache.0)).map(|object| object.at)
     }
 
     /// As `alloc_from`, for the owner of a cache of this machine, who frees by
@@ -110,14 +115,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(always)]
     #[track_caller]
     pub(crate) fn alloc_owned(self, cache: &KmemCache, gfp: Gfp) -> Result<Object, AllocError> {
-        let object = match self.take_hot(cache.0.id, gfp, |_| true) {
-            Some(object) => object,
-            None => self.alloc_slow(cache.0, gfp, None)?,
-        };
-        if gfp.contains(Gfp::ZERO) {
-            self.zero(cache.0, object.at);
-        }
-        Ok(object)
+        self.alloc(cache.0, gfp, |_| true)
     }
 
     /// `kmem_cache_alloc_node`.
@@ -157,8 +155,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         objects: &mut [NonNull<u8>],
     ) -> Result<(), AllocError> {
         for i in 0..objects.len() {
-            match self.alloc(cache.0, gfp) {
-                Ok(object) => objects[i] = object.at,
+            match self.alloc_from(cache, gfp) {
+                Ok(at) => objects[i] = at,
                 Err(e) => {
                     for at in &objects[..i] {
                         // It was allocated just now.
@@ -259,7 +257,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(always)]
     #[track_caller]
     pub(super) fn free(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
-        let inside = |m: &Magazine, offset| m.state_inside(at, offset);
+        let inside = |m: &Magazine, offset, of| m.state_inside(at, offset, colour(of));
         let put = NonNull::new(at).is_some_and(|at| self.put_hot(at, cache, inside));
         if put { Ok(()) } else { self.free_warm(at, cache) }
     }
@@ -268,10 +266,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(never)]
     #[track_caller]
     fn free_warm(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
-        let outside = |m: &Magazine, offset| {
-            let i = m.index_outside(offset)?;
-            let owner = self.pages.map().owner_at(offset, P::PAGE_SHIFT);
-            self.state_outside(offset, owner, m.order(P::PAGE_SHIFT), i)
+        let outside = |m: &Magazine, offset, of| {
+            let i = m.index_outside(offset, colour(of))?;
+            self.state_outside(offset, of, m.order(P::PAGE_SHIFT), i)
         };
         let put = NonNull::new(at).is_some_and(|at| self.put_hot(at, cache, outside));
         if put { Ok(()) } else { self.free_slow(at, cache) }
@@ -284,7 +281,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let p = self.pages.platform();
         if let Some(cpu) = p.get_cpu_fast() {
             let mut done = false;
-            let mut late = false;
             if cpu.path_raw() == Path::Idle as u8 {
                 self.pages.own_idle(cpu, Path::ObjFree);
                 // Nobody else frees it, so a look is enough; that somebody did is found out all the same.
@@ -296,8 +292,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     done = true;
                 }
                 self.pages.disown_idle(cpu);
-                late = cpu.deferred.load(Relaxed) != 0;
             }
+            let late = cpu.deferred.load(Relaxed) != 0;
             p.put_cpu(cpu);
             if late {
                 self.serve_late();
@@ -316,7 +312,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self,
         at: NonNull<u8>,
         cache: Option<&Descriptor>,
-        state_of: impl FnOnce(&Magazine, usize) -> Option<State>,
+        state_of: impl FnOnce(&Magazine, usize, u16) -> Option<State>,
     ) -> bool {
         let p = self.pages.platform();
         let Some(cpu) = p.get_cpu_fast() else { return false };
@@ -330,12 +326,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         {
             // From here on no interrupt exchanges the magazine.
             self.pages.own_idle(cpu, Path::ObjFree);
-            // With bits of a colour it is no number of a cache.
             let of = owner.load(Relaxed);
-            let m = self.loaded(cpu, of);
-            if usize::from(of) < MAX_CACHES
-                && cache.is_none_or(|d| m.is_of(d))
-                && let Some(state) = state_of(m, offset)
+            let m = self.loaded(cpu, number(of));
+            if cache.is_none_or(|d| m.is_of(d))
+                && let Some(state) = state_of(m, offset, of)
                 && let Some(room) = m.room()
                 && state.free()
             {
@@ -367,8 +361,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let map = self.pages.map();
         let offset = map.direct_offset(addr);
         let owner = map.owner_at(offset, P::PAGE_SHIFT);
-        let id = usize::from(owner) % MAX_CACHES;
-        let found = self.root().and_then(|root| Some((root, root.cache(id as u16)?)));
+        let found = self.root().and_then(|root| Some((root, root.cache(number(owner))?)));
         let (Some((root, d)), Some(pfn)) = (found, map.owned_frame(offset, P::PAGE_SHIFT)) else {
             return match cache {
                 Some(_) => Err(self.pages.misuse(Misuse::NotAnObject { addr })),
@@ -429,7 +422,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let map = self.pages.map();
         let offset = map.direct_offset(at.addr());
         let owner = map.owner_at(offset, P::PAGE_SHIFT);
-        let d = self.root()?.cache((usize::from(owner) % MAX_CACHES) as u16)?;
+        let d = self.root()?.cache(number(owner))?;
         // The layer's own objects are not for others to know of.
         d.largest?;
         let pfn = map.owned_frame(offset, P::PAGE_SHIFT)?;

@@ -1,0 +1,57 @@
+//! Runs of set bits: blocks of 2^k neighbours, naturally aligned, in one word.
+//!
+//! # Concepts
+//! What the free bits of 64 frames are to orders 0 to 5, the whole pageblocks of a region are to orders 9 to
+//! 15. A run of order k is *maximal* when it is not half of one of order k + 1.
+//!
+//! # Locking
+//! None: it is arithmetic.
+
+/// Largest order of a run: all of a word.
+pub(crate) const MAX: u32 = 6;
+
+/// `STARTS[k]`: where a run of order k can start.
+const STARTS: [u64; MAX as usize + 1] = [
+    u64::MAX,
+    0x5555_5555_5555_5555,
+    0x1111_1111_1111_1111,
+    0x0101_0101_0101_0101,
+    0x0001_0001_0001_0001,
+    0x0000_0001_0000_0001,
+    1,
+];
+
+/// The low 2^`k` bits.
+#[inline(always)]
+pub(crate) const fn low(k: u32) -> u64 {
+    if k >= MAX { u64::MAX } else { (1 << (1u32 << k)) - 1 }
+}
+
+/// Where runs of order `k` + 1 start, of which `at` has those of order `k`.
+#[inline(always)]
+pub(crate) const fn pairs(at: u64, k: u32) -> u64 {
+    at & at >> (1u32 << k) & STARTS[k as usize + 1]
+}
+
+/// Where runs of order `k` start in `word`.
+#[inline(always)]
+pub(crate) const fn starts(word: u64, k: u32) -> u64 {
+    let mut at = word;
+    let mut i = 0;
+    while i < k {
+        at = pairs(at, i);
+        i += 1;
+    }
+    at
+}
+
+/// Where maximal runs of order `k` start in `word`, if there are none above order `max`.
+#[inline(always)]
+pub(crate) const fn maximal(word: u64, k: u32, max: u32) -> u64 {
+    let at = starts(word, k);
+    if k >= max {
+        return at;
+    }
+    let pairs = pairs(at, k);
+    at & !(pairs | pairs << (1u32 << k))
+}
