@@ -43,7 +43,7 @@ const SPINS_PER_YIELD: u32 = 64;
 unsafe impl Platform for Hosted {
     #[inline(always)]
     fn get_cpu_fast(&self) -> Option<&Cpu> {
-        slot::top_of(self.id()).map(|slot| &slot.cpu)
+        Some(slot::top_cpu())
     }
 
     #[inline(always)]

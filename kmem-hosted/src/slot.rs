@@ -287,6 +287,16 @@ pub(crate) fn chain<'a>() -> impl Iterator<Item = &'a Slot> {
     })
 }
 
+/// The CPU of the top of the chain, of whatever machine; one of none where there is no top.
+#[inline(always)]
+pub(crate) fn top_cpu<'a>() -> &'a Cpu {
+    let top = TOP.get();
+    // SAFETY: as in `top_of`.
+    unsafe { core::hint::assert_unchecked(!top.is_null()) };
+    // SAFETY: as in `top_of`.
+    unsafe { &(*top).cpu }
+}
+
 /// The top of the chain if it is a slot of the machine at `owner`.
 #[inline(always)]
 pub(crate) fn top_of<'a>(owner: *const Inner) -> Option<&'a Slot> {

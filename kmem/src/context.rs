@@ -8,14 +8,18 @@
 //! does not compile \[C2\].
 //!
 //! # Implementation
-//! One word per CPU, laid out as the kernel's `preempt_count`:
+//! One word per CPU. Its upper half is laid out as the kernel's `preempt_count`:
 //!
 //! ```text
-//!   31        23..20   19..16    15..8      7..0
-//!  +---------+--------+---------+----------+---------------+
-//!  | IRQ_OFF |  NMI   | hardirq | softirq  | preempt depth |
-//!  +---------+--------+---------+----------+---------------+
+//!   63        55..52   51..48    47..40     39..32          31..8     7..0
+//!  +---------+--------+---------+----------+---------------+---------+------+
+//!  | IRQ_OFF |  NMI   | hardirq | softirq  | preempt depth | machine | path |
+//!  +---------+--------+---------+----------+---------------+---------+------+
 //! ```
+//!
+//! The lower half says whose CPU it is, by a number that every machine of the program has for itself, and
+//! what part of the allocator runs there. So one comparison tells a fast path that it is on a CPU of its own
+//! machine, that nobody owns the CPU's lists, and that the caller may sleep.
 //!
 //! The word is written by its own CPU only. An interrupt that lands on the CPU restores what it
 //! found before it returns, so plain loads and stores suffice; they are `Relaxed` atomics because an
@@ -66,12 +70,6 @@ pub struct Context(u32);
 impl Context {
     /// Process context with everything enabled.
     pub const PROCESS: Context = Context(0);
-
-    /// The context without one level of preemption-off: what the caller of a pinned section is in.
-    #[inline(always)]
-    pub(crate) const fn unpinned(self, preemptible: bool) -> Context {
-        Context(self.0.wrapping_sub(preemptible as u32))
-    }
 
     /// Whether sleeping is allowed.
     #[inline(always)]
@@ -188,8 +186,39 @@ impl Path {
 
 /// Set in a CPU's path while an NMI handler runs, on top of what it interrupted: to the fast paths its
 /// lists are owned, so they need not look for NMIs.
-const NMI_PATH: u32 = 0x80;
+const NMI_PATH: u64 = 0x80;
 const _: () = assert!(NR_PATHS <= NMI_PATH as usize);
+
+/// The bits of a CPU's word that hold its path.
+const PATH: u64 = 0xff;
+/// Where in a CPU's word the context begins.
+const CONTEXT_SHIFT: u32 = 32;
+
+/// What the word of a machine's CPU holds while nobody owns its lists and the context is empty: the number of
+/// the machine in its place.
+#[derive(Clone, Copy)]
+pub(crate) struct IdleWord(u64);
+
+impl IdleWord {
+    /// One that no CPU's word is equal to but those of whoever calls. There are 2^24 - 1 of them; who comes
+    /// later gets one that no CPU has, and his callers all take the slower paths.
+    pub(crate) fn unique() -> IdleWord {
+        static USED: AtomicU32 = AtomicU32::new(0);
+        const MOST: u32 = (1 << 24) - 1;
+        let before = USED.fetch_update(Relaxed, Relaxed, |n| (n < MOST).then_some(n + 1));
+        IdleWord(before.map_or(NOBODYS, |n| u64::from(n + 1) << 8))
+    }
+
+    /// The word with the context of a caller that [`Platform::get_cpu`](crate::platform::Platform::get_cpu)
+    /// pinned in process context.
+    #[inline(always)]
+    pub(crate) const fn pinned(self, preemptible: bool) -> u64 {
+        self.0 | ((preemptible as u64) << CONTEXT_SHIFT)
+    }
+}
+
+/// A path that no CPU is in.
+const NOBODYS: u64 = NR_PATHS as u64;
 
 /// Work that others leave for a CPU to do when it is out of the allocator.
 pub(crate) const DEFER_DRAIN: u32 = 1;
@@ -199,15 +228,21 @@ pub(crate) const DEFER_OBJECTS: u32 = 2;
 /// late for this one.
 pub(crate) const DEFER_OBJECTS_BUSY: u32 = 4;
 
+/// Caches of objects that a machine can have, those for kmalloc and the slab layer's own included.
+pub(crate) const MAX_CACHES: usize = 512;
+
+/// A CPU's word before it went on to a path.
+#[derive(Clone, Copy)]
+#[must_use = "to be restored"]
+pub(crate) struct Before(u64);
+
 /// What the core keeps for one CPU. The platform owns one per possible CPU and says which one the
 /// caller is on.
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Cpu {
-    /// The context word. Own CPU only.
-    word: AtomicU32,
-    /// A [`Path`]; from `Path::FIRST_OWNER` on it is the ownership flag of the CPU's lists. Own CPU
-    /// only.
-    path: AtomicU32,
+    /// Context, machine and [`Path`]; from `Path::FIRST_OWNER` on that is the ownership flag of the CPU's
+    /// lists. Own CPU only.
+    word: AtomicU64,
     /// `DEFER_*` bits; set by anyone, cleared by the CPU.
     pub(crate) deferred: AtomicU32,
     id: u32,
@@ -215,24 +250,27 @@ pub struct Cpu {
     task: AtomicPtr<Task>,
     /// The allocator's data for this CPU.
     data: AtomicPtr<()>,
-    /// The slab layer's.
-    objects: AtomicPtr<()>,
     online: AtomicBool,
+    /// Whether `magazines` says anything.
+    equipped: AtomicBool,
+    /// The loaded magazines of the slab layer's caches, by number. Here, so that they are found without a
+    /// further look.
+    magazines: [AtomicPtr<()>; MAX_CACHES],
 }
 
 impl Cpu {
     /// CPU `id` on node `node`, offline, in process context, running no task.
     pub const fn new(id: u32, node: u32) -> Cpu {
         Cpu {
-            word: AtomicU32::new(0),
-            path: AtomicU32::new(0),
+            word: AtomicU64::new(0),
             deferred: AtomicU32::new(0),
             id,
             node,
             task: AtomicPtr::new((&raw const NO_TASK).cast_mut()),
             data: AtomicPtr::new(ptr::null_mut()),
-            objects: AtomicPtr::new(ptr::null_mut()),
             online: AtomicBool::new(false),
+            equipped: AtomicBool::new(false),
+            magazines: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CACHES],
         }
     }
 
@@ -262,24 +300,34 @@ impl Cpu {
     /// The context word now. Meaningful on the CPU itself.
     #[inline(always)]
     pub fn context(&self) -> Context {
-        Context(self.word.load(Relaxed))
+        Context((self.word() >> CONTEXT_SHIFT) as u32)
+    }
+
+    #[inline(always)]
+    fn word(&self) -> u64 {
+        self.word.load(Relaxed)
+    }
+
+    #[inline(always)]
+    fn set_word(&self, word: u64) {
+        self.word.store(word, Relaxed);
     }
 
     /// Enters an atomic section. Called on the CPU itself; every entry needs its [`Cpu::leave`].
     #[inline(always)]
     pub fn enter(&self, section: Section) {
-        self.word.store(self.word.load(Relaxed).wrapping_add(section as u32), Relaxed);
+        self.set_word(self.word().wrapping_add(u64::from(section as u32) << CONTEXT_SHIFT));
         if section as u32 == NMI_UNIT {
-            self.path.store(self.path.load(Relaxed) | NMI_PATH, Relaxed);
+            self.set_word(self.word() | NMI_PATH);
         }
     }
 
     /// Leaves an atomic section entered on the same CPU.
     #[inline(always)]
     pub fn leave(&self, section: Section) {
-        self.word.store(self.word.load(Relaxed).wrapping_sub(section as u32), Relaxed);
+        self.set_word(self.word().wrapping_sub(u64::from(section as u32) << CONTEXT_SHIFT));
         if section as u32 == NMI_UNIT && !self.context().in_nmi() {
-            self.path.store(self.path.load(Relaxed) & !NMI_PATH, Relaxed);
+            self.set_word(self.word() & !NMI_PATH);
         }
     }
 
@@ -287,36 +335,76 @@ impl Cpu {
     /// whose interrupt mask is this bit; hardware that has a mask of its own sets both.
     #[inline(always)]
     pub fn mask_irqs(&self) -> bool {
-        let w = self.word.load(Relaxed);
-        self.word.store(w | IRQ_OFF, Relaxed);
-        w & IRQ_OFF != 0
+        let w = self.word();
+        self.set_word(w | u64::from(IRQ_OFF) << CONTEXT_SHIFT);
+        w >> CONTEXT_SHIFT & u64::from(IRQ_OFF) != 0
     }
 
     /// Unmasks interrupts in the context word.
     #[inline(always)]
     pub fn unmask_irqs(&self) {
-        self.word.store(self.word.load(Relaxed) & !IRQ_OFF, Relaxed);
+        self.set_word(self.word() & !(u64::from(IRQ_OFF) << CONTEXT_SHIFT));
     }
 
     /// The allocator path that runs on the CPU now.
     pub fn path(&self) -> Path {
-        Path::ALL[(u32::from(self.path_raw()) & !NMI_PATH) as usize % NR_PATHS]
+        Path::ALL[(u64::from(self.path_raw()) & !NMI_PATH) as usize % NR_PATHS]
     }
 
     #[inline(always)]
     pub(crate) fn path_raw(&self) -> u8 {
-        self.path.load(Relaxed) as u8
+        self.word() as u8
     }
 
+    /// Goes on to another path, and returns what to [`restore`](Self::restore) at its end.
     #[inline(always)]
-    pub(crate) fn set_path(&self, path: Path) {
-        self.path.store(path as u32, Relaxed);
+    pub(crate) fn set_path(&self, path: Path) -> Before {
+        let word = self.word();
+        self.set_word(word & !PATH | path as u64);
+        Before(word)
     }
 
-    /// Restores a path saved by a nested section.
+    /// Takes up what a path left. The sections that were entered meanwhile were left.
     #[inline(always)]
-    pub(crate) fn set_path_raw(&self, path: u8) {
-        self.path.store(path.into(), Relaxed);
+    pub(crate) fn restore(&self, Before(word): Before) {
+        debug_assert_eq!(word >> CONTEXT_SHIFT, self.word() >> CONTEXT_SHIFT);
+        self.set_word(word);
+    }
+
+    /// Notes whose CPU this is, if it is in no path: who went on to one brings the word back as it was. Says
+    /// whether that is news.
+    #[inline(always)]
+    pub(crate) fn set_machine(&self, idle: IdleWord) -> bool {
+        let word = self.word();
+        let news = word as u32 != idle.0 as u32 && word & PATH == 0 && idle.0 & PATH == 0;
+        if news {
+            self.set_word(word >> CONTEXT_SHIFT << CONTEXT_SHIFT | idle.0);
+        }
+        news
+    }
+
+    /// The word, if the CPU is the machine's that `idle` is of, nobody owns its lists, and (if
+    /// `process` says so) its context is as it is in `pinned` process context. Never in an NMI handler.
+    #[inline(always)]
+    pub(crate) fn idle(&self, idle: &IdleWord, process: bool, preemptible: bool) -> Option<Before> {
+        // Before the other, so that it is the one kept in a register.
+        let word = self.word();
+        let pinned = idle.pinned(preemptible);
+        let is = if process { word == pinned } else { word as u32 == pinned as u32 };
+        is.then_some(Before(word))
+    }
+
+    /// Takes the CPU's lists. In `process` context the machine's number is left out for the time.
+    #[inline(always)]
+    pub(crate) fn leave_idle(
+        &self,
+        Before(word): Before,
+        path: Path,
+        process: bool,
+        preemptible: bool,
+    ) {
+        let context = u64::from(preemptible) << CONTEXT_SHIFT;
+        self.set_word(if process { context } else { word } + path as u64);
     }
 
     /// Ties the CPU to one allocator's data for it; `false` if it is tied already.
@@ -335,10 +423,19 @@ impl Cpu {
         self.data.load(Relaxed)
     }
 
-    /// What the slab layer keeps for the CPU; null where it never was.
+    /// Where the slab layer keeps what the CPU has of a cache.
     #[inline(always)]
-    pub(crate) fn objects(&self) -> &AtomicPtr<()> {
-        &self.objects
+    pub(crate) fn magazine(&self, id: u16) -> &AtomicPtr<()> {
+        &self.magazines[usize::from(id) % MAX_CACHES]
+    }
+
+    /// Whether the CPU ever had something of a cache.
+    pub(crate) fn equipped(&self) -> bool {
+        self.equipped.load(Relaxed)
+    }
+
+    pub(crate) fn set_equipped(&self, equipped: bool) {
+        self.equipped.store(equipped, Relaxed);
     }
 
     /// Whether the task on the CPU has a scope, a cpuset, a policy or another speciality.

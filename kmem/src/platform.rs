@@ -62,7 +62,8 @@ pub unsafe trait Platform: Sync {
     }
 
     /// As [`get_cpu`](Platform::get_cpu), but may say `None` where finding the CPU takes more than a
-    /// few instructions: the fast paths ask this and leave the rest to the others.
+    /// few instructions: the fast paths ask this and leave the rest to the others. It may also be another
+    /// platform's CPU, or one that is nobody's: the CPU's word tells.
     #[inline(always)]
     fn get_cpu_fast(&self) -> Option<&Cpu> {
         self.get_cpu()

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     buddy::{AreaLists, REGION_SHIFT, Region},
-    context::Cpu,
+    context::{Cpu, IdleWord},
     fault::Fault,
     gfp::Gfp,
     memblock::{Memblock, MemblockError},
@@ -487,6 +487,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             max_order: config.max_order,
             min_free_kbytes: AtomicU64::new(min_free),
             watermark_scale: AtomicU64::new(config.watermark_scale_factor.min(3000)),
+            idle: IdleWord::unique(),
             fault: Fault::new(),
             tracer: IrqLock::new(None),
             panic_on_misuse: AtomicBool::new(false),

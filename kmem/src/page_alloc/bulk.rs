@@ -143,7 +143,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 return false;
             }
             let refilled = self.refill(cpu, zone, pcp, list, room - 1);
-            cpu.set_path(Path::Bulk);
+            let _ = cpu.set_path(Path::Bulk);
             let Some(pfn) = refilled else { return false };
             pcp.count_allocs(list, 1);
             places[at] = self.dress(pfn, state);
@@ -190,7 +190,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         {
             self.spill(cpu, slot, list, pfn);
             pcp.count_frees(list, 1);
-            cpu.set_path(Path::Bulk);
+            let _ = cpu.set_path(Path::Bulk);
         }
     }
 

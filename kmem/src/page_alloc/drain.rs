@@ -29,8 +29,9 @@ use core::sync::atomic::{
 /// Blocks given back at a time: as many as a word has bits.
 const CHUNK: usize = u32::BITS as usize;
 
-/// Turns of waiting for other CPUs to drain their lists.
-const DRAIN_PATIENCE: u32 = 20_000;
+/// Turns of waiting for other CPUs to answer, and after how many of them they are kicked again.
+const PATIENCE: u32 = 20_000;
+const KICK_EVERY: u32 = 256;
 
 impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Makes room on a full list for `pfn` and puts it there; to the buddy if the list is off. The
@@ -38,8 +39,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[cold]
     #[inline(never)]
     pub(super) fn spill(&self, cpu: &Cpu, slot: usize, list: ListId, pfn: u32) {
-        let before = cpu.path_raw();
-        cpu.set_path(Path::Drain);
+        let before = cpu.set_path(Path::Drain);
         if let (Some(zone), Some(pcp)) = (self.zones.get(slot), self.pcp_of(cpu.id(), slot)) {
             let limits = &self.limits[slot];
             let pressed = zone.pressed.load(Relaxed) != 0;
@@ -55,7 +55,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 self.give_uncounted(zone, pfn, list.order(), || ());
             }
         }
-        cpu.set_path_raw(before);
+        cpu.restore(before);
     }
 
     /// Gives up to `n` blocks from the cold end of a list to the buddy and returns the number of
@@ -119,7 +119,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Drains all lists of a CPU that the caller owns.
     fn drain_owned(&self, cpu: &Cpu) -> u64 {
-        cpu.set_path(Path::Drain);
+        let _ = cpu.set_path(Path::Drain);
         let mut frames = 0;
         for zone in self.zones {
             let Some(pcp) = self.pcp_of(cpu.id(), zone.slot) else { continue };
@@ -171,7 +171,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         // The request is done once the lists are empty, not before: whoever waits reads this.
         cpu.deferred.fetch_and(!what, AcqRel);
         compiler_fence(SeqCst);
-        cpu.set_path_raw(before);
+        cpu.restore(before);
         compiler_fence(SeqCst);
     }
 
@@ -211,7 +211,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if !self.context().may_sleep() {
             return;
         }
-        self.await_drains(|c| Some(c.id()) != here);
+        self.await_answers(|c| Some(c.id()) != here);
     }
 
     /// Notes that CPU `id` is in service: the platform lets code run on it.
@@ -237,22 +237,28 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return;
         }
         self.ask(cpu, DEFER_DRAIN | DEFER_OBJECTS);
-        self.await_drains(|c| c.id() == id);
+        self.await_answers(|c| c.id() == id);
     }
 
-    /// Waits a little until the CPUs that were asked have drained their lists.
-    fn await_drains(&self, of: impl Fn(&Cpu) -> bool) {
+    /// Waits a little until the CPUs that were asked have done it; says whether all have. Those that have not are
+    /// kicked again now and then: a kick that lands in a fast path is not answered at its end.
+    pub(crate) fn await_answers(&self, of: impl Fn(&Cpu) -> bool) -> bool {
         const ALL: u32 = DEFER_DRAIN | DEFER_OBJECTS | DEFER_OBJECTS_BUSY;
         let pending = || {
             (0..self.p.nr_cpu_ids())
                 .filter_map(|id| self.p.cpu(id))
                 // Acquire pairs with the AcqRel in `run_deferred`.
-                .any(|c| of(c) && c.deferred.load(Acquire) & ALL != 0)
+                .filter(|c| of(c) && c.deferred.load(Acquire) & ALL != 0)
         };
-        let mut patience = DRAIN_PATIENCE;
-        while patience > 0 && pending() {
-            patience -= 1;
+        for turn in 1..=PATIENCE {
+            if pending().next().is_none() {
+                return true;
+            }
+            if turn % KICK_EVERY == 0 {
+                pending().for_each(|c| self.p.kick(c.id()));
+            }
             self.p.relax();
         }
+        false
     }
 }

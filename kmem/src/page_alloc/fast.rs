@@ -20,7 +20,7 @@ use super::{
     slow::Reclaim,
 };
 use crate::{
-    context::{Cpu, Path},
+    context::{Before, Cpu, Path},
     error::AllocError,
     gfp::Gfp,
     page::{Page, PageFlags, PageState},
@@ -62,6 +62,7 @@ pub(super) struct Preferred<'a> {
 
 /// A plain request, decided.
 pub(super) struct Plain {
+    idle: Before,
     pub(super) to: Preferred<'static>,
     pub(super) mt: usize,
     /// Frames it may take from the zone.
@@ -103,12 +104,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     fn alloc_hot(&self, gfp: Gfp, order: u32) -> Result<&Page, AllocError> {
         let Some(cpu) = self.p.get_cpu_fast() else { return self.alloc_medium(gfp, order) };
         let taken = self.take_hot(cpu, gfp, order);
-        let deferred = cpu.deferred.load(Relaxed) != 0;
         self.p.put_cpu(cpu);
         let Some(pfn) = taken else { return self.alloc_medium(gfp, order) };
-        if deferred {
-            return self.alloc_deferred(pfn, gfp, order);
-        }
         let page = self.map.page_in_map(pfn);
         if page.state() != PageState::FREE {
             return self.alloc_doubtful(pfn, gfp, order);
@@ -123,14 +120,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if gfp.bits() & UNUSUAL != 0 || self.gate.load(Relaxed) != 0 {
             return None;
         }
-        let context = cpu.context().unpinned(P::PREEMPTIBLE);
-        if gfp.may_block() && !context.may_sleep() {
-            return None;
-        }
-        // In an NMI handler it is not idle.
-        if cpu.path_raw() != Path::Idle as u8 {
-            return None;
-        }
+        let idle = self.idle(cpu, gfp.may_block())?;
         if cpu.task_is_special() {
             return None;
         }
@@ -138,11 +128,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let to = self.data_of(cpu)?.preferred[key & 0x7]?;
         let room = to.zone.room_above_low(key & 0x7) - (1 << order);
         // A contradictory mask has a key whose mobility has no list.
-        (room > 0).then_some(Plain { to, mt: key >> 4, room })
+        (room > 0).then_some(Plain { idle, to, mt: key >> 4, room })
     }
 
-    /// Takes a block of a plain request off its list. What others deferred meanwhile is the caller's to
-    /// look at.
+    /// Takes a block of a plain request off its list.
     #[inline(always)]
     fn take_hot(&self, cpu: &Cpu, gfp: Gfp, order: u32) -> Option<u32> {
         if order > PCP_MAX_SMALL {
@@ -150,12 +139,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         let r = self.plain(cpu, gfp, order)?;
         let list = ListId::small(order, r.mt)?;
-        self.own_idle(cpu, Path::PcpAlloc);
+        self.own_idle(cpu, r.idle, Path::PcpAlloc, gfp.may_block());
         let pfn = r.to.pcp.pop_hot(list);
         if pfn.is_some() {
             r.to.pcp.count_allocs(list, 1);
         }
-        self.disown_idle(cpu);
+        self.disown_idle(cpu, r.idle);
         pfn
     }
 
@@ -163,18 +152,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     pub(super) fn plain_state(gfp: Gfp, order: u32) -> PageState {
         let head = gfp.contains(Gfp::COMP) && order > 0;
         PageState::allocated(order, if head { PageFlags::HEAD } else { PageFlags::empty() })
-    }
-
-    /// The end of a plain request after which others' requests wait on this CPU.
-    #[cold]
-    #[inline(never)]
-    #[track_caller]
-    fn alloc_deferred(&self, pfn: u32, gfp: Gfp, order: u32) -> Result<&Page, AllocError> {
-        self.handle_ipi();
-        match self.dress(pfn, Self::plain_state(gfp, order)) {
-            Some(page) => Ok(page),
-            None => self.alloc_medium(gfp, order),
-        }
     }
 
     /// The end of a plain request that was given a frame whose state says that it is not free.
@@ -192,10 +169,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if order <= self.max_order
             && let Some(cpu) = self.p.get_cpu()
         {
-            let page = match self.plain(cpu, gfp, order) {
-                Some(r) => self.alloc_plain(cpu, r, gfp, order),
-                None => None,
+            let plain = match self.plain(cpu, gfp, order) {
+                None if cpu.set_machine(self.idle) => self.plain(cpu, gfp, order),
+                plain => plain,
             };
+            let page = plain.and_then(|r| self.alloc_plain(cpu, r, gfp, order));
             self.p.put_cpu(cpu);
             if let Some(page) = page {
                 return Ok(page);
@@ -222,8 +200,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let mt = *MigrateType::ALL.get(r.mt)?;
         let home = if zone.nr_areas() == 1 { 0 } else { cpu.id() % zone.nr_areas() };
         let counters = self.counters_of(cpu);
-        let before = cpu.path_raw();
-        cpu.set_path(Path::BuddyAlloc);
+        let before = cpu.set_path(Path::BuddyAlloc);
         let pfn = zone.with_area(&self.p, &self.map, home, |area| {
             let pfn = if order >= PAGEBLOCK_ORDER {
                 area.take_whole(order, mt)
@@ -238,7 +215,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             }
             pfn
         });
-        cpu.set_path_raw(before);
+        cpu.restore(before);
         self.dress(pfn?, Self::plain_state(gfp, order))
     }
 

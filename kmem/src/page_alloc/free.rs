@@ -44,14 +44,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.free_hot(page, order)
     }
 
-    /// The end of a plain free after which others' requests wait on this CPU.
-    #[cold]
-    #[inline(never)]
-    fn free_deferred(&self) -> Result<(), Misuse> {
-        self.handle_ipi();
-        Ok(())
-    }
-
     /// `__free_page`: as [`__free_pages`](Self::__free_pages) with order 0, inlined.
     ///
     /// # Errors
@@ -68,38 +60,30 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[track_caller]
     fn free_hot(&self, page: &Page, order: u32) -> Result<(), Misuse> {
         let Some(cpu) = self.p.get_cpu_fast() else { return self.free_medium(page, order) };
-        // In an NMI handler the path is not idle.
-        if order > PCP_MAX_SMALL || cpu.path_raw() != Path::Idle as u8 {
+        let plain = order <= PCP_MAX_SMALL && self.gate.load(Relaxed) == 0;
+        let Some(idle) = self.idle(cpu, false).filter(|_| plain) else {
             self.p.put_cpu(cpu);
             return self.free_medium(page, order);
-        }
-        if self.gate.load(Relaxed) != 0 {
-            self.p.put_cpu(cpu);
-            return self.free_medium(page, order);
-        }
+        };
         let Some((pfn, pb)) = self.map.locate(page).filter(|_| page.try_free(order)) else {
             self.p.put_cpu(cpu);
             return self.free_general(page, order);
         };
         // From here on the block is this CPU's, and nobody else's.
-        self.own_idle(cpu, Path::PcpFree);
+        self.own_idle(cpu, idle, Path::PcpFree, false);
         let place = ListId::small(order, pb.mt_index()).and_then(|list| {
             let pcp = self.data_of(cpu)?.pcps.get(pb.zone_index())?;
             Some((pcp, list, pcp.place(list)?))
         });
         let Some((pcp, list, place)) = place else {
-            self.disown_idle(cpu);
+            self.disown_idle(cpu, idle);
             self.p.put_cpu(cpu);
             return self.free_placeless(pfn, order);
         };
         place.put(pfn);
         pcp.count_frees(list, 1);
-        self.disown_idle(cpu);
-        let deferred = cpu.deferred.load(Relaxed) != 0;
+        self.disown_idle(cpu, idle);
         self.p.put_cpu(cpu);
-        if deferred {
-            return self.free_deferred();
-        }
         Ok(())
     }
 
@@ -140,12 +124,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         {
             return;
         }
-        let before = cpu.path_raw();
-        if before < Path::FIRST_OWNER {
-            cpu.set_path(Path::BuddyFree);
-        }
+        let free = cpu.path_raw() < Path::FIRST_OWNER;
+        let before = free.then(|| cpu.set_path(Path::BuddyFree));
         self.give(zone, pfn, order, Some(self.counters_of(cpu)));
-        cpu.set_path_raw(before);
+        if let Some(before) = before {
+            cpu.restore(before);
+        }
     }
 
     #[cold]

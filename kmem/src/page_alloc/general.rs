@@ -346,7 +346,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         list: ListId,
         room: i64,
     ) -> Option<u32> {
-        cpu.set_path(Path::Refill);
+        let _ = cpu.set_path(Path::Refill);
         let order = list.order();
         let mt = list.migratetype();
         let limits = &self.limits[zone.slot];
@@ -393,7 +393,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 });
             }
         }
-        cpu.set_path(Path::PcpAlloc);
+        let _ = cpu.set_path(Path::PcpAlloc);
         pcp.pop_hot(list)
     }
 

@@ -52,7 +52,7 @@ pub use bringup::{BringUpError, Config};
 pub use slow::{Reclaim, ReclaimRequest};
 
 use crate::{
-    context::{Context, Cpu, Path, Task},
+    context::{Before, Context, Cpu, IdleWord, Path, Task},
     error::Misuse,
     fault::{Fault, FaultPlan},
     gfp::Gfp,
@@ -97,6 +97,8 @@ pub struct PageAllocator<P: Platform, R> {
     node_stats: &'static [StatRow<NR_NODE_STATS>],
     zone_stats: &'static [StatRow<NR_ZONE_STATS>],
     system_stats: StatRow<NR_SYSTEM_STATS>,
+    /// What a CPU's word says while a fast path may take its lists.
+    idle: IdleWord,
     gate: AtomicU32,
     allowed: AtomicU32,
     max_order: u32,
@@ -120,14 +122,13 @@ struct CpuData {
 /// Ownership of a CPU's lists.
 pub(crate) struct Owned<'a> {
     cpu: &'a Cpu,
-    before: u8,
+    before: Before,
 }
 
 impl<P: Platform, R> Drop for PageAllocator<P, R> {
     fn drop(&mut self) {
         for (id, data) in self.cpu_data.iter().enumerate() {
             if let Some(cpu) = self.p.cpu(id) {
-                cpu.objects().store(core::ptr::null_mut(), Relaxed);
                 cpu.disclaim(core::ptr::from_ref(data).cast());
             }
         }
@@ -291,31 +292,38 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Takes the CPU's lists, if nobody beneath the caller owns them.
     #[inline(always)]
     pub(crate) fn own<'a>(&self, cpu: &'a Cpu, path: Path) -> Option<Owned<'a>> {
-        let before = cpu.path_raw();
-        if before >= Path::FIRST_OWNER {
+        if cpu.path_raw() >= Path::FIRST_OWNER {
             return None;
         }
-        cpu.set_path(path);
+        // The fast paths know the CPU from then on.
+        cpu.set_machine(self.idle);
+        let before = cpu.set_path(path);
         // An interrupt handler on this CPU must see the flag before any change of the lists.
         compiler_fence(SeqCst);
         Some(Owned { cpu, before })
     }
 
-    /// Takes the CPU's lists, its path known to be idle.
+    /// Whether the lists of the CPU, which may be another machine's, may be taken by a fast path; with
+    /// `process` only by a caller in process context.
     #[inline(always)]
-    pub(crate) fn own_idle(&self, cpu: &Cpu, path: Path) {
-        cpu.set_path(path);
+    pub(crate) fn idle(&self, cpu: &Cpu, process: bool) -> Option<Before> {
+        cpu.idle(&self.idle, process, P::PREEMPTIBLE)
+    }
+
+    /// Takes the lists of an idle CPU.
+    #[inline(always)]
+    pub(crate) fn own_idle(&self, cpu: &Cpu, idle: Before, path: Path, process: bool) {
+        cpu.leave_idle(idle, path, process, P::PREEMPTIBLE);
         // As in `own`.
         compiler_fence(SeqCst);
     }
 
-    /// Undoes [`own_idle`](Self::own_idle). The caller looks at `deferred` next, as `disown` does.
+    /// Undoes [`own_idle`](Self::own_idle). Nobody looks at `deferred`: who waits for an answer kicks again.
     #[inline(always)]
-    pub(crate) fn disown_idle(&self, cpu: &Cpu) {
+    pub(crate) fn disown_idle(&self, cpu: &Cpu, idle: Before) {
         // As in `disown`.
         compiler_fence(SeqCst);
-        cpu.set_path(Path::Idle);
-        compiler_fence(SeqCst);
+        cpu.restore(idle);
     }
 
     /// The allocator's data for the CPU; `None` if the CPU is another allocator's.
@@ -337,7 +345,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     pub(crate) fn disown(&self, owned: Owned<'_>) {
         // An interrupt handler on this CPU must see every change of the lists before the flag falls.
         compiler_fence(SeqCst);
-        owned.cpu.set_path_raw(owned.before);
+        owned.cpu.restore(owned.before);
         // The flag falls before the look at `deferred`: a request that comes before the look is seen
         // by it, one that comes after is served by its own interrupt.
         compiler_fence(SeqCst);
@@ -352,14 +360,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         match self.p.get_cpu() {
             None => f(),
             Some(cpu) => {
-                let before = cpu.path_raw();
-                if before < Path::FIRST_OWNER {
-                    cpu.set_path(path);
-                }
+                let free = cpu.path_raw() < Path::FIRST_OWNER;
+                let before = free.then(|| cpu.set_path(path));
                 compiler_fence(SeqCst);
                 let r = f();
                 compiler_fence(SeqCst);
-                cpu.set_path_raw(before);
+                if let Some(before) = before {
+                    cpu.restore(before);
+                }
                 self.p.put_cpu(cpu);
                 r
             }

@@ -8,13 +8,13 @@
 use super::{
     SlabFlags,
     layout::Layout,
-    magazine::{MAGAZINES, Magazine, NOTHING},
+    magazine::{MAGAZINES, Magazine},
 };
 use crate::{error::Name, sync::IrqLock};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed};
 
 /// Caches a machine may have; their numbers fit nine bits of a frame's owner.
-pub(super) const MAX_CACHES: usize = 512;
+pub(super) use crate::context::MAX_CACHES;
 
 /// A constructor: is given each object once, when its pages join the cache \[S6\].
 pub type Ctor = fn(*mut u8);
@@ -122,23 +122,6 @@ impl CpuCache {
         unsafe { &*self.previous.load(Relaxed) }
     }
 }
-
-/// One CPU's loaded magazines, by cache number.
-pub(super) struct CpuTable(pub(super) [AtomicPtr<Magazine>; MAX_CACHES]);
-
-impl CpuTable {
-    /// The loaded magazine of a cache.
-    #[inline(always)]
-    pub(super) fn loaded(&self, id: u16) -> &'static Magazine {
-        let place = &self.0[usize::from(id) % MAX_CACHES];
-        // SAFETY: never null: `NOTHING`, or a magazine of the CPU's, which lives until it is taken off.
-        unsafe { &*place.load(Relaxed) }
-    }
-}
-
-/// The table of a CPU that has nothing of any cache.
-pub(super) static NO_TABLE: CpuTable =
-    CpuTable([const { AtomicPtr::new((&raw const NOTHING).cast_mut()) }; MAX_CACHES]);
 
 /// The internal caches.
 #[derive(Clone, Copy, PartialEq, Eq)]

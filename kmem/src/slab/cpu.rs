@@ -14,7 +14,7 @@
 
 use super::{
     Objects,
-    cache::{CpuCache, CpuTable, Descriptor, Internal, Lists, NO_TABLE, Root},
+    cache::{CpuCache, Descriptor, Internal, Lists, MAX_CACHES, Root},
     magazine::{MAGAZINES, Magazine, NOTHING, Object},
     state,
 };
@@ -41,31 +41,24 @@ const EMPTIED: usize = 16;
 /// Swings after which a CPU asks for larger magazines.
 const SWINGS: u32 = 8;
 
-/// Turns of waiting for other CPUs to give their magazines up, and how often they are kicked meanwhile.
-const PATIENCE: u32 = 20_000;
-const KICK_EVERY: u32 = 1_000;
-
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Gives every CPU a table that has nothing, at bring-up.
     pub(crate) fn attach_cpus(&self) {
         let p = self.pages.platform();
+        let nothing = NOTHING.place();
+        let _ = nothing.expose_provenance();
         for cpu in (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id)) {
-            cpu.objects().store((&raw const NO_TABLE).cast_mut().cast(), Relaxed);
+            cpu.set_equipped(false);
+            (0..MAX_CACHES as u16).for_each(|id| cpu.magazine(id).store(nothing.cast(), Relaxed));
         }
-    }
-
-    /// The CPU's table of loaded magazines.
-    #[inline(always)]
-    pub(super) fn table(&self, cpu: &Cpu) -> &'static CpuTable {
-        // SAFETY: from bring-up on, which comes before any use, `NO_TABLE` or a table in a page of its own
-        // that is kept until the machine goes.
-        unsafe { &*cpu.objects().load(Relaxed).cast::<CpuTable>() }
     }
 
     /// The loaded magazine of a cache; `NOTHING` where the CPU has none.
     #[inline(always)]
     pub(super) fn loaded(&self, cpu: &Cpu, id: u16) -> &'static Magazine {
-        self.table(cpu).loaded(id)
+        // SAFETY: from `attach_cpus` on, which comes before any use, `NOTHING`, or a magazine of the CPU's,
+        // which lives until it is taken off.
+        unsafe { &*cpu.magazine(id).load(Relaxed).cast::<Magazine>() }
     }
 
     /// The CPU's side of a cache; `None` if it has none.
@@ -76,7 +69,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     fn load(&self, cpu: &Cpu, cc: &CpuCache, m: &'static Magazine) {
         m.owner.store(ptr::from_ref(cc).cast_mut(), Relaxed);
-        self.table(cpu).0[usize::from(cc.cache.id)].store(m.place(), Relaxed);
+        cpu.magazine(cc.cache.id).store(m.place().cast(), Relaxed);
     }
 
     /// Makes magazines for a cache on the caller's CPU. Nothing happens when there is no memory for that:
@@ -85,9 +78,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let Some(largest) = d.largest else { return };
         let p = self.pages.platform();
         let Some(id) = p.this_cpu().map(Cpu::id) else { return };
-        if self.ensure_table(root, gfp).is_none() {
-            return;
-        }
         let class = largest.saturating_sub(2);
         let Ok(at) = self.internal(root, Internal::CpuCaches, gfp) else { return };
         let loaded = self.make_magazine(root, d, class, gfp);
@@ -118,9 +108,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 && d.dying.load(Relaxed) == 0
                 && let Some(owned) = self.pages.own(cpu, Path::ObjRefill)
             {
-                if self.cpu_cache(cpu, d.id).is_none()
-                    && !ptr::eq(self.table(cpu), &raw const NO_TABLE)
-                {
+                if self.cpu_cache(cpu, d.id).is_none() {
+                    cpu.set_equipped(true);
                     self.load(cpu, cc, loaded);
                     installed = true;
                 }
@@ -133,27 +122,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             self.free_magazine(root, previous);
             self.internal_free(root, Internal::CpuCaches, at.cast());
         }
-    }
-
-    /// The table of the caller's CPU, made if there is none.
-    fn ensure_table(&self, root: &'static Root, gfp: Gfp) -> Option<()> {
-        let cpu = self.pages.platform().this_cpu()?;
-        let none = (&raw const NO_TABLE).cast_mut().cast();
-        let place = cpu.objects();
-        if !ptr::eq(place.load(Relaxed), none) {
-            return Some(());
-        }
-        let order = super::order_for(size_of::<CpuTable>(), P::PAGE_SHIFT);
-        let at = self.own_pages(gfp, order)?;
-        // SAFETY: pages of the table's size, ours.
-        unsafe { at.as_ptr().cast::<CpuTable>().copy_from_nonoverlapping(&raw const NO_TABLE, 1) };
-        if place.compare_exchange(none, at.as_ptr().cast(), AcqRel, Relaxed).is_err() {
-            // An interrupt, or whoever ran here meanwhile, made one.
-            self.free_own_pages(at, order);
-            return Some(());
-        }
-        root.frames.fetch_add(1 << order, Relaxed);
-        Some(())
     }
 
     pub(super) fn make_magazine(
@@ -181,7 +149,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if let Some(object) = loaded.pop() {
             return Some(object);
         }
-        cpu.set_path(Path::ObjRefill);
+        let _ = cpu.set_path(Path::ObjRefill);
         let cc = self.cpu_cache(cpu, d.id)?;
         let previous = cc.previous();
         if let Some(object) = previous.pop() {
@@ -229,7 +197,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if loaded.push(object) {
             return true;
         }
-        cpu.set_path(Path::ObjFlush);
+        let _ = cpu.set_path(Path::ObjFlush);
         let Some(cc) = self.cpu_cache(cpu, d.id) else { return false };
         let previous = cc.previous();
         if previous.nr() == 0 {
@@ -343,15 +311,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Empties all magazines of a CPU whose lists the caller owns. Those of dying caches go.
     fn flush_owned(&self, cpu: &Cpu) {
         let Some(root) = self.root() else { return };
-        for (id, place) in self.table(cpu).0.iter().enumerate() {
-            let loaded = self.loaded(cpu, id as u16);
-            let Some(cc) = self.cpu_cache(cpu, id as u16) else { continue };
+        for id in 0..MAX_CACHES as u16 {
+            let loaded = self.loaded(cpu, id);
+            let Some(cc) = self.cpu_cache(cpu, id) else { continue };
             let d = cc.cache;
             self.flush(root, d, loaded, loaded.nr());
             self.flush(root, d, cc.previous(), cc.previous().nr());
             // Acquire pairs with the Release of the destroyer.
             if d.dying.load(Acquire) != 0 {
-                place.store(NOTHING.place(), Relaxed);
+                cpu.magazine(id).store(NOTHING.place().cast(), Relaxed);
                 cc.loaded.store(loaded.place(), Relaxed);
                 let at = ptr::from_ref(cc).cast_mut();
                 // Release pairs with the Acquire of the destroyer, who frees it.
@@ -390,27 +358,17 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let here = p.this_cpu().map(Cpu::id);
         let others =
             || (0..p.nr_cpu_ids()).filter(|id| Some(*id) != here).filter_map(|id| p.cpu(id));
-        for cpu in others().filter(|cpu| !ptr::eq(self.table(cpu), &raw const NO_TABLE)) {
+        for cpu in others().filter(|cpu| cpu.equipped()) {
             // AcqRel: the CPU that answers sees what the asker did before.
             cpu.deferred.fetch_or(DEFER_OBJECTS, AcqRel);
             p.kick(cpu.id());
         }
-        // Acquire pairs with the AcqRel in `answer`.
-        const ASKED: u32 = DEFER_OBJECTS | DEFER_OBJECTS_BUSY;
-        let waiting = |cpu: &&Cpu| cpu.deferred.load(Acquire) & ASKED != 0;
         if !self.pages.context().may_sleep() {
-            return !others().any(|cpu| waiting(&cpu));
+            // Acquire pairs with the AcqRel in `answer`.
+            const ASKED: u32 = DEFER_OBJECTS | DEFER_OBJECTS_BUSY;
+            return !others().any(|cpu| cpu.deferred.load(Acquire) & ASKED != 0);
         }
-        for turn in 1..=PATIENCE {
-            if !others().any(|cpu| waiting(&cpu)) {
-                return true;
-            }
-            if turn % KICK_EVERY == 0 {
-                others().filter(waiting).for_each(|cpu| p.kick(cpu.id()));
-            }
-            p.relax();
-        }
-        false
+        self.pages.await_answers(|cpu| Some(cpu.id()) != here)
     }
 
     /// Empties the depots of a cache and gives back the slabs that are empty.

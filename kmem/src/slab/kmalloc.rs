@@ -192,6 +192,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Allocates from the cache for a size, which is made if there is none.
+    #[cold]
     #[inline(never)]
     #[track_caller]
     fn kmalloc_slow(

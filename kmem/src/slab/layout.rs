@@ -7,8 +7,13 @@
 //!
 //! # Implementation
 //! The index of the object at an offset is offset / stride, and the offset is right only if nothing is
-//! left over. Both come of one multiplication: with stride = odd · 2^k, offset · odd⁻¹ modulo 2^32,
-//! rotated right by k, is the quotient if the division is exact and larger than any quotient if not.
+//! left over. Both come of one multiplication by the reciprocal R = ⌈2^32 / stride⌉: the upper half of the
+//! product is the quotient, the lower half less than R exactly where nothing is left over. (R · stride exceeds 2^32
+//! by less than stride, so a quotient's worth of that is less than the offset, which is less than R as
+//! long as stride · slab ≤ 2^32. Every byte more of a remainder adds R.)
+//!
+//! Behind the last object there may be room that looks like the beginning of another. It has state bytes as
+//! well, so that nobody need ask how many objects there are: no object is ever live there.
 //!
 //! # Locking
 //! Computed once.
@@ -33,24 +38,13 @@ pub(crate) struct Layout {
     pub(super) stride: u32,
     /// Bytes of the slab less one.
     pub(super) mask: u32,
-    /// Where the state bytes are, or `OUTSIDE`.
+    /// How far behind the first object the state bytes are, or `OUTSIDE`.
     pub(super) states_at: u32,
-    pub(super) inverse: u32,
-    pub(super) rotate: u32,
-    /// Bytes between colours as a power of two, and how many colours there are.
-    pub(super) colour_shift: u32,
+    /// The reciprocal of the stride; 0 where the product would not tell what is left over.
+    pub(super) reciprocal: u32,
+    /// The colours are the multiples of `colour_step` below this.
     pub(super) colours: u32,
-}
-
-/// The inverse of an odd number modulo 2^32, by Newton: each step doubles the bits that are right.
-const fn inverse(odd: u32) -> u32 {
-    let mut x = odd;
-    let mut i = 0;
-    while i < 5 {
-        x = x.wrapping_mul(2u32.wrapping_sub(odd.wrapping_mul(x)));
-        i += 1;
-    }
-    x
+    pub(super) colour_step: u32,
 }
 
 impl Layout {
@@ -83,36 +77,46 @@ impl Layout {
     }
 
     fn with(order: u32, nr: u32, stride: u32, align: u32, bytes: u32, outside: bool) -> Layout {
-        let rotate = stride.trailing_zeros();
-        let used = nr * stride + if outside { 0 } else { nr };
-        let colour_shift = align.max(64).ilog2();
+        let used =
+            nr * stride + if outside { 0 } else { states(bytes.into(), stride.into()) as u32 };
+        let exact = u64::from(stride) * u64::from(bytes) <= 1 << 32;
+        let colour_step = (align / COLOUR_UNIT).max(1);
+        let room = ((bytes - used) / COLOUR_UNIT).min(MAX_COLOURS - 1);
         Layout {
             order,
             nr,
             stride,
             mask: bytes - 1,
-            states_at: if outside { OUTSIDE } else { bytes - nr },
-            inverse: inverse(stride >> rotate),
-            rotate,
-            colour_shift,
-            colours: ((bytes - used) >> colour_shift).min(MAX_COLOURS - 1) + 1,
+            states_at: if outside { OUTSIDE } else { nr * stride },
+            reciprocal: if exact { (1u64 << 32).div_ceil(stride.into()) as u32 } else { 0 },
+            colours: (room / colour_step + 1) * colour_step,
+            colour_step,
         }
     }
 
     /// The index of the object that begins `offset` bytes behind a slab's first.
     #[inline(always)]
     pub(super) fn index(&self, offset: u32) -> Option<u32> {
-        let i = offset.wrapping_mul(self.inverse).rotate_right(self.rotate);
-        (i < self.nr).then_some(i)
+        let i = offset / self.stride;
+        (i < self.nr && offset.is_multiple_of(self.stride)).then_some(i)
     }
 }
+
+/// From one colour to the next, in bytes: a cache line.
+pub(super) const COLOUR_UNIT: u32 = 64;
 
 /// Colours that the table of owners can name.
 pub(super) const MAX_COLOURS: u32 = 128;
 
+/// State bytes of a slab that has them inside: one wherever an object could begin.
+fn states(bytes: u64, stride: u64) -> u64 {
+    bytes.div_ceil(stride)
+}
+
 /// Objects of `stride` that fit `bytes`, and the bytes that they leave unused or that their state takes.
 fn fit(bytes: u64, stride: u64, outside: bool, order: u32) -> Option<(u32, u64)> {
-    let nr = if outside { bytes / stride } else { bytes / (stride + 1) };
+    let nr =
+        if outside { bytes / stride } else { bytes.saturating_sub(states(bytes, stride)) / stride };
     // The address of what is outside is kept in the second frame's `Page`.
     let fits = nr > 0 && (!outside || (order > 0 && nr <= u64::from(MAX_OUTSIDE)));
     // State outside takes memory as well, and a further look.

@@ -23,6 +23,7 @@ use super::{
     state::State,
 };
 use core::{
+    mem,
     ptr::{self, NonNull},
     sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed},
 };
@@ -56,21 +57,17 @@ struct Slot {
 }
 
 impl Slot {
-    /// What is in the slot, which was written before.
+    /// What is in the slot, if something was written to it before.
     #[inline(always)]
-    fn read(&self) -> Object {
-        let at = ptr::with_exposed_provenance_mut(self.at.load(Relaxed));
-        Object {
-            // SAFETY: `write` put it there, which is given no null.
-            at: unsafe { NonNull::new_unchecked(at) },
-            state: State::from_addr(self.state.load(Relaxed)),
-        }
+    fn read(&self) -> Option<Object> {
+        let at = NonNull::new(ptr::with_exposed_provenance_mut(self.at.load(Relaxed)))?;
+        Some(Object { at, state: State::from_addr(self.state.load(Relaxed)) })
     }
 
     #[inline(always)]
-    fn write(&self, object: Object) {
-        self.at.store(object.at.as_ptr().expose_provenance(), Relaxed);
-        self.state.store(object.state.addr(), Relaxed);
+    fn write(&self, at: *mut u8, state: State) {
+        self.at.store(at.expose_provenance(), Relaxed);
+        self.state.store(state.addr(), Relaxed);
     }
 }
 
@@ -82,27 +79,29 @@ pub(super) struct Magazine {
     /// Objects and room, in bytes of slots, so that a slot is found by one addition.
     top: AtomicU32,
     limit: u32,
-    /// Objects of a slab, if its state bytes are inside, else 0; 0 also where a free must look at nodes.
-    objects: u32,
-    /// The same for state bytes outside.
-    outside: u32,
-    mask: u32,
-    inverse: u32,
-    rotate: u8,
-    colour_shift: u8,
-    /// Index into `MAGAZINES`.
-    class: u8,
-    states_at: u32,
     /// `limit` for objects of an owner's, or 0 where a free must look where the object is from.
     limit_owned: u32,
+    /// The layout's, if the state bytes of a slab are inside, else 0; 0 also where a free must look at nodes.
+    reciprocal: u32,
+    mask: u32,
+    states_at: u32,
+    /// Index into `MAGAZINES`.
+    class: u32,
     cache: *const Descriptor,
     /// The CPU's side of the cache, while it has the magazine.
     pub(super) owner: AtomicPtr<CpuCache>,
+    /// Null. Lies where the object below the first one would be, so that taking one off an empty magazine gives
+    /// none.
+    bottom: usize,
     /// The next one in the depot.
     pub(super) next: AtomicPtr<Magazine>,
 }
 
 const _: () = assert!(size_of::<Magazine>() == 64);
+const _: () = assert!(
+    mem::offset_of!(Magazine, bottom) + SLOT as usize
+        == size_of::<Magazine>() + mem::offset_of!(Slot, at)
+);
 
 // SAFETY: what changes is atomic; the cache outlives its magazines.
 unsafe impl Sync for Magazine {}
@@ -111,17 +110,14 @@ unsafe impl Sync for Magazine {}
 pub(super) static NOTHING: Magazine = Magazine {
     top: AtomicU32::new(0),
     limit: 0,
-    objects: 0,
-    outside: 0,
-    mask: 0,
-    inverse: 0,
-    rotate: 0,
-    colour_shift: 0,
-    class: 0,
-    states_at: OUTSIDE,
     limit_owned: 0,
+    reciprocal: 0,
+    mask: 0,
+    states_at: OUTSIDE,
+    class: 0,
     cache: ptr::null(),
     owner: AtomicPtr::new(ptr::null_mut()),
+    bottom: 0,
     next: AtomicPtr::new(ptr::null_mut()),
 };
 
@@ -134,9 +130,9 @@ pub(super) struct Room<'a> {
 impl Room<'_> {
     /// Puts an object there.
     #[inline(always)]
-    pub(super) fn put(self, object: Object) {
-        self.m.slot(self.top).write(object);
-        self.m.top.store(self.top + SLOT, Relaxed);
+    pub(super) fn put(self, at: *mut u8, state: State) {
+        self.m.slot(self.top).write(at, state);
+        self.m.top.store(self.m.top.load(Relaxed).wrapping_add(SLOT), Relaxed);
     }
 }
 
@@ -161,21 +157,18 @@ impl Magazine {
         // Of large objects fewer than there are slots for.
         let slots = MAGAZINES[class];
         let cap = slots.min((MOST_BYTES / d.layout.stride).max(1));
-        let Layout { nr, mask, inverse, rotate, colour_shift, states_at, .. } = d.layout;
+        let Layout { mask, reciprocal, states_at, .. } = d.layout;
         let head = Magazine {
             top: AtomicU32::new(0),
             limit: cap * SLOT,
-            objects: if several_nodes || states_at == OUTSIDE { 0 } else { nr },
-            outside: if several_nodes || states_at != OUTSIDE { 0 } else { nr },
-            mask,
-            inverse,
-            rotate: rotate as u8,
-            colour_shift: colour_shift as u8,
-            class: class as u8,
-            states_at,
             limit_owned: if several_nodes { 0 } else { cap * SLOT },
+            reciprocal: if several_nodes || states_at == OUTSIDE { 0 } else { reciprocal },
+            mask,
+            states_at,
+            class: class as u32,
             cache: d,
             owner: AtomicPtr::new(ptr::null_mut()),
+            bottom: 0,
             next: AtomicPtr::new(ptr::null_mut()),
         };
         let m = at.cast::<Magazine>();
@@ -212,7 +205,7 @@ impl Magazine {
 
     /// Index into `MAGAZINES`.
     pub(super) fn class(&self) -> usize {
-        usize::from(self.class)
+        self.class as usize
     }
 
     /// Whether it holds objects of the cache.
@@ -241,29 +234,36 @@ impl Magazine {
         debug_assert!(at < self.limit && at.is_multiple_of(SLOT));
         let slots = ptr::from_ref(self).addr() + size_of::<Magazine>();
         // SAFETY: by `init`'s contract the slots of a magazine lie behind its head, up to `limit`; callers (in
-        // this module) pass multiples of a slot below `top` or, with room for one more, `top` itself, and
-        // `top` is never above `limit`. `init` exposed the memory.
+        // this module) pass multiples of a slot below `limit`. `init` exposed the memory.
         unsafe { &*ptr::with_exposed_provenance::<Slot>(slots + at as usize) }
+    }
+
+    /// The slot that ends `at` bytes behind the head; the end of the head itself for 0.
+    #[inline(always)]
+    fn below(&self, at: u32) -> &Slot {
+        let first = ptr::from_ref(self).addr() + size_of::<Magazine>() - SLOT as usize;
+        // SAFETY: as in `slot`, with multiples up to `limit`. The end of the head is two words, of which
+        // `bottom` is null for ever. `NOTHING`, which has nothing behind its head, was exposed by `attach_cpus`.
+        unsafe { &*ptr::with_exposed_provenance::<Slot>(first + at as usize) }
     }
 
     /// Takes the last object.
     #[inline(always)]
     pub(super) fn pop(&self) -> Option<Object> {
-        let top = self.top.load(Relaxed).checked_sub(SLOT)?;
-        let object = self.slot(top).read();
-        self.top.store(top, Relaxed);
+        let object = self.below(self.top.load(Relaxed)).read()?;
+        self.top.store(self.top.load(Relaxed).wrapping_sub(SLOT), Relaxed);
         Some(object)
     }
 
     /// Puts an object behind the last one; `false` if there is no room.
     #[inline(always)]
     pub(super) fn push(&self, object: Object) -> bool {
-        self.room().map(|room| room.put(object)).is_some()
+        self.room().map(|room| room.put(object.at.as_ptr(), object.state)).is_some()
     }
 
     /// The objects, oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = Object> + '_ {
-        (0..self.nr()).map(|i| self.slot(i * SLOT).read())
+        (0..self.nr()).filter_map(|i| self.slot(i * SLOT).read())
     }
 
     /// Takes the oldest `n` objects out, and gives each to `f`.
@@ -272,46 +272,36 @@ impl Magazine {
         let n = n.min(nr);
         self.iter().take(n as usize).for_each(f);
         for i in n..nr {
-            self.slot((i - n) * SLOT).write(self.slot(i * SLOT).read());
+            if let Some(object) = self.slot(i * SLOT).read() {
+                self.slot((i - n) * SLOT).write(object.at.as_ptr(), object.state);
+            }
         }
         self.top.store((nr - n) * SLOT, Relaxed);
     }
 
-    /// The order of the cache's slabs.
-    #[inline(always)]
-    pub(super) fn order(&self, page_shift: u32) -> u32 {
-        (self.mask + 1).ilog2() - page_shift
-    }
-
-    /// Of what index the object at an offset into the direct map is, in a slab of the magazine's cache with the
-    /// given colour; more than any slab has where no object begins.
-    #[inline(always)]
-    fn index(&self, offset: usize, colour: u32) -> u32 {
-        let within = offset as u32 & self.mask;
-        let behind = within.wrapping_sub(colour << self.colour_shift);
-        behind.wrapping_mul(self.inverse).rotate_right(u32::from(self.rotate))
+    /// The cache.
+    pub(super) fn cache(&self) -> Option<&'static Descriptor> {
+        // SAFETY: null, or a cache that outlives its magazines.
+        unsafe { self.cache.as_ref() }
     }
 
     /// The state byte of the object at an address `offset` bytes into the direct map, in a slab of the
-    /// magazine's cache with the given colour; `None` if no object begins there, or if that is for a slower
-    /// path to find out.
+    /// magazine's cache whose first object is `colour` bytes behind its beginning; `None` if no object begins
+    /// there, or if that is for a slower path to find out.
     #[inline(always)]
     pub(super) fn state_inside(&self, at: *mut u8, offset: usize, colour: u32) -> Option<State> {
-        let i = self.index(offset, colour);
-        if i >= self.objects {
+        let behind = u64::from((offset as u32).wrapping_sub(colour) & self.mask);
+        // See `Layout`.
+        let product = behind * u64::from(self.reciprocal);
+        if product as u32 >= self.reciprocal {
             return None;
         }
-        let start = at.wrapping_sub((offset as u32 & self.mask) as usize);
-        let states = start.wrapping_add(self.states_at as usize);
-        // SAFETY: the caller's frame is a slab's of this cache, which begins at `start`, and `i` is the index
-        // of one of its objects; its state bytes are inside, or `objects` would be 0.
-        Some(unsafe { State::new(states.wrapping_add(i as usize).cast()) })
-    }
-
-    /// The index of such an object, if the cache has its state bytes outside.
-    #[inline(always)]
-    pub(super) fn index_outside(&self, offset: usize, colour: u32) -> Option<u32> {
-        let i = self.index(offset, colour);
-        (i < self.outside).then_some(i)
+        // The state byte is one behind the states' beginning for every object that `at` is behind the first.
+        let less = behind - (product >> 32);
+        let state = at.wrapping_add(self.states_at as usize).wrapping_sub(less as usize);
+        // SAFETY: the caller's frame is a slab's of this cache, and `at` is `behind` bytes behind its first
+        // object, or as far before the end of the slab as wraps around to that; a multiple of the stride, with a
+        // state byte in either case. The state bytes are inside, or the reciprocal would be 0.
+        Some(unsafe { State::new(state.cast()) })
     }
 }

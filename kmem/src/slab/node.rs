@@ -11,7 +11,7 @@
 use super::{
     Objects, SlabFlags,
     cache::{Descriptor, Internal, List, Lists, NONE, Root},
-    layout::{MAX_COLOURS, OUTSIDE},
+    layout::{COLOUR_UNIT, Layout, MAX_COLOURS, OUTSIDE},
     magazine::Object,
     state::{self, State},
 };
@@ -42,10 +42,10 @@ pub(super) const fn number(owner: u16) -> u16 {
     owner % (1 << OWNER_BITS)
 }
 
-/// The colour of the slab that it belongs to.
+/// How far behind its beginning the first object of the slab is that it belongs to.
 #[inline(always)]
-pub(super) const fn colour(owner: u16) -> u32 {
-    (owner >> OWNER_BITS) as u32
+pub(super) const fn colour_offset(owner: u16) -> u32 {
+    (owner >> OWNER_BITS) as u32 * COLOUR_UNIT
 }
 
 /// What of a request's flags concerns the pages of a new slab.
@@ -99,13 +99,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let addr = map.direct_address(head, P::PAGE_SHIFT);
         let start: *mut u8 = core::ptr::with_exposed_provenance_mut(addr);
         let owner = map.owner_at(map.direct_offset(addr), P::PAGE_SHIFT);
+        let first = start.wrapping_add(colour_offset(owner) as usize);
         let states = if d.layout.states_at == OUTSIDE {
             // Null only where the slab goes meanwhile.
             self.states_outside(head, owner).unwrap_or_default()
         } else {
-            start.wrapping_add(d.layout.states_at as usize)
+            first.wrapping_add(d.layout.states_at as usize)
         };
-        let first = start.wrapping_add((colour(owner) << d.layout.colour_shift) as usize);
         // A slab is not at address 0.
         Slab { head, first: NonNull::new(first).unwrap_or(NonNull::dangling()), states }
     }
@@ -123,16 +123,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         still.then(|| core::ptr::with_exposed_provenance_mut(addr as usize))
     }
 
-    /// The state byte of object `i` of the slab of `order` that an offset in the direct map is in, which has
+    /// The state byte of object `i` of the slab that an offset in the direct map is in, which has
     /// them outside; `None` if the slab, which had that owner, goes meanwhile.
     pub(super) fn state_outside(
         self,
         offset: usize,
         owner: u16,
-        order: u32,
+        layout: &Layout,
         i: u32,
     ) -> Option<State> {
-        let head = self.pages.map().frame_at(offset, P::PAGE_SHIFT) & !((1 << order) - 1);
+        let head = self.pages.map().frame_at(offset, P::PAGE_SHIFT) & !((1 << layout.order) - 1);
         let at = self.states_outside(head, owner)?;
         // SAFETY: `grow` put the address of as many bytes there as the slab has objects.
         Some(unsafe { State::new(at.wrapping_add(i as usize).cast()) })
@@ -366,7 +366,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let map = self.pages.map();
         let colour = {
             let mut lists = at.lists.lock(self.pages.platform());
-            lists.colour = (lists.colour + 1) % d.layout.colours;
+            lists.colour = (lists.colour + d.layout.colour_step) % d.layout.colours;
             lists.colour
         };
         if d.layout.states_at == OUTSIDE {
@@ -377,6 +377,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         map.set_owner(pfn.0, 1 << order, d.id | (colour << OWNER_BITS) as u16);
         let _ = start.as_ptr().expose_provenance();
         let slab = self.slab(d, pfn.0);
+        if d.layout.states_at != OUTSIDE {
+            // Those behind the last object's, too.
+            (0..=d.layout.mask / d.layout.stride).for_each(|i| slab.state(i).set(state::FREE));
+        }
         for i in 0..d.layout.nr {
             slab.state(i).set(state::FREE);
             if let Some(ctor) = d.ctor {

@@ -12,7 +12,7 @@ use super::{
     KmemCache, Objects,
     cache::{Descriptor, Root},
     magazine::{Magazine, Object},
-    node::{Slab, colour, number},
+    node::{Slab, colour_offset, number},
     state::{self, State},
 };
 use crate::{
@@ -72,13 +72,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let p = self.pages.platform();
         let cpu = p.get_cpu_fast()?;
         let mut taken = None;
-        let mut late = false;
-        // In an NMI handler the path is not idle.
-        if (!gfp.may_block() || cpu.context().unpinned(P::PREEMPTIBLE).may_sleep())
-            && cpu.path_raw() == Path::Idle as u8
-        {
+        if let Some(idle) = self.pages.idle(cpu, gfp.may_block()) {
             // From here on no interrupt exchanges the magazine.
-            self.pages.own_idle(cpu, Path::ObjAlloc);
+            self.pages.own_idle(cpu, idle, Path::ObjAlloc, gfp.may_block());
             let m = self.loaded(cpu, id);
             if is_right(m)
                 && let Some(object) = m.pop()
@@ -86,21 +82,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 object.state.set(state::LIVE);
                 taken = Some(object);
             }
-            self.pages.disown_idle(cpu);
-            late = cpu.deferred.load(Relaxed) != 0;
+            self.pages.disown_idle(cpu, idle);
         }
         p.put_cpu(cpu);
-        if late {
-            self.serve_late();
-        }
         taken
-    }
-
-    /// Does what others asked of this CPU while a fast path owned its lists.
-    #[cold]
-    #[inline(never)]
-    fn serve_late(self) {
-        self.pages.handle_ipi();
     }
 
     /// `kmem_cache_alloc`.
@@ -257,21 +242,25 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(always)]
     #[track_caller]
     pub(super) fn free(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
-        let inside = |m: &Magazine, offset, of| m.state_inside(at, offset, colour(of));
-        let put = NonNull::new(at).is_some_and(|at| self.put_hot(at, cache, inside));
-        if put { Ok(()) } else { self.free_warm(at, cache) }
+        let inside = |m: &Magazine, offset, of| m.state_inside(at, offset, colour_offset(of));
+        if self.put_hot(at, cache, true, inside) { Ok(()) } else { self.free_warm(at, cache) }
     }
 
-    /// The fast path for objects whose state bytes are outside of their slab.
+    /// The fast path for callers in atomic context, and for objects whose state bytes are outside of their slab.
+    #[cold]
     #[inline(never)]
     #[track_caller]
     fn free_warm(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
-        let outside = |m: &Magazine, offset, of| {
-            let i = m.index_outside(offset, colour(of))?;
-            self.state_outside(offset, of, m.order(P::PAGE_SHIFT), i)
+        let either = |m: &Magazine, offset: usize, of| {
+            let state = m.state_inside(at, offset, colour_offset(of));
+            if state.is_some() || self.pages.nr_nodes() > 1 {
+                return state;
+            }
+            let layout = &m.cache()?.layout;
+            let behind = (offset as u32).wrapping_sub(colour_offset(of)) & layout.mask;
+            self.state_outside(offset, of, layout, layout.index(behind)?)
         };
-        let put = NonNull::new(at).is_some_and(|at| self.put_hot(at, cache, outside));
-        if put { Ok(()) } else { self.free_slow(at, cache) }
+        if self.put_hot(at, cache, false, either) { Ok(()) } else { self.free_slow(at, cache) }
     }
 
     /// Frees an object whose only owner the caller is.
@@ -281,51 +270,46 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let p = self.pages.platform();
         if let Some(cpu) = p.get_cpu_fast() {
             let mut done = false;
-            if cpu.path_raw() == Path::Idle as u8 {
-                self.pages.own_idle(cpu, Path::ObjFree);
+            if let Some(idle) = self.pages.idle(cpu, true) {
+                self.pages.own_idle(cpu, idle, Path::ObjFree, true);
                 // Nobody else frees it, so a look is enough; that somebody did is found out all the same.
                 if let Some(room) = self.loaded(cpu, cache.0.id).room_for_owned()
                     && object.state.get() == state::LIVE
                 {
                     object.state.set(state::CACHED);
-                    room.put(object);
+                    room.put(object.at.as_ptr(), object.state);
                     done = true;
                 }
-                self.pages.disown_idle(cpu);
+                self.pages.disown_idle(cpu, idle);
             }
-            let late = cpu.deferred.load(Relaxed) != 0;
             p.put_cpu(cpu);
-            if late {
-                self.serve_late();
-            }
             if done {
                 return Ok(());
             }
         }
-        self.free_slow(object.at.as_ptr(), Some(cache.0))
+        self.free_warm(object.at.as_ptr(), Some(cache.0))
     }
 
-    /// Frees a plain object to the CPU's magazine; `false`, and nothing changed, if it is not plain or there
-    /// is no place.
+    /// Frees a plain object to the CPU's magazine; `false`, and nothing changed, if it is not plain, there
+    /// is no place or, with `process`, the caller is in atomic context.
     #[inline(always)]
     fn put_hot(
         self,
-        at: NonNull<u8>,
+        at: *mut u8,
         cache: Option<&Descriptor>,
+        process: bool,
         state_of: impl FnOnce(&Magazine, usize, u16) -> Option<State>,
     ) -> bool {
         let p = self.pages.platform();
         let Some(cpu) = p.get_cpu_fast() else { return false };
         let mut done = false;
-        let mut late = false;
         let map = self.pages.map();
-        let offset = map.direct_offset(at.addr().get());
-        // In an NMI handler the path is not idle.
-        if cpu.path_raw() == Path::Idle as u8
+        let offset = map.direct_offset(at.addr());
+        if let Some(idle) = self.pages.idle(cpu, process)
             && let Some(owner) = map.owner_cell(offset, P::PAGE_SHIFT)
         {
             // From here on no interrupt exchanges the magazine.
-            self.pages.own_idle(cpu, Path::ObjFree);
+            self.pages.own_idle(cpu, idle, Path::ObjFree, process);
             let of = owner.load(Relaxed);
             let m = self.loaded(cpu, number(of));
             if cache.is_none_or(|d| m.is_of(d))
@@ -335,19 +319,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             {
                 done = owner.load(Relaxed) == of;
                 if done {
-                    room.put(Object { at, state });
+                    room.put(at, state);
                 } else {
                     // Freed twice, and its slab went meanwhile: that byte was somebody else's.
                     state.set(state::LIVE);
                 }
             }
-            self.pages.disown_idle(cpu);
-            late = cpu.deferred.load(Relaxed) != 0;
+            self.pages.disown_idle(cpu, idle);
         }
         p.put_cpu(cpu);
-        if late {
-            self.serve_late();
-        }
         done
     }
 

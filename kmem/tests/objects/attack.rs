@@ -172,7 +172,7 @@ fn state_bytes_overwritten() {
     let first = m.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap();
     let nr = m.kmem_cache_info(&cache).objects_per_slab as usize;
     let start = first.addr().get() & !4095;
-    let states = NonNull::new(first.as_ptr().with_addr(start + 4096 - nr)).unwrap();
+    let states = NonNull::new(first.as_ptr().wrapping_add(nr * 72)).unwrap();
     // SAFETY: in the slab. All but the first two objects are no longer free.
     unsafe { states.add(2).write_bytes(0xee, nr - 2) };
     let second = m.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap();

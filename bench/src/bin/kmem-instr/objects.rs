@@ -2,8 +2,8 @@
 
 use super::Recorder;
 use anyhow::{Result, anyhow};
-use kmem::{Config, Gfp, alloc::Cache, slab::SlabFlags};
-use kmem_hosted::{Machine, Shape};
+use kmem::{Config, Gfp, Kmem, alloc::Cache, slab::SlabFlags};
+use kmem_hosted::{Hosted, Machine, Shape};
 use std::{hint::black_box, ptr::NonNull};
 
 /// Objects of 64 bytes through kmalloc and through a cache: hot pairs, a size that the compiler does not know,
@@ -15,6 +15,7 @@ pub fn run(r: &Recorder, who: &str) -> Result<()> {
 }
 
 fn on(r: &Recorder, who: &str, m: &Machine) -> Result<()> {
+    let m: &Kmem<Hosted> = m;
     let cache = m.kmem_cache_create("bench", 64, 0, SlabFlags::NO_MERGE, None)?;
     let held = m.kmalloc(64, Gfp::KERNEL)?;
     // SAFETY, for every free below: the object is not used after.
