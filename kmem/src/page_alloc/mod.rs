@@ -14,15 +14,16 @@
 //! ```
 //!
 //! # Implementation
-//! *Ownership.* The fast path takes the CPU's lists by storing a [`Path`] in its `Cpu`, works, and
-//! stores `Idle` again; no interrupt is masked and no shared cache line written. An interrupt that lands in
+//! *Ownership.* The fast path takes the CPU's lists by storing a [`Path`] in its `Cpu`'s word, works, and
+//! stores the word again that it found; no interrupt is masked and no shared cache line written. An interrupt that lands in
 //! between finds the path set and goes to the buddy, under the area's lock. Locks mask interrupts, so
 //! no interrupt ever finds its own CPU's lock held.
 //!
 //! *Draining.* Nobody touches another CPU's lists. To have them drained one sets `DEFER_DRAIN` in the
-//! CPU's `deferred` word and kicks it; the kick's handler drains at once if the lists are not owned, else the
-//! owner does it when it lets go: it stores `Idle` first and looks at `deferred` after, so a request
-//! made in between is seen by one of the two.
+//! CPU's `deferred` word and kicks it; the kick's handler drains at once if the lists are not owned. A slower path that
+//! owns them looks at `deferred` after it let them go. A fast path does not: whoever waits for an answer kicks
+//! again now and then, until a kick lands elsewhere; what is asked for from a context that cannot wait is done
+//! at the next kick or slower path.
 //!
 //! *The gate.* Tracing, fault injection and the early-boot mask close the gate; then
 //! every operation takes the general path, which knows about them. Open, they cost nothing.

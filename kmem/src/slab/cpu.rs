@@ -78,7 +78,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let Some(largest) = d.largest else { return };
         let p = self.pages.platform();
         let Some(id) = p.this_cpu().map(Cpu::id) else { return };
-        let class = largest.saturating_sub(2);
+        let class = largest.saturating_sub(1);
         let Ok(at) = self.internal(root, Internal::CpuCaches, gfp) else { return };
         let loaded = self.make_magazine(root, d, class, gfp);
         let previous = self.make_magazine(root, d, class, gfp);

@@ -13,11 +13,12 @@ use anyhow::{Context, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use kmem::{
     Config, Gfp,
-    context::Task,
+    context::{Cpu, Task},
     page_state::NodeStat,
+    platform::Platform,
     slab::{CacheInfo, KmemCache, ObjectAudit, SlabFlags},
 };
-use kmem_hosted::{Machine, Shape};
+use kmem_hosted::{Hosted, Machine, Shape};
 use kmem_trace::{Recording, proc::Zoneinfo};
 use std::{
     ptr::NonNull,
@@ -335,7 +336,10 @@ impl Replay<'_> {
 
     /// Looks at the end, then frees everything.
     fn finish(&mut self) -> anyhow::Result<()> {
-        self.run.own_frames = self.audit()?.own_frames;
+        // Each CPU's places for loaded magazines are in its `Cpu`.
+        let per_cpu = size_of::<Cpu>().div_ceil(1 << Hosted::PAGE_SHIFT) as u64;
+        let cpus = self.machine.platform().nr_cpu_ids() as u64;
+        self.run.own_frames = self.audit()?.own_frames + cpus * per_cpu;
         self.run.end = self.snapshot(self.plan.ops.last().map_or(0, |op| op.row as usize));
         let mut cache_of = vec![0; self.table.len()];
         self.plan.ops.iter().for_each(|op| cache_of[op.handle as usize] = op.cache);
