@@ -71,4 +71,23 @@ impl<P: Platform> Kmem<P> {
     pub fn set_slab_random(&self, seed: Option<u64>) {
         self.objects().set_random(seed);
     }
+
+    /// Notes who holds how much of what the slab layer gives out, for
+    /// [`write_allocinfo`](crate::PageAllocator::write_allocinfo): up to so many `objects`, or nothing. What is
+    /// noted is forgotten at each call. While this is on CPUs have no magazines.
+    ///
+    /// Context: process context; may sleep.
+    ///
+    /// # Errors
+    /// [`DebugError::NoMemory`] and [`DebugError::Busy`]; nothing is noted then.
+    ///
+    /// See [allocation profiling](https://docs.kernel.org/mm/allocation-profiling.html).
+    pub fn set_alloc_tags(&self, objects: Option<usize>) -> Result<(), DebugError> {
+        self.objects().set_tags(objects)
+    }
+
+    /// Objects that were not noted for want of room since tags were switched on; 0 while they are off.
+    pub fn alloc_tags_lost(&self) -> u64 {
+        self.objects().tags_lost()
+    }
 }

@@ -255,6 +255,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         };
         let _ = at.as_ptr().expose_provenance();
         page.mark_slab(true);
+        self.tag(at.addr().get(), (1 << P::PAGE_SHIFT) << order);
         Ok(at)
     }
 
@@ -295,6 +296,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if !page.take_slab_mark() {
             return Err(self.pages.misuse(Misuse::NotAnObject { addr: at.addr() }));
         }
+        self.untag(at.addr());
         // Looked at now that the block is nobody else's.
         let freed = self.pages.__free_pages(page, page.state().order());
         if freed.is_err() {

@@ -62,6 +62,7 @@ use crate::{
     gfp::Gfp,
     page_alloc::{Config, PageAllocator, Reclaim},
     platform::Platform,
+    sync::IrqLock,
 };
 use cache::{Descriptor, Root};
 use core::{
@@ -118,6 +119,8 @@ pub struct Slabs {
     modes: AtomicU32,
     /// What the order of objects is drawn from, if not 0.
     random: AtomicU64,
+    /// Who holds how much, while that is noted.
+    tags: IrqLock<Option<debug::Tags>>,
     /// Which caches look for mistakes.
     pattern: Option<&'static str>,
 }
@@ -159,6 +162,7 @@ impl Slabs {
             root: AtomicPtr::new(core::ptr::null_mut()),
             modes: AtomicU32::new(0),
             random: AtomicU64::new(0),
+            tags: IrqLock::new(None),
             pattern: None,
         }
     }

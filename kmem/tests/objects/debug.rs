@@ -591,6 +591,68 @@ fn fresh_objects_come_in_an_order_that_the_seed_decides() {
     unsafe { m.kfree(at.as_ptr()).unwrap() };
 }
 
+/// The lines of allocinfo about this file: bytes, objects, line.
+fn tags(m: &M) -> Vec<(u64, u64, u32)> {
+    let mut text = String::new();
+    m.write_allocinfo(&mut text).unwrap();
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("allocinfo - version: 1.0"));
+    assert_eq!(lines.next(), Some("#     <size>  <calls> <tag info>"));
+    let of = |line: &str| {
+        let (bytes, rest) = (line[..12].trim().parse().unwrap(), &line[13..]);
+        let (objects, place) = (rest[..8].trim().parse().unwrap(), &rest[9..]);
+        let place = place.strip_suffix(" func:?").unwrap().strip_prefix(file!()).unwrap();
+        (bytes, objects, place[1..].parse().unwrap())
+    };
+    lines.map(of).collect()
+}
+
+#[test]
+fn who_holds_how_much_is_told_by_call_site() {
+    let m = machine(None);
+    let c = cache(&m, "tagged", 72, SlabFlags::NO_MERGE);
+    let early = m.kmem_cache_alloc(&c, Gfp::KERNEL).unwrap();
+    assert_eq!(tags(&m), []);
+    m.set_alloc_tags(Some(1000)).unwrap();
+    let line = line!() + 1;
+    let held: Vec<_> = (0..50).map(|_| m.kmem_cache_alloc(&c, Gfp::KERNEL).unwrap()).collect();
+    let small = m.kmalloc(100, Gfp::KERNEL).unwrap();
+    let large = m.kmalloc(20_000, Gfp::KERNEL).unwrap();
+    let mut expected = vec![(50 * 72, 50, line), (128, 1, line + 1), (32_768, 1, line + 2)];
+    let sorted = || {
+        let mut tags = tags(&m);
+        tags.sort_unstable_by_key(|(.., line)| *line);
+        tags
+    };
+    assert_eq!(sorted(), expected);
+    // SAFETY: not used after.
+    unsafe {
+        m.kfree(small.as_ptr()).unwrap();
+        m.kfree(large.as_ptr()).unwrap();
+        m.kmem_cache_free(&c, early).unwrap();
+        m.kmem_cache_free_bulk(&c, &held[..20]).unwrap();
+    }
+    expected = vec![(30 * 72, 30, line)];
+    assert_eq!(sorted(), expected);
+    // SAFETY: not used after.
+    unsafe { m.kmem_cache_free_bulk(&c, &held[20..]).unwrap() };
+    assert_eq!((tags(&m), m.alloc_tags_lost()), (vec![], 0));
+    // Whoever finds no room is counted.
+    m.set_alloc_tags(Some(1)).unwrap();
+    let many: Vec<_> = (0..4000).map(|_| m.kmalloc(8, Gfp::KERNEL).unwrap()).collect();
+    let noted: u64 = tags(&m).iter().map(|(_, objects, _)| objects).sum();
+    assert!(noted > 0 && m.alloc_tags_lost() > 0);
+    assert_eq!(noted + m.alloc_tags_lost(), 4000);
+    for at in many {
+        // SAFETY: not used after.
+        unsafe { m.kfree(at.as_ptr()).unwrap() };
+    }
+    assert_eq!(tags(&m), []);
+    assert_eq!(m.set_alloc_tags(Some(usize::MAX)), Err(DebugError::NoMemory));
+    m.set_alloc_tags(None).unwrap();
+    end(&m, c, 0);
+}
+
 #[test]
 fn memory_runs_out_for_them_as_for_others() {
     let m = M::new(&[2], Config { slab_debug: Some(""), ..Config::default() });

@@ -22,7 +22,7 @@
 //! # Implementation
 //! Watching caches have no magazines, so every request takes the slow path that exists anyway and that looks
 //! here; the fast paths know nothing of all this. The same goes for all caches while objects are to be zeroed
-//! ([`set_init_on_alloc`](crate::Kmem::set_init_on_alloc)). To switch something on is to have CPUs
+//! ([`set_init_on_alloc`](crate::Kmem::set_init_on_alloc)) or are noted by call site (`tags`). To switch something on is to have CPUs
 //! give their magazines up, and to wait until they did (`switch`).
 //!
 //! An object is CACHED between its slab and its user, while it is looked at. Watching caches keep some empty
@@ -38,11 +38,13 @@ pub(crate) mod pattern;
 mod report;
 mod sites;
 mod switch;
+mod tags;
 mod validate;
 
 pub(super) use pattern::flags_for;
 pub(super) use sites::Sites;
 pub use switch::DebugError;
+pub(super) use tags::Tags;
 
 use super::{
     Objects, SlabFlags,
@@ -219,6 +221,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             bytes.ask(size.unwrap_or(d.size as usize) as u32);
             bytes.set_track(Use::Alloc, self.track(Location::caller()));
         }
+        self.tag(object.at.addr().get(), d.size as usize);
         object.state.publish(state::LIVE);
         true
     }
@@ -230,6 +233,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[track_caller]
     pub(super) fn incoming(&self, d: &'static Descriptor, object: &Object) -> Result<(), Misuse> {
         let bytes = d.bytes(object);
+        self.untag(object.at.addr().get());
         if d.marks() {
             bytes.set_track(Use::Free, self.track(Location::caller()));
             if let Some(damage) = wrong_when_live(d, &bytes) {

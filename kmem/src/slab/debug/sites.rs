@@ -20,7 +20,7 @@ use core::{
 };
 
 /// Places that a machine can tell apart.
-const PLACES: usize = 2048;
+pub(super) const PLACES: usize = 2048;
 
 /// How far from where it should be a place may lie in the table.
 const REACH: usize = 64;

@@ -29,6 +29,8 @@ pub enum DebugError {
     Layout(SlabFlags),
     /// The cache is another machine's.
     ForeignCache,
+    /// No memory for it.
+    NoMemory,
     /// A CPU did not give its magazines up in time, or the context may not wait for it.
     Busy,
 }
@@ -38,6 +40,7 @@ impl fmt::Display for DebugError {
         match self {
             DebugError::Layout(flags) => write!(f, "{flags:?} only when a cache is created"),
             DebugError::ForeignCache => f.write_str("a cache of another machine"),
+            DebugError::NoMemory => f.write_str("out of memory"),
             DebugError::Busy => f.write_str("a CPU is busy with its magazines"),
         }
     }
