@@ -38,7 +38,8 @@ impl From<GfpError> for AllocError {
     }
 }
 
-/// A mistake in giving memory back \[P5\]. Nothing was changed.
+/// A mistake in giving memory back, or in using it \[P5, S9\]. Where a call returns it nothing was changed, unless
+/// the variant says otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Misuse {
     /// The block has another order.

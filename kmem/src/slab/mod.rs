@@ -5,13 +5,16 @@
 //!    objects; a slab is *full*, *partial* or *empty*, and requests are served from partial slabs first,
 //!    then from empty ones, then from a new one. Slabs that became empty go back to the page allocator.
 //! 2. Whether an object is in its slab, in a magazine or in use is one byte, apart from the object
-//!    (`state`). Nothing of the allocator's lies in free memory or between objects: what is written to freed
-//!    memory reaches nothing, what is written beyond a slab's last object at most state bytes, which lead
-//!    nowhere. A second free of an object is found out at once.
+//!    (`state`). Nothing of the allocator's lies in free memory or between objects, unless the cache looks
+//!    for mistakes: what is written to freed memory reaches nothing, what is written beyond a slab's last object
+//!    at most state bytes, which lead nowhere. A second free of an object is found out at once.
 //! 3. In front of the slabs each CPU has two *magazines* of free objects, and each node a *depot* of full
 //!    and empty ones (`cpu`). The common allocation and free touch the CPU's own and take no lock.
 //! 4. The caches themselves, their lists and their magazines are objects of *internal* caches (`cache`),
 //!    which have no magazines.
+//! 5. Caches that look for overruns, writes after free and the like have no magazines either (`debug`), and no
+//!    cache has any while everything is zeroed or noted by call site: the fast paths then miss, and the slow
+//!    paths do what is to be done.
 //!
 //! # Implementation
 //! ```text

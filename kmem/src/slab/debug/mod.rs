@@ -279,10 +279,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         strange.for_each(|s| s.set(state::QUARANTINED));
         let found = states().filter(|s| s.get() == state::FREE).count() as u32;
         let counted = self.pages.map().page_in_map(head).free_objects();
-        if counted == found || counted > d.layout.nr {
+        if counted == found {
             return None;
         }
-        self.change_free(lists, d, head, counted, found);
+        if counted <= d.layout.nr {
+            self.change_free(lists, d, head, counted, found);
+        }
         Some(Misuse::SlabDamaged { cache: d.name, pfn: Pfn(head), counted, found })
     }
 
