@@ -38,7 +38,8 @@ impl From<GfpError> for AllocError {
     }
 }
 
-/// A mistake in giving memory back \[P5\]. Nothing was changed.
+/// A mistake in giving memory back, or in using it \[P5, S9\]. Where a call returns it nothing was changed, unless
+/// the variant says otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Misuse {
     /// The block has another order.
@@ -139,6 +140,51 @@ pub enum Misuse {
         /// The cache whose slab it is.
         cache: Name,
     },
+    /// Somebody wrote behind an object \[S9\]. Found when it is freed, it is freed and kept from use;
+    /// found while it is in use, it stays its owner's.
+    Overrun {
+        /// The object's address.
+        addr: usize,
+        /// Its cache.
+        cache: Name,
+        /// The first byte that was written to, from the object's beginning.
+        offset: i32,
+        /// What is there.
+        found: u8,
+    },
+    /// Somebody wrote before an object \[S9\]; else as [`Overrun`](Misuse::Overrun).
+    Underrun {
+        /// The object's address.
+        addr: usize,
+        /// Its cache.
+        cache: Name,
+        /// The last byte that was written to, from the object's beginning.
+        offset: i32,
+        /// What is there.
+        found: u8,
+    },
+    /// Somebody wrote to an object after it was freed \[S9\]. It is kept from use.
+    WrittenAfterFree {
+        /// The object's address.
+        addr: usize,
+        /// Its cache.
+        cache: Name,
+        /// The first byte that was written to, from the object's beginning.
+        offset: i32,
+        /// What is there.
+        found: u8,
+    },
+    /// What is counted of a slab's free objects is not what their states say; the count was made to agree.
+    SlabDamaged {
+        /// Its cache.
+        cache: Name,
+        /// Its first frame.
+        pfn: Pfn,
+        /// Free objects as counted.
+        counted: u32,
+        /// Free objects by their states.
+        found: u32,
+    },
     /// Nothing that the slab layer gave out begins at the address \[S9\].
     NotAnObject {
         /// The address.
@@ -199,7 +245,11 @@ impl Misuse {
             Misuse::ObjectFree { .. }
             | Misuse::WrongCache { .. }
             | Misuse::InsideObject { .. }
+            | Misuse::Overrun { .. }
+            | Misuse::Underrun { .. }
+            | Misuse::WrittenAfterFree { .. }
             | Misuse::NotAnObject { .. } => "Bad object",
+            Misuse::SlabDamaged { .. } => "Bad slab",
             _ => "Bad page state",
         }
     }
@@ -237,6 +287,22 @@ impl fmt::Display for Misuse {
             }
             Misuse::InsideObject { addr, cache } => {
                 write!(f, "address {addr:#x} is inside an object of {cache}")
+            }
+            Misuse::Overrun { addr, cache, offset, found } => {
+                write!(f, "object {addr:#x} of {cache} was overrun: {found:#04x} at byte {offset}")
+            }
+            Misuse::Underrun { addr, cache, offset, found } => {
+                write!(f, "object {addr:#x} of {cache} was underrun: {found:#04x} at byte {offset}")
+            }
+            Misuse::WrittenAfterFree { addr, cache, offset, found } => {
+                write!(f, "object {addr:#x} of {cache} was written to after it was freed: ")?;
+                write!(f, "{found:#04x} at byte {offset}")
+            }
+            Misuse::SlabDamaged { cache, pfn, counted, found } => {
+                write!(
+                    f,
+                    "slab pfn:{pfn} of {cache}: {counted} free objects counted, {found} found"
+                )
             }
             Misuse::NotAnObject { addr } => write!(f, "address {addr:#x} is not that of an object"),
         }

@@ -12,6 +12,7 @@
 //!   buddy  memmap                  free blocks; the map of all frames
 //!   zone                           zones, watermarks, zonelists
 //!   page_alloc                     per-CPU lists, fast path, slow path
+//!   slab                           caches, magazines, kmalloc, and what looks for mistakes with objects
 //!   reclaim                        shrinkers, kswapd, OOM: behind the slow path, through a trait
 //!   proc                           the machine as Linux's /proc texts
 //!   kmem                           one machine

@@ -7,6 +7,7 @@
 //! # Locking
 //! None of its own.
 
+mod debug;
 mod objects;
 
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
     page_alloc::{BringUpError, Config, PageAllocator},
     platform::Platform,
     reclaim::{OomHandler, Shrinker, ShrinkerError, ShrinkerId, Vmscan},
+    slab::pattern,
 };
 use core::ops::Deref;
 
@@ -28,9 +30,17 @@ impl<P: Platform> Kmem<P> {
     /// # Errors
     /// [`BringUpError`].
     pub fn bring_up(platform: P, boot: Memblock, config: &Config) -> Result<Kmem<P>, BringUpError> {
-        let pages = PageAllocator::bring_up(platform, boot, config, Vmscan::new())?;
+        if let Some(Err((at, why))) = config.slab_debug.map(pattern::check) {
+            return Err(BringUpError::SlabDebug(at, why));
+        }
+        let reclaim = Vmscan::configured(config);
+        let pages = PageAllocator::bring_up(platform, boot, config, reclaim)?;
         pages.reclaim().objects(&pages).attach_cpus();
-        Ok(Kmem { pages })
+        let kmem = Kmem { pages };
+        // Nobody has magazines yet who could refuse.
+        let _ = kmem.set_init_on_alloc(config.init_on_alloc);
+        let _ = kmem.set_init_on_free(config.init_on_free);
+        Ok(kmem)
     }
 
     /// Registers a shrinker \[R1\].

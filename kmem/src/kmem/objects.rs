@@ -23,7 +23,9 @@ impl<P: Platform> Kmem<P> {
     /// two up to a frame; 0 for a word). `ctor` is given each object once, when its pages join the cache
     /// \[S6\]; freed objects keep what it made of them, if their users do. A cache that differs in nothing
     /// that matters from an existing one shares that one's slabs, unless
-    /// [`SlabFlags::NO_MERGE`] is set on either.
+    /// [`SlabFlags::NO_MERGE`] or one of [`SlabFlags::DEBUG`] is set on either. The machine's
+    /// [`slab_debug`](crate::Config::slab_debug) may add flags. With [`SlabFlags::POISON`] constructors run at each
+    /// allocation.
     ///
     /// Context: process context; may sleep.
     ///
@@ -112,7 +114,8 @@ impl<P: Platform> Kmem<P> {
     /// it is found out \[S9\].
     ///
     /// # Errors
-    /// [`Misuse`], reported as well, and nothing changed.
+    /// [`Misuse`], reported as well, and nothing changed; save that an object with an overwritten red zone is
+    /// freed, and kept from use.
     ///
     /// See [`kmem_cache_free`](https://docs.kernel.org/core-api/mm-api.html#c.kmem_cache_free).
     #[inline]
@@ -293,7 +296,8 @@ impl<P: Platform> Kmem<P> {
         unsafe { self.objects().krealloc(at, size, gfp) }
     }
 
-    /// `ksize`: the bytes that may be used at an address from kmalloc; `None` for other addresses.
+    /// `ksize`: the bytes that may be used at an address from kmalloc: those that it was rounded up to, or, where
+    /// the cache has red zones, those that were asked for. `None` for other addresses.
     pub fn ksize(&self, at: *const u8) -> Option<usize> {
         self.objects().ksize(at)
     }
@@ -307,7 +311,7 @@ impl<P: Platform> Kmem<P> {
     /// found out \[S9\].
     ///
     /// # Errors
-    /// [`Misuse`], reported as well, and nothing changed.
+    /// As [`kmem_cache_free`](Self::kmem_cache_free).
     ///
     /// See [`kfree`](https://docs.kernel.org/core-api/mm-api.html#c.kfree).
     #[inline]

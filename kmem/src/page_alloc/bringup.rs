@@ -68,6 +68,18 @@ pub struct Config {
     pub areas: Option<usize>,
     /// Flags that requests may use at first (`gfp_allowed_mask`) \[G1\].
     pub gfp_allowed_mask: Gfp,
+    /// Which caches look for mistakes (`slab_debug`), such as `"PZU,dentry*;FZ,kmalloc-*"`: blocks divided by
+    /// semicolons, each of letters and names of caches. Letters are F (consistency checks), Z (red zones),
+    /// P (poison) and U (users); none are all, `-` is nothing. A name may end in `*`. The first block that
+    /// names a cache decides, else the last one without names. `None` for no cache \[S9, D2\].
+    pub slab_debug: Option<&'static str>,
+    /// Whether everything is zeroed when it is given out (`init_on_alloc`) \[D2\].
+    pub init_on_alloc: bool,
+    /// Whether everything is zeroed when it is freed (`init_on_free`) \[D2\].
+    pub init_on_free: bool,
+    /// What the order is drawn from in which the objects of a slab are given out; `None` for ascending
+    /// addresses (`CONFIG_SLAB_FREELIST_RANDOM`) \[D2\].
+    pub slab_random: Option<u64>,
 }
 
 impl Default for Config {
@@ -81,6 +93,10 @@ impl Default for Config {
             distance: |a, b| if a == b { 10 } else { 20 },
             areas: None,
             gfp_allowed_mask: Gfp::all(),
+            slab_debug: None,
+            init_on_alloc: false,
+            init_on_free: false,
+            slab_random: None,
         }
     }
 }
@@ -110,6 +126,8 @@ pub enum BringUpError {
     Boot(MemblockError),
     /// `PAGE_SHIFT` is not that of a supported frame size.
     PageShift(u32),
+    /// `slab_debug` cannot be read: from which byte on, and why.
+    SlabDebug(usize, &'static str),
 }
 
 impl fmt::Display for BringUpError {
@@ -127,6 +145,7 @@ impl fmt::Display for BringUpError {
             BringUpError::CpuInUse(n) => write!(f, "CPU {n} is missing or another allocator's"),
             BringUpError::NoMetadata(n) => write!(f, "no memory for a table of {n} bytes"),
             BringUpError::Boot(e) => write!(f, "boot allocator: {e}"),
+            BringUpError::SlabDebug(at, why) => write!(f, "slab_debug at byte {at}: {why}"),
             BringUpError::PageShift(n) => write!(f, "frames of 2^{n} bytes are not supported"),
         }
     }

@@ -9,7 +9,7 @@
 //! As for the fast path. Nothing is held between zones.
 
 use super::{
-    Owned, PageAllocator,
+    GATE_INIT_ALLOC, Owned, PageAllocator,
     pcp::{ListId, Pcp},
     slow::Reclaim,
 };
@@ -204,7 +204,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             }
         };
         if let Ok(page) = got
-            && r.gfp.contains(Gfp::ZERO)
+            && (r.gfp.contains(Gfp::ZERO) || self.gate.load(Relaxed) & GATE_INIT_ALLOC != 0)
             && let Some(pfn) = self.map.pfn(page)
         {
             self.p.zero_frames(Pfn(pfn), 1 << order);

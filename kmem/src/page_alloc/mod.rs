@@ -25,7 +25,7 @@
 //! again now and then, until a kick lands elsewhere; what is asked for from a context that cannot wait is done
 //! at the next kick or slower path.
 //!
-//! *The gate.* Tracing, fault injection and the early-boot mask close the gate; then
+//! *The gate.* Tracing, fault injection, zeroing of everything and the early-boot mask close the gate; then
 //! every operation takes the general path, which knows about them. Open, they cost nothing.
 //!
 //! # Locking
@@ -78,6 +78,8 @@ use pcp::{Limits, ListId, Pcp};
 const GATE_BOOT_MASK: u32 = 1;
 const GATE_TRACE: u32 = 2;
 const GATE_FAULT: u32 = 4;
+const GATE_INIT_ALLOC: u32 = 8;
+const GATE_INIT_FREE: u32 = 16;
 
 const _: () = assert!(MAX_AREAS <= 64);
 
@@ -440,6 +442,23 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.fault.failed()
     }
 
+    /// Whether all pages are zeroed when they are given out (`init_on_alloc`) \[D2\].
+    pub(crate) fn set_init_pages_on_alloc(&self, on: bool) {
+        self.gate_set(GATE_INIT_ALLOC, on);
+    }
+
+    /// Whether all pages are zeroed when they are freed (`init_on_free`) \[D2\].
+    pub(crate) fn set_init_pages_on_free(&self, on: bool) {
+        self.gate_set(GATE_INIT_FREE, on);
+    }
+
+    /// Zeroes frames that just became free and are on no list yet, if that is wanted.
+    fn wipe_freed(&self, pfn: u32, order: u32) {
+        if self.gate.load(Relaxed) & GATE_INIT_FREE != 0 {
+            self.p.zero_frames(Pfn(pfn), 1 << order);
+        }
+    }
+
     /// Whether a misuse panics after it was reported (`PanicOnMisuse`). Off by default.
     pub fn set_panic_on_misuse(&self, on: bool) {
         self.panic_on_misuse.store(on, Relaxed);
@@ -449,11 +468,18 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[cold]
     #[track_caller]
     pub(crate) fn misuse(&self, what: Misuse) -> Misuse {
+        self.misuse_with(what, format_args!(""))
+    }
+
+    /// As [`misuse`](Self::misuse), with more behind the report's first line.
+    #[cold]
+    #[track_caller]
+    pub(crate) fn misuse_with(&self, what: Misuse, more: core::fmt::Arguments<'_>) -> Misuse {
         let at = core::panic::Location::caller();
         self.count(VmEvent::Misuse, 1);
         self.p.report(
             Level::Bug,
-            format_args!("BUG: {}: {what}, at {}:{}", what.subject(), at.file(), at.line()),
+            format_args!("BUG: {}: {what}, at {}:{}{more}", what.subject(), at.file(), at.line()),
         );
         if self.panic_on_misuse.load(Relaxed) {
             panic!("{what}");

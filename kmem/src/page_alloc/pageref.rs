@@ -78,6 +78,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             Put::Remaining => Ok(()),
             Put::Last(order) => {
                 self.trace(&Event::PageFree { pfn: Pfn(pfn), order });
+                self.wipe_freed(pfn, order);
                 self.free_frames(pfn, order);
                 Ok(())
             }

@@ -1,7 +1,7 @@
 //! The machine as the texts of Linux's `/proc` \[T1, R5\].
 //!
 //! # Concepts
-//! `buddyinfo`, `zoneinfo`, `pagetypeinfo`, `slabinfo`, `meminfo` and `vmstat`, each to any [`core::fmt::Write`], in the form
+//! `allocinfo`, `buddyinfo`, `zoneinfo`, `pagetypeinfo`, `slabinfo`, `meminfo` and `vmstat`, each to any [`core::fmt::Write`], in the form
 //! of Linux 6.12 on a 64-bit machine with NUMA, CMA and huge pages: the same lines in the same order with the
 //! same white space, so that what reads Linux's files reads these. Zones that the machine's layout does not
 //! know have no lines, as in a kernel built without them.
@@ -20,6 +20,7 @@
 //!
 //! See [`/proc`](https://docs.kernel.org/filesystems/proc.html).
 
+mod allocinfo;
 mod buddyinfo;
 mod meminfo;
 mod pagetypeinfo;

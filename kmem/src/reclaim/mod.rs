@@ -27,7 +27,7 @@ pub use shrinker::{ShrinkControl, Shrinker, ShrinkerError, ShrinkerId};
 use crate::{
     context::Cpu,
     gfp::Gfp,
-    page_alloc::{PageAllocator, Reclaim, ReclaimRequest},
+    page_alloc::{Config, PageAllocator, Reclaim, ReclaimRequest},
     platform::Platform,
     slab::{Objects, Slabs},
     sync::IrqLock,
@@ -64,6 +64,13 @@ impl Vmscan {
             oom: IrqLock::new(None),
             slabs: Slabs::new(),
         }
+    }
+
+    /// As a machine's settings say, before its bring-up.
+    pub(crate) fn configured(config: &Config) -> Vmscan {
+        let mut made = Vmscan::new();
+        made.slabs.configure(config);
+        made
     }
 
     /// Asks every source of a node for its share at this priority; returns the objects freed.

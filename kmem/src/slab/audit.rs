@@ -35,7 +35,7 @@ pub struct CacheInfo {
     pub stride: u32,
     /// Alignment in bytes.
     pub align: u32,
-    /// Flags it was created with.
+    /// Flags it was created with, and of those of debugging the ones that are on.
     pub flags: SlabFlags,
     /// Whether it is one of the layer's own.
     pub internal: bool,
@@ -68,6 +68,8 @@ pub struct ObjectAudit {
     pub live: u64,
     /// Objects in magazines.
     pub cached: u64,
+    /// Objects that nobody has or is given, since they were written to \[S9\].
+    pub quarantined: u64,
     /// Objects free in slabs, those of the layer's own caches left out.
     pub free: u64,
     /// Frames of all slabs.
@@ -123,7 +125,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             object_size: d.size,
             stride: d.layout.stride,
             align: d.align,
-            flags: d.flags,
+            flags: (d.flags - SlabFlags::DEBUG)
+                | SlabFlags::from_bits_retain(d.watched.load(Relaxed)),
             internal: d.largest.is_none(),
             users: d.users.load(Relaxed),
             objects_per_slab: d.layout.nr,
@@ -188,7 +191,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Calls `f` with each slab of a list.
-    fn walk(&self, list: &List, mut f: impl FnMut(u32)) {
+    pub(super) fn walk(&self, list: &List, mut f: impl FnMut(u32)) {
         let mut head = list.first;
         for _ in 0..list.nr {
             if head == NONE {
@@ -227,7 +230,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         d: &'static Descriptor,
         sum: &mut ObjectAudit,
     ) -> Result<(), ObjectAuditError> {
-        let (mut cached, mut live, mut all_free) = (0, 0, 0);
+        let (mut cached, mut live, mut all_free, mut kept) = (0, 0, 0, 0);
         for node in d.nodes {
             let lists = node.lists.lock(self.pages.platform());
             let mut free = 0;
@@ -241,6 +244,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     free += u64::from(here);
                     cached += u64::from(of(state::CACHED));
                     live += u64::from(of(state::LIVE));
+                    kept += u64::from(of(state::QUARANTINED));
                     sum.slab_frames += 1 << d.layout.order;
                     let listed = if here == 0 {
                         &lists.full
@@ -276,6 +280,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             sum.free += all_free;
         }
         sum.cached += cached;
+        sum.quarantined += kept;
         Ok(())
     }
 
@@ -288,18 +293,18 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         right
     }
 
-    /// Reports the live objects of a cache, the first few by address, and returns how many there are.
+    /// Reports the live objects of a cache, the first few by address and with their users if those are noted, and returns how many there are.
     pub(super) fn list_live(&self, d: &'static Descriptor) -> u64 {
         let mut live = 0;
         let p = self.pages.platform();
-        let mut listed = [0usize; LISTED as usize];
+        let mut listed = [const { None }; LISTED as usize];
         for node in d.nodes {
             let lists = node.lists.lock(p);
             for list in [&lists.partial, &lists.full] {
                 self.walk(list, |head| {
-                    self.each_live(d, head, |addr| {
+                    self.each_live(d, head, |object| {
                         if let Some(at) = listed.get_mut(live as usize) {
-                            *at = addr;
+                            *at = Some(object);
                         }
                         live += 1;
                     });
@@ -311,9 +316,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 Level::Bug,
                 format_args!("BUG {}: {live} objects remaining on kmem_cache_destroy()", d.name),
             );
-            for addr in listed.iter().take(live as usize) {
-                p.report(Level::Bug, format_args!("Object {addr:#x} of {} is in use", d.name));
-            }
+            listed.iter().flatten().for_each(|object| self.report_live(d, object));
         }
         live
     }

@@ -7,7 +7,8 @@
 
 use super::{
     SlabFlags,
-    layout::Layout,
+    debug::Sites,
+    layout::{Areas, Layout},
     magazine::{MAGAZINES, Magazine},
 };
 use crate::{error::Name, sync::IrqLock};
@@ -29,16 +30,19 @@ pub(crate) struct Descriptor {
     pub(super) flags: SlabFlags,
     pub(super) ctor: Option<Ctor>,
     pub(super) layout: Layout,
+    pub(super) areas: Areas,
     pub(super) nodes: &'static [Node],
     /// Index into `MAGAZINES` of the largest its CPUs may have; `None` for internal caches.
     pub(super) largest: Option<usize>,
+    /// Which of `SlabFlags::DEBUG` are on: while there are any, CPUs have no magazines of it.
+    pub(super) watched: AtomicU32,
     /// Users that share it, by merging.
     pub(super) users: AtomicU32,
     /// Being destroyed: CPUs give their magazines up for good.
     pub(super) dying: AtomicU32,
     /// Those who look at it without being its users; it does not go while there are any.
     pub(super) pins: AtomicU32,
-    /// What CPUs gave up, for the destroyer to free.
+    /// What CPUs gave up, for the destroyer to free or for other CPUs to take.
     pub(super) retired: AtomicPtr<CpuCache>,
 }
 
@@ -225,6 +229,8 @@ pub(super) struct Root {
     pub(super) registry: IrqLock<()>,
     /// Frames of the root itself and of the CPUs' tables.
     pub(super) frames: AtomicU64,
+    /// Who called, by number; null until a cache asks for it.
+    pub(super) sites: AtomicPtr<Sites>,
 }
 
 impl Root {

@@ -75,9 +75,17 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Makes magazines for a cache on the caller's CPU. Nothing happens when there is no memory for that:
     /// the cache works without.
     pub(super) fn equip(&self, root: &'static Root, d: &'static Descriptor, gfp: Gfp) {
-        let Some(largest) = d.largest else { return };
+        let Some(largest) = d.largest.filter(|_| !self.bare(d)) else { return };
         let p = self.pages.platform();
         let Some(id) = p.this_cpu().map(Cpu::id) else { return };
+        if let Some(cc) = Self::take_retired(d) {
+            // SAFETY: stored when a CPU gave it up, and its since.
+            let loaded = unsafe { cc.loaded.load(Relaxed).as_ref() };
+            if !loaded.is_some_and(|loaded| self.install(id, cc, loaded)) {
+                Self::retire(d, cc);
+            }
+            return;
+        }
         let class = largest.saturating_sub(1);
         let Ok(at) = self.internal(root, Internal::CpuCaches, gfp) else { return };
         let loaded = self.make_magazine(root, d, class, gfp);
@@ -101,11 +109,23 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             });
             &*at
         };
+        if !self.install(id, cc, loaded) {
+            self.free_magazine(root, loaded);
+            self.free_magazine(root, previous);
+            self.internal_free(root, Internal::CpuCaches, at.cast());
+        }
+    }
+
+    /// Makes magazines those of the caller's CPU, if that is still `id` and has none.
+    fn install(&self, id: usize, cc: &'static CpuCache, loaded: &'static Magazine) -> bool {
+        let p = self.pages.platform();
+        let d = cc.cache;
         let mut installed = false;
         // The caller may have moved, or an interrupt been here before.
         if let Some(cpu) = p.get_cpu() {
             if cpu.id() == id
                 && d.dying.load(Relaxed) == 0
+                && !self.bare(d)
                 && let Some(owned) = self.pages.own(cpu, Path::ObjRefill)
             {
                 if self.cpu_cache(cpu, d.id).is_none() {
@@ -117,11 +137,34 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             }
             p.put_cpu(cpu);
         }
-        if !installed {
-            self.free_magazine(root, loaded);
-            self.free_magazine(root, previous);
-            self.internal_free(root, Internal::CpuCaches, at.cast());
+        installed
+    }
+
+    /// Leaves what a CPU gave up to whoever destroys the cache, or to the next CPU that equips itself: it is
+    /// not freed before, since others may be looking at it.
+    fn retire(d: &Descriptor, cc: &'static CpuCache) {
+        let at = ptr::from_ref(cc).cast_mut();
+        // Release pairs with the Acquire of the destroyer, who frees it, or of the CPU that takes it.
+        let _ = d.retired.fetch_update(AcqRel, Acquire, |first| {
+            cc.next.store(first, Relaxed);
+            Some(at)
+        });
+    }
+
+    fn take_retired(d: &Descriptor) -> Option<&'static CpuCache> {
+        if d.retired.load(Relaxed).is_null() {
+            return None;
         }
+        // All of them, since of one alone the next might change meanwhile.
+        // SAFETY: null, or what a CPU gave up, which is freed by the destroyer only.
+        let first = unsafe { d.retired.swap(ptr::null_mut(), AcqRel).as_ref::<'static>() }?;
+        let mut next = first.next.load(Relaxed);
+        // SAFETY: as above.
+        while let Some(cc) = unsafe { next.as_ref::<'static>() } {
+            next = cc.next.load(Relaxed);
+            Self::retire(d, cc);
+        }
+        Some(first)
     }
 
     pub(super) fn make_magazine(
@@ -308,7 +351,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.free_magazine(root, spare);
     }
 
-    /// Empties all magazines of a CPU whose lists the caller owns. Those of dying caches go.
+    /// Empties all magazines of a CPU whose lists the caller owns. Those of dying caches, and of caches
+    /// that have to do without, go.
     fn flush_owned(&self, cpu: &Cpu) {
         let Some(root) = self.root() else { return };
         for id in 0..MAX_CACHES as u16 {
@@ -318,15 +362,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             self.flush(root, d, loaded, loaded.nr());
             self.flush(root, d, cc.previous(), cc.previous().nr());
             // Acquire pairs with the Release of the destroyer.
-            if d.dying.load(Acquire) != 0 {
+            if d.dying.load(Acquire) != 0 || self.bare(d) {
                 cpu.magazine(id).store(NOTHING.place().cast(), Relaxed);
                 cc.loaded.store(loaded.place(), Relaxed);
-                let at = ptr::from_ref(cc).cast_mut();
-                // Release pairs with the Acquire of the destroyer, who frees it.
-                let _ = d.retired.fetch_update(AcqRel, Acquire, |first| {
-                    cc.next.store(first, Relaxed);
-                    Some(at)
-                });
+                Self::retire(d, cc);
             }
         }
     }

@@ -9,7 +9,8 @@ use super::{
     cache::{
         CpuCache, Ctor, Descriptor, FIRST_ORDINARY, Internal, MAX_CACHES, NR_INTERNAL, Node, Root,
     },
-    layout::Layout,
+    debug::{MARKED, flags_for},
+    layout::{Areas, Layout},
     magazine::{MAGAZINES, MOST_BYTES},
 };
 use crate::{
@@ -119,6 +120,8 @@ pub(super) struct Wanted {
     pub(super) align: u32,
     pub(super) flags: SlabFlags,
     pub(super) ctor: Option<Ctor>,
+    /// Whether less may be asked for than an object's size.
+    pub(super) keeps_asked: bool,
     /// Its number, if that is fixed.
     pub(super) id: Option<usize>,
 }
@@ -161,11 +164,11 @@ impl Wanted {
             }
             align = align.max(line);
         }
-        Ok(Wanted { name, size, align, flags, ctor, id: None })
+        Ok(Wanted { name, size, align, flags, ctor, keeps_asked: false, id: None })
     }
 
-    fn stride(&self) -> u32 {
-        self.size.next_multiple_of(self.align)
+    fn areas(&self) -> Areas {
+        Areas::new(self.size, self.align, self.flags, self.keeps_asked)
     }
 
     /// Whether an existing cache will do as well.
@@ -180,8 +183,9 @@ impl Wanted {
             && d.users.load(Relaxed) > 0
             && d.dying.load(Relaxed) == 0
             && !self.flags.contains(SlabFlags::NO_MERGE)
+            && !(self.flags | d.flags).intersects(SlabFlags::DEBUG)
             && (self.flags & MATTER) == (d.flags & MATTER)
-            && self.stride() == d.layout.stride
+            && self.areas().stride == d.layout.stride
             && d.align.is_multiple_of(self.align)
             && d.size >= self.size
     }
@@ -206,8 +210,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let internal = |i: usize, nodes: &'static [Node]| {
             let which = Internal::ALL[i];
             let (size, align) = (which.size(nr_nodes), which.align());
-            let layout =
-                Layout::new(size.next_multiple_of(align), align, P::PAGE_SHIFT, max_order)?;
+            let areas = Areas::new(size, align, SlabFlags::empty(), false);
+            let layout = Layout::new(areas.stride, align, 0, P::PAGE_SHIFT, max_order)?;
             Some(Descriptor {
                 id: i as u16 + 1,
                 name: Name::new(which.name())?,
@@ -216,8 +220,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 flags: SlabFlags::NO_MERGE,
                 ctor: None,
                 layout,
+                areas,
                 nodes,
                 largest: None,
+                watched: AtomicU32::new(0),
                 users: AtomicU32::new(1),
                 dying: AtomicU32::new(0),
                 pins: AtomicU32::new(0),
@@ -270,6 +276,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         ctor: Option<Ctor>,
     ) -> Result<KmemCache, CacheError> {
         let made = Wanted::new(name, size, align, flags, ctor, P::PAGE_SHIFT)
+            .map(|wanted| self.as_patterned(wanted))
             .and_then(|wanted| self.create_wanted(&wanted));
         if let Err(e) = made {
             self.pages
@@ -280,6 +287,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             }
         }
         made.map(KmemCache)
+    }
+
+    /// With the flags that the machine's pattern adds.
+    pub(super) fn as_patterned(&self, mut wanted: Wanted) -> Wanted {
+        if let Some(pattern) = self.slabs.pattern {
+            wanted.flags |= flags_for(pattern, wanted.name.as_str());
+        }
+        wanted
     }
 
     fn create_wanted(&self, wanted: &Wanted) -> Result<&'static Descriptor, CacheError> {
@@ -303,9 +318,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
     ) -> Result<&'static Descriptor, CacheError> {
         let max_order = self.pages.max_order();
-        let stride = wanted.stride();
-        let layout =
-            Layout::new(stride, wanted.align, P::PAGE_SHIFT, max_order).ok_or(CacheError::Size)?;
+        let areas = wanted.areas();
+        let (stride, lead) = (areas.stride, areas.lead);
+        let layout = Layout::new(stride, wanted.align, lead, P::PAGE_SHIFT, max_order)
+            .ok_or(CacheError::Size)?;
+        if wanted.flags.intersects(MARKED) {
+            self.make_sites(root, gfp).ok_or(CacheError::NoMemory)?;
+        }
         let memory = |which| self.internal(root, which, gfp).map_err(|_| CacheError::NoMemory);
         let nodes = memory(Internal::Nodes)?;
         let Ok(at) = memory(Internal::Descriptors) else {
@@ -338,8 +357,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                         flags: wanted.flags,
                         ctor: wanted.ctor,
                         layout,
+                        areas,
                         nodes: lists,
                         largest: Some(largest_magazine(stride)),
+                        watched: AtomicU32::new((wanted.flags & SlabFlags::DEBUG).bits()),
                         users: AtomicU32::new(1),
                         dying: AtomicU32::new(0),
                         pins: AtomicU32::new(0),
@@ -429,6 +450,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let answered = self.flush_all();
         self.free_retired(root, d);
         (0..d.nodes.len()).for_each(|node| self.trim(root, d, node));
+        self.end_quarantine(root, d);
         let slabs = || {
             d.nodes.iter().map(|n| {
                 let lists = n.lists.lock(p);

@@ -160,7 +160,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let id = id(size, gfp);
         let at = match self.take_hot(id, gfp - CHOSEN, |_| true) {
             Some(object) => object.at,
-            None => self.kmalloc_slow(size, gfp, None)?,
+            None => return self.kmalloc_slow(size, gfp, None),
         };
         if gfp.contains(Gfp::ZERO) {
             // SAFETY: just given to us.
@@ -183,15 +183,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if size > KMALLOC_MAX_CACHE_SIZE {
             return self.kmalloc_large(size, gfp, node);
         }
-        let at = self.kmalloc_slow(size, gfp, Some(n))?;
-        if gfp.contains(Gfp::ZERO) {
-            // SAFETY: just given to us.
-            unsafe { zero(at, size) };
-        }
-        Ok(at)
+        self.kmalloc_slow(size, gfp, Some(n))
     }
 
-    /// Allocates from the cache for a size, which is made if there is none.
+    /// Allocates from the cache for a size, which is made if there is none, and zeroes what was asked to be.
     #[cold]
     #[inline(never)]
     #[track_caller]
@@ -205,7 +200,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let there = self.root().and_then(|root| root.cache(id(size, gfp)));
         let made = there.or_else(|| self.make_kmalloc_cache(class(size), kind(gfp), gfp));
         let d = made.ok_or(AllocError::NoMemory)?;
-        self.alloc_slow(d, gfp - CHOSEN, node).map(|object| object.at)
+        let object = self.alloc_sized(d, gfp - CHOSEN, node, Some(size))?;
+        if gfp.contains(Gfp::ZERO) {
+            // SAFETY: just given to us.
+            unsafe { object.at.write_bytes(0, self.usable(d, &object)) };
+        }
+        Ok(object.at)
     }
 
     fn make_kmalloc_cache(
@@ -230,8 +230,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             align,
             flags: KIND_FLAGS[kind] | SlabFlags::NO_MERGE,
             ctor: None,
+            keeps_asked: true,
             id: Some(number),
         };
+        let wanted = self.as_patterned(wanted);
         // Where somebody else was first, that one is it.
         self.make_cache(root, &wanted, gfp).ok().or_else(|| root.cache(number as u16))
     }
@@ -254,6 +256,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         };
         let _ = at.as_ptr().expose_provenance();
         page.mark_slab(true);
+        self.tag(at.addr().get(), (1 << P::PAGE_SHIFT) << order);
         Ok(at)
     }
 
@@ -294,6 +297,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if !page.take_slab_mark() {
             return Err(self.pages.misuse(Misuse::NotAnObject { addr: at.addr() }));
         }
+        self.untag(at.addr());
         // Looked at now that the block is nobody else's.
         let freed = self.pages.__free_pages(page, page.state().order());
         if freed.is_err() {
@@ -304,14 +308,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// `ksize`: the bytes that may be used at an address that kmalloc returned; 0 for null and for what
-    /// kmalloc(0) returned. `None` for other addresses.
+    /// kmalloc(0) returned. With red zones those that were asked for. `None` for other addresses.
     pub(crate) fn ksize(&self, at: *const u8) -> Option<usize> {
         let at = at.cast_mut();
         if at.is_null() || at == ZERO_SIZE_PTR.as_ptr() {
             return Some(0);
         }
-        if let Some(d) = self.live_at(at) {
-            return Some(d.size as usize);
+        if let Some((d, object)) = self.live_at(at) {
+            return Some(self.usable(d, &object));
         }
         let page = self.large_at(at)?;
         Some((1 << P::PAGE_SHIFT) << page.state().order())

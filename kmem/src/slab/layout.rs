@@ -15,8 +15,22 @@
 //! Behind the last object there may be room that looks like the beginning of another. It has state bytes as
 //! well, so that nobody need ask how many objects there are: no object is ever live there.
 //!
+//! *Areas.* Caches that look for mistakes have a red zone before and behind each object, and behind that what
+//! is known of its users:
+//!
+//! ```text
+//!   lead       object     red zone  size asked for  allocated by, freed by          next object
+//!   ....bbbbbbb|-----------|bbbbbbbb|--------------|----------------------|....bbbbbbb|---
+//!        red zone                                                              red zone
+//! ```
+//! The zone before an object is the end of what lies behind the one before it; the first one's is in the slab's
+//! *lead*, a power of two that keeps objects aligned. The fast paths know nothing of it: such caches have no
+//! magazines.
+//!
 //! # Locking
 //! Computed once.
+
+use super::SlabFlags;
 
 /// Largest order of a slab that is had for a better fit, and for one that is good enough.
 const MAX_ORDER: u32 = 3;
@@ -45,22 +59,94 @@ pub(crate) struct Layout {
     /// The colours are the multiples of `colour_step` below this.
     pub(super) colours: u32,
     pub(super) colour_step: u32,
+    /// Bytes of a slab before its colour.
+    pub(super) lead: u32,
+}
+
+/// Bytes of a red zone at least.
+pub(super) const ZONE: u32 = 8;
+
+/// What is kept of one user of an object: see `debug::areas`.
+pub(super) const TRACK: u32 = 16;
+
+/// What a cache keeps around each object to find mistakes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Areas {
+    /// Bytes of the object.
+    pub(super) size: u32,
+    /// Where the red zone behind it ends; `size` if there is none.
+    pub(super) zone_end: u32,
+    /// Where the size is that kmalloc was asked for; 0 if that is not kept.
+    pub(super) asked_at: u32,
+    /// Where its last allocation and its last free are noted; 0 if they are not.
+    pub(super) tracks_at: u32,
+    /// From one object to the next.
+    pub(super) stride: u32,
+    /// Bytes before a slab's first object.
+    pub(super) lead: u32,
+}
+
+impl Areas {
+    /// The areas that the flags ask for. `keeps_asked` says whether an object may be asked for with less than
+    /// its size.
+    pub(super) const fn new(size: u32, align: u32, flags: SlabFlags, keeps_asked: bool) -> Areas {
+        let mut a = Areas { size, zone_end: size, asked_at: 0, tracks_at: 0, stride: 0, lead: 0 };
+        let zones = flags.contains(SlabFlags::RED_ZONE);
+        let mut end = size;
+        if zones {
+            end = (size + ZONE).next_multiple_of(8);
+            a.zone_end = end;
+            // A power of two, since that is what alignments are.
+            a.lead = if align < ZONE { ZONE } else { align };
+        }
+        if zones && keeps_asked {
+            a.asked_at = end;
+            end += 8;
+        }
+        if flags.contains(SlabFlags::STORE_USER) {
+            a.tracks_at = end.next_multiple_of(8);
+            end = a.tracks_at + 2 * TRACK;
+        }
+        if zones {
+            end += ZONE;
+        }
+        a.stride = end.next_multiple_of(align);
+        a
+    }
+
+    /// Whether there are red zones.
+    pub(super) const fn zones(&self) -> bool {
+        self.lead != 0
+    }
 }
 
 impl Layout {
     /// The layout for objects of `stride` bytes (a multiple of `align`, a power of two): of the smallest
     /// order that leaves at most a sixteenth unused (a single frame no more than half of that), else of the one
-    /// that leaves least; beyond order 3 only if that were more than an eighth \[S3\].
-    pub(super) fn new(stride: u32, align: u32, page_shift: u32, max_order: u32) -> Option<Layout> {
+    /// that leaves least; beyond order 3 only if that were more than an eighth \[S3\]. The first object is `lead`
+    /// bytes into the slab, a power of two or 0.
+    pub(super) fn new(
+        stride: u32,
+        align: u32,
+        lead: u32,
+        page_shift: u32,
+        max_order: u32,
+    ) -> Option<Layout> {
         let mut best: Option<(u64, Layout)> = None;
         for order in 0..=LAST_RESORT.min(max_order) {
             let bytes = 1u64 << (page_shift + order);
             for outside in [false, true] {
-                let Some((nr, lost)) = fit(bytes, stride.into(), outside, order) else { continue };
+                let Some((nr, lost)) = fit(bytes, lead.into(), stride.into(), outside, order)
+                else {
+                    continue;
+                };
                 if best.as_ref().is_some_and(|(least, b)| lost << b.order >= *least << order) {
                     continue;
                 }
-                best = Some((lost, Layout::with(order, nr, stride, align, bytes as u32, outside)));
+                best = Some((
+                    lost,
+                    Layout::with(order, nr, stride, align, lead, bytes as u32, outside),
+                ));
             }
             let share = match order {
                 0 => 5,
@@ -76,12 +162,19 @@ impl Layout {
         best.map(|(_, layout)| layout)
     }
 
-    fn with(order: u32, nr: u32, stride: u32, align: u32, bytes: u32, outside: bool) -> Layout {
-        let used =
-            nr * stride + if outside { 0 } else { states(bytes.into(), stride.into()) as u32 };
+    fn with(
+        order: u32,
+        nr: u32,
+        stride: u32,
+        align: u32,
+        lead: u32,
+        bytes: u32,
+        outside: bool,
+    ) -> Layout {
+        let inside = if outside { 0 } else { states(bytes.into(), stride.into()) as u32 };
         let exact = u64::from(stride) * u64::from(bytes) <= 1 << 32;
         let colour_step = (align / COLOUR_UNIT).max(1);
-        let room = ((bytes - used) / COLOUR_UNIT).min(MAX_COLOURS - 1);
+        let room = ((bytes - lead - nr * stride - inside) / COLOUR_UNIT).min(MAX_COLOURS - 1);
         Layout {
             order,
             nr,
@@ -91,6 +184,7 @@ impl Layout {
             reciprocal: if exact { (1u64 << 32).div_ceil(stride.into()) as u32 } else { 0 },
             colours: (room / colour_step + 1) * colour_step,
             colour_step,
+            lead,
         }
     }
 
@@ -113,13 +207,13 @@ fn states(bytes: u64, stride: u64) -> u64 {
     bytes.div_ceil(stride)
 }
 
-/// Objects of `stride` that fit `bytes`, and the bytes that they leave unused or that their state takes.
-fn fit(bytes: u64, stride: u64, outside: bool, order: u32) -> Option<(u32, u64)> {
-    let nr =
-        if outside { bytes / stride } else { bytes.saturating_sub(states(bytes, stride)) / stride };
+/// Objects of `stride` that fit `bytes` behind `lead`, and the bytes that they leave unused or that their state takes.
+fn fit(bytes: u64, lead: u64, stride: u64, outside: bool, order: u32) -> Option<(u32, u64)> {
+    let inside = if outside { 0 } else { states(bytes, stride) };
+    let nr = bytes.saturating_sub(lead + inside) / stride;
     // The address of what is outside is kept in the second frame's `Page`.
     let fits = nr > 0 && (!outside || (order > 0 && nr <= u64::from(MAX_OUTSIDE)));
     // State outside takes memory as well, and a further look.
-    let lost = bytes - nr * stride + if outside { nr + 8 } else { 0 };
+    let lost = bytes - lead.min(bytes) - nr * stride + if outside { nr + 8 } else { 0 };
     fits.then_some((nr as u32, lost))
 }

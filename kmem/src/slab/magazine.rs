@@ -157,7 +157,8 @@ impl Magazine {
         // Of large objects fewer than there are slots for.
         let slots = MAGAZINES[class];
         let cap = slots.min((MOST_BYTES / d.layout.stride).max(1));
-        let Layout { mask, reciprocal, states_at, .. } = d.layout;
+        let Layout { mask, reciprocal, states_at, lead, .. } = d.layout;
+        debug_assert!(lead == 0, "such caches have no magazines");
         let head = Magazine {
             top: AtomicU32::new(0),
             limit: cap * SLOT,

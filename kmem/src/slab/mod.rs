@@ -5,13 +5,16 @@
 //!    objects; a slab is *full*, *partial* or *empty*, and requests are served from partial slabs first,
 //!    then from empty ones, then from a new one. Slabs that became empty go back to the page allocator.
 //! 2. Whether an object is in its slab, in a magazine or in use is one byte, apart from the object
-//!    (`state`). Nothing of the allocator's lies in free memory or between objects: what is written to freed
-//!    memory reaches nothing, what is written beyond a slab's last object at most state bytes, which lead
-//!    nowhere. A second free of an object is found out at once.
+//!    (`state`). Nothing of the allocator's lies in free memory or between objects, unless the cache looks
+//!    for mistakes: what is written to freed memory reaches nothing, what is written beyond a slab's last object
+//!    at most state bytes, which lead nowhere. A second free of an object is found out at once.
 //! 3. In front of the slabs each CPU has two *magazines* of free objects, and each node a *depot* of full
 //!    and empty ones (`cpu`). The common allocation and free touch the CPU's own and take no lock.
 //! 4. The caches themselves, their lists and their magazines are objects of *internal* caches (`cache`),
 //!    which have no magazines.
+//! 5. Caches that look for overruns, writes after free and the like have no magazines either (`debug`), and no
+//!    cache has any while everything is zeroed or noted by call site: the fast paths then miss, and the slow
+//!    paths do what is to be done.
 //!
 //! # Implementation
 //! ```text
@@ -41,29 +44,34 @@ mod audit;
 mod cache;
 mod cpu;
 mod create;
+mod debug;
 mod kmalloc;
 mod layout;
 mod magazine;
 mod node;
 mod ops;
+mod shuffle;
 mod state;
 
 pub use audit::{CacheInfo, ObjectAudit, ObjectAuditError};
 pub use cache::Ctor;
 pub use create::{CacheError, DestroyError, KmemCache};
+pub use debug::DebugError;
+pub(crate) use debug::{INIT_ON_ALLOC, INIT_ON_FREE, pattern};
 pub use kmalloc::ZERO_SIZE_PTR;
 
 use crate::{
     context::Cpu,
     gfp::Gfp,
-    page_alloc::{PageAllocator, Reclaim},
+    page_alloc::{Config, PageAllocator, Reclaim},
     platform::Platform,
+    sync::IrqLock,
 };
 use cache::{Descriptor, Root};
 use core::{
     ptr::NonNull,
     sync::atomic::{
-        AtomicPtr,
+        AtomicPtr, AtomicU32, AtomicU64,
         Ordering::{Acquire, Relaxed, Release},
     },
 };
@@ -89,12 +97,35 @@ bitflags::bitflags! {
         const NOTRACK = 1 << 6;
         /// The cache shares its slabs with no other (`SLAB_NO_MERGE`).
         const NO_MERGE = 1 << 7;
+        /// Free objects hold 0x6b, and 0xa5 in their last byte, so that a write after free is found out; those
+        /// just given out hold 0xa5 (`SLAB_POISON`). Constructors run at each allocation.
+        const POISON = 1 << 8;
+        /// Objects have bytes before and behind them that nobody may write to (`SLAB_RED_ZONE`).
+        const RED_ZONE = 1 << 9;
+        /// Who allocated and who freed an object last is known (`SLAB_STORE_USER`).
+        const STORE_USER = 1 << 10;
+        /// Counts of slabs are checked at each allocation and free (`SLAB_CONSISTENCY_CHECKS`).
+        const CONSISTENCY_CHECKS = 1 << 11;
+        /// All flags that look for mistakes. A cache with one of them has no magazines and is merged with no
+        /// other; see [SLUB debugging](https://docs.kernel.org/mm/slab.html).
+        const DEBUG = Self::POISON.bits()
+            | Self::RED_ZONE.bits()
+            | Self::STORE_USER.bits()
+            | Self::CONSISTENCY_CHECKS.bits();
     }
 }
 
 /// The slab layer of one machine. Empty until its first use.
 pub struct Slabs {
     root: AtomicPtr<Root>,
+    /// What all caches do: while it is not 0, CPUs have no magazines.
+    modes: AtomicU32,
+    /// What the order of objects is drawn from, if not 0.
+    random: AtomicU64,
+    /// Who holds how much, while that is noted.
+    tags: IrqLock<Option<debug::Tags>>,
+    /// Which caches look for mistakes.
+    pattern: Option<&'static str>,
 }
 
 impl Default for Slabs {
@@ -117,6 +148,11 @@ impl<P: Platform, R: Reclaim> Clone for Objects<'_, P, R> {
 
 impl<P: Platform, R: Reclaim> Copy for Objects<'_, P, R> {}
 
+/// A seed as it is kept: 0 is none.
+fn seed_word(seed: Option<u64>) -> u64 {
+    seed.map_or(0, |seed| seed | 1 << 63)
+}
+
 /// The order of a block of at least `bytes`.
 fn order_for(bytes: usize, page_shift: u32) -> u32 {
     bytes.div_ceil(1 << page_shift).next_power_of_two().ilog2()
@@ -125,7 +161,19 @@ fn order_for(bytes: usize, page_shift: u32) -> u32 {
 impl Slabs {
     /// No caches.
     pub const fn new() -> Slabs {
-        Slabs { root: AtomicPtr::new(core::ptr::null_mut()) }
+        Slabs {
+            root: AtomicPtr::new(core::ptr::null_mut()),
+            modes: AtomicU32::new(0),
+            random: AtomicU64::new(0),
+            tags: IrqLock::new(None),
+            pattern: None,
+        }
+    }
+
+    /// As a machine's settings say, before its first use.
+    pub(crate) fn configure(&mut self, config: &Config) {
+        self.pattern = config.slab_debug;
+        *self.random.get_mut() = seed_word(config.slab_random);
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     cache::{Descriptor, Internal, List, Lists, NONE, Root},
     layout::{COLOUR_UNIT, Layout, MAX_COLOURS, OUTSIDE},
     magazine::Object,
+    shuffle::Shuffle,
     state::{self, State},
 };
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
 use core::{
     ptr::NonNull,
     sync::atomic::{
-        Ordering::{Acquire, Release},
+        Ordering::{Acquire, Relaxed, Release},
         fence,
     },
 };
@@ -82,7 +83,7 @@ impl Slab {
         unsafe { State::new(at) }
     }
 
-    fn object(&self, d: &Descriptor, i: u32) -> Object {
+    pub(super) fn object(&self, d: &Descriptor, i: u32) -> Object {
         let offset = (i * d.layout.stride) as usize;
         // SAFETY: callers stay below the number of objects, so this is inside the slab.
         let at = unsafe { self.first.add(offset) };
@@ -99,7 +100,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let addr = map.direct_address(head, P::PAGE_SHIFT);
         let start: *mut u8 = core::ptr::with_exposed_provenance_mut(addr);
         let owner = map.owner_at(map.direct_offset(addr), P::PAGE_SHIFT);
-        let first = start.wrapping_add(colour_offset(owner) as usize);
+        let first = start.wrapping_add((d.layout.lead + colour_offset(owner)) as usize);
         let states = if d.layout.states_at == OUTSIDE {
             // Null only where the slab goes meanwhile.
             self.states_outside(head, owner).unwrap_or_default()
@@ -192,7 +193,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
     }
 
-    fn change_free(&self, lists: &mut Lists, d: &Descriptor, head: u32, before: u32, after: u32) {
+    pub(super) fn change_free(
+        &self,
+        lists: &mut Lists,
+        d: &Descriptor,
+        head: u32,
+        before: u32,
+        after: u32,
+    ) {
         self.pages.map().page_in_map(head).set_free_objects(after);
         lists.free = lists.free + u64::from(after) - u64::from(before);
         let nr = d.layout.nr;
@@ -213,11 +221,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         (0..d.layout.nr).filter(|i| slab.state(*i).get() == state).count() as u32
     }
 
-    /// Calls `f` with the address of each live object of a slab.
-    pub(super) fn each_live(&self, d: &Descriptor, head: u32, mut f: impl FnMut(usize)) {
+    /// Calls `f` with each live object of a slab.
+    pub(super) fn each_live(&self, d: &Descriptor, head: u32, f: impl FnMut(Object)) {
         let slab = self.slab(d, head);
         let objects = (0..d.layout.nr).map(|i| slab.object(d, i));
-        objects.filter(|o| o.state.get() == state::LIVE).for_each(|o| f(o.at.addr().get()));
+        objects.filter(|o| o.state.get() == state::LIVE).for_each(f);
     }
 
     /// Takes up to `want` objects out of a node's slabs, partial ones first, and makes them `to`.
@@ -229,6 +237,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         to: u8,
         mut out: impl FnMut(Object),
     ) -> u32 {
+        let seed = self.slabs.random.load(Relaxed);
         let mut got = 0;
         while got < want {
             let from = if lists.partial.nr > 0 { &lists.partial } else { &lists.empty };
@@ -243,6 +252,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let mut taken = 0;
             // Where the last search ended, the next one goes on.
             let mut i = page.next_object();
+            let order = (seed != 0).then(|| Shuffle::new(seed, d.id, head, d.layout.nr));
             for _ in 0..d.layout.nr {
                 if taken == most {
                     break;
@@ -250,7 +260,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 if i >= d.layout.nr {
                     i = 0;
                 }
-                let object = slab.object(d, i);
+                let object = slab.object(d, order.as_ref().map_or(i, |order| order.at(i)));
                 if object.state.get() == state::FREE {
                     object.state.set(to);
                     out(object);
@@ -272,7 +282,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Puts an object back in its slab. Returns a slab that became empty: it is on no list any more. None is
-    /// kept: what magazines hold keeps the slabs in use that traffic swings over.
+    /// kept: what magazines hold keeps the slabs in use that traffic swings over. Caches without magazines that
+    /// look for mistakes keep some.
     #[inline]
     pub(super) fn put_back(
         &self,
@@ -290,7 +301,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return None;
         }
         self.change_free(lists, d, slab.head, before, before + 1);
-        if before + 1 == nr {
+        if before + 1 == nr && !d.keeps(lists.empty.nr) {
             return self.pop_empty(d, lists);
         }
         None
@@ -386,6 +397,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             if let Some(ctor) = d.ctor {
                 ctor(slab.object(d, i).at.as_ptr());
             }
+            self.prepare_object(d, &slab.object(d, i));
         }
         self.pages.mod_node_page_state(node, Self::slab_stat(d), 1 << order);
         let mut lists = at.lists.lock(self.pages.platform());
@@ -422,6 +434,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             );
             return;
         }
+        self.inspect_leaving(d, &slab);
         map.set_owner(head, 1 << d.layout.order, 0);
         // Release pairs with the Acquire in `states_outside`.
         fence(Release);
@@ -514,8 +527,20 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     fn take_one(&self, d: &Descriptor, node: usize) -> Option<Object> {
         let mut found = None;
-        let mut lists = d.nodes.get(node)?.lists.lock(self.pages.platform());
-        self.take(d, &mut lists, 1, state::LIVE, |object| found = Some(object));
+        // One that is looked at first is nobody's until then.
+        let to = if d.marks() { state::CACHED } else { state::LIVE };
+        let wrong = {
+            let mut lists = d.nodes.get(node)?.lists.lock(self.pages.platform());
+            let from = if lists.partial.nr > 0 { &lists.partial } else { &lists.empty };
+            let wrong = Some(from.first)
+                .filter(|head| *head != NONE)
+                .and_then(|head| self.mend(d, &mut lists, head));
+            self.take(d, &mut lists, 1, to, |object| found = Some(object));
+            wrong
+        };
+        if let Some(wrong) = wrong {
+            self.pages.misuse(wrong);
+        }
         found
     }
 
@@ -528,10 +553,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         object: Object,
     ) {
         let Some(node) = d.nodes.get(self.node_of(slab.head)) else { return };
-        let emptied = {
+        let (wrong, emptied) = {
             let mut lists = node.lists.lock(self.pages.platform());
-            self.put_back(d, &mut lists, slab, object)
+            let wrong = self.mend(d, &mut lists, slab.head);
+            (wrong, self.put_back(d, &mut lists, slab, object))
         };
+        if let Some(wrong) = wrong {
+            self.pages.misuse(wrong);
+        }
         if let Some(head) = emptied {
             self.release(root, d, head);
         }

@@ -170,6 +170,18 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
         node: Option<usize>,
     ) -> Result<Object, AllocError> {
+        self.alloc_sized(d, gfp, node, None)
+    }
+
+    /// As `alloc_slow`, for so many bytes if they may be less than the object has.
+    #[track_caller]
+    pub(super) fn alloc_sized(
+        self,
+        d: &'static Descriptor,
+        gfp: Gfp,
+        node: Option<usize>,
+        size: Option<usize>,
+    ) -> Result<Object, AllocError> {
         let gfp = self.pages.allowed(gfp);
         let asked = gfp - ZONES;
         self.check_context(gfp)?;
@@ -190,6 +202,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 }
             }
             match self.alloc_locked(root, d, asked, node) {
+                // One that turns out to be damaged is not given out.
+                Ok(object) if self.bare(d) => {
+                    if self.outgoing(d, &object, size) {
+                        return Ok(object);
+                    }
+                }
                 Ok(object) => return Ok(object),
                 Err(AllocError::NoMemory) if gfp.contains(Gfp::NOFAIL) && gfp.may_block() => {
                     self.pages.platform().relax();
@@ -349,11 +367,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             };
         };
         if let Some(given) = cache.filter(|given| !ptr::eq(*given, d)) {
-            return Err(self.pages.misuse(Misuse::WrongCache {
-                addr,
-                given: given.name,
-                actual: d.name,
-            }));
+            let what = Misuse::WrongCache { addr, given: given.name, actual: d.name };
+            let object = NonNull::new(at).and_then(|at| self.object_at(d, pfn, at));
+            return Err(match object {
+                Some((_, object)) => self.object_misuse(d, &object, what),
+                None => self.pages.misuse(what),
+            });
         }
         if d.largest.is_none() {
             return Err(self.pages.misuse(Misuse::NotAnObject { addr }));
@@ -367,9 +386,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             // Freed twice, and its slab went meanwhile: that byte was somebody else's.
             object.state.set(state::LIVE);
         } else if live {
+            if self.bare(d) {
+                self.incoming(d, &object)?;
+            }
             return self.put_slow(root, d, &slab, object);
         }
-        Err(self.pages.misuse(Misuse::ObjectFree { addr, cache: d.name }))
+        Err(self.object_misuse(d, &object, Misuse::ObjectFree { addr, cache: d.name }))
     }
 
     /// Puts an object that was just freed in a magazine, or else in its slab.
@@ -398,7 +420,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// The cache and object at an address, for `ksize` and its like; `None` where no live object begins.
-    pub(super) fn live_at(&self, at: *mut u8) -> Option<&'static Descriptor> {
+    pub(super) fn live_at(&self, at: *mut u8) -> Option<(&'static Descriptor, Object)> {
         let map = self.pages.map();
         let offset = map.direct_offset(at.addr());
         let owner = map.owner_at(offset, P::PAGE_SHIFT);
@@ -407,6 +429,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         d.largest?;
         let pfn = map.owned_frame(offset, P::PAGE_SHIFT)?;
         let (_, object) = self.object_at(d, pfn, NonNull::new(at)?)?;
-        (object.state.get() == state::LIVE).then_some(d)
+        (object.state.get() == state::LIVE).then_some((d, object))
     }
 }

@@ -8,6 +8,9 @@
 //!           <-------------            <---------------
 //!              flush                       free
 //! ```
+//! Of a cache that looks for mistakes, an object whose bytes were found overwritten while nobody had it, or when
+//! it was freed, is QUARANTINED: nobody is given it again (see `debug`).
+//!
 //! An object is freed by a compare-and-exchange from LIVE. Whoever frees it a second time finds it
 //! CACHED or FREE, whether it lies in a slab or in a magazine \[S9\]; of two CPUs that free it at once,
 //! one succeeds.
@@ -16,7 +19,10 @@
 //! FREE and what becomes of it change under the lock of the slab's node; CACHED belongs to whoever has the
 //! magazine; LIVE changes by the compare-and-exchange only.
 
-use core::sync::atomic::{AtomicU8, Ordering::AcqRel, Ordering::Relaxed};
+use core::sync::atomic::{
+    AtomicU8,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
 
 /// In its slab.
 pub(super) const FREE: u8 = 0;
@@ -24,6 +30,8 @@ pub(super) const FREE: u8 = 0;
 pub(super) const CACHED: u8 = 1;
 /// Given out.
 pub(super) const LIVE: u8 = 2;
+/// Kept from use: its bytes were overwritten.
+pub(super) const QUARANTINED: u8 = 3;
 
 /// The place of one object's state byte.
 #[derive(Clone, Copy)]
@@ -64,6 +72,16 @@ impl State {
     #[inline(always)]
     pub(super) fn set(self, state: u8) {
         self.byte().store(state, Relaxed);
+    }
+
+    /// As `get`, for those who look at what was done before [`publish`](Self::publish).
+    pub(super) fn look(self) -> u8 {
+        self.byte().load(Acquire)
+    }
+
+    /// As `set`; Release pairs with the Acquire in [`look`](Self::look).
+    pub(super) fn publish(self, state: u8) {
+        self.byte().store(state, Release);
     }
 
     /// Makes a live object a cached one; says whether it was live.

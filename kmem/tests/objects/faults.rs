@@ -48,7 +48,8 @@ fn end(_: &M, (): ()) {}
 
 #[test]
 fn caches_come_and_go() {
-    for (size, flags) in [(8, SlabFlags::empty()), (1024, SlabFlags::NO_MERGE)] {
+    let flags = [(8, SlabFlags::empty()), (1024, SlabFlags::NO_MERGE), (96, SlabFlags::DEBUG)];
+    for (size, flags) in flags {
         let create = |m: &M, (): &()| match m.kmem_cache_create("made", size, 0, flags, None) {
             Ok(cache) => m.kmem_cache_destroy(cache).is_ok(),
             Err(e) => {
@@ -101,6 +102,20 @@ fn objects_of_caches() {
             m.kmem_cache_alloc(c, Gfp::KERNEL | Gfp::NOFAIL).is_ok_and(|at| back(m, c, at))
         };
         assert!(each_fails("__GFP_NOFAIL", true, prepare, surely, end) >= 5);
+    }
+}
+
+#[test]
+fn objects_of_caches_that_look_for_mistakes() {
+    for size in [64, 600, 8192] {
+        let prepare = |m: &M| m.kmem_cache_create("made", size, 0, SlabFlags::DEBUG, None).unwrap();
+        let end = |m: &M, cache| m.kmem_cache_destroy(cache).unwrap();
+        let alloc = |m: &M, c: &KmemCache| {
+            // SAFETY: not used after.
+            let back = |at| unsafe { m.kmem_cache_free(c, at).is_ok() };
+            m.kmem_cache_alloc(c, Gfp::KERNEL).is_ok_and(back)
+        };
+        assert!(each_fails("kmem_cache_alloc", false, prepare, alloc, end) >= 1);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod attack;
 mod caches;
+mod debug;
 mod faults;
 mod kmalloc;
 mod misuse;

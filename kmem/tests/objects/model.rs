@@ -35,8 +35,9 @@ fn construct(at: *mut u8) {
 
 type Kind = (usize, usize, SlabFlags, Option<Ctor>);
 
-/// Caches: some alike enough to be merged, some with state bytes outside, with colours, with a constructor.
-const KINDS: [Kind; 12] = [
+/// Caches: some alike enough to be merged, some with state bytes outside, with colours, with a constructor,
+/// some that look for mistakes.
+const KINDS: [Kind; 16] = [
     (64, 0, SlabFlags::NO_MERGE, None),
     (64, 0, SlabFlags::empty(), None),
     (60, 8, SlabFlags::empty(), None),
@@ -49,6 +50,10 @@ const KINDS: [Kind; 12] = [
     (8, 0, SlabFlags::NO_MERGE, None),
     (24, 0, SlabFlags::RECLAIM_ACCOUNT, None),
     (5000, 4096, SlabFlags::NO_MERGE, None),
+    (72, 0, SlabFlags::DEBUG, None),
+    (200, 0, SlabFlags::POISON, Some(construct)),
+    (600, 64, SlabFlags::RED_ZONE, None),
+    (64, 0, SlabFlags::CONSISTENCY_CHECKS, None),
 ];
 
 /// Where an object is from: the name of its cache, or kmalloc.
@@ -132,8 +137,8 @@ struct Game<const S: u32> {
 }
 
 impl<const S: u32> Game<S> {
-    fn new(blocks: &[u64]) -> Self {
-        let m = Machine::new(blocks, Config::default());
+    fn new(blocks: &[u64], config: Config) -> Self {
+        let m = Machine::new(blocks, config);
         let hand = Arc::new(Mutex::new(Hand::default()));
         let hands = Arc::clone(&hand);
         m.stage().set_handler(move |m, cpu| serve(m, cpu, &hands));
@@ -399,6 +404,7 @@ impl<const S: u32> Game<S> {
                     let same = other.name() == cache.name();
                     let (_, _, theirs, made) = KINDS[*k];
                     let marks = (flags | theirs).contains(SlabFlags::NO_MERGE)
+                        || (flags | theirs).intersects(SlabFlags::DEBUG)
                         || (flags ^ theirs).contains(SlabFlags::RECLAIM_ACCOUNT)
                         || ctor.is_some()
                         || made.is_some();
@@ -510,6 +516,7 @@ impl<const S: u32> Game<S> {
             o.from.is_none() && o.bytes <= 8192 && self.m.ksize(pointer(**at)).unwrap() > 8192
         });
         assert_eq!(audit.live, (most - shrunk.count()) as u64);
+        assert_eq!(audit.quarantined, 0);
         self.m.audit().unwrap();
     }
 
@@ -540,7 +547,11 @@ impl<const S: u32> Game<S> {
 }
 
 fn play<const S: u32>(blocks: &[u64], steps: &[[u8; 4]]) {
-    let mut game = Game::<S>::new(blocks);
+    play_with::<S>(blocks, Config::default(), steps);
+}
+
+fn play_with<const S: u32>(blocks: &[u64], config: Config, steps: &[[u8; 4]]) {
+    let mut game = Game::<S>::new(blocks, config);
     (0..4).for_each(|slot| game.create(slot, steps[0][usize::from(slot)]));
     for (n, step) in steps.iter().enumerate() {
         game.play(*step);
@@ -566,6 +577,12 @@ proptest! {
     #[test]
     fn two_nodes(steps in steps(150)) {
         play::<12>(&[3, 3], &steps);
+    }
+
+    #[test]
+    fn all_caches_look_for_mistakes(steps in steps(100)) {
+        let config = Config { slab_debug: Some(""), slab_random: Some(5), ..Config::default() };
+        play_with::<12>(&[3, 3], config, &steps);
     }
 
     #[test]
