@@ -338,9 +338,10 @@ fn states_that_somebody_wrote_over_are_counted_anew() {
     let c = cache(&m, "counted", 64, SlabFlags::CONSISTENCY_CHECKS);
     let at = m.kmem_cache_alloc(&c, Gfp::KERNEL).unwrap();
     let info = m.kmem_cache_info(&c);
-    // The state bytes are the slab's last ones; the last object is free.
+    // The state bytes follow the last object, which is free.
     let base = NonNull::new(at.as_ptr().map_addr(|a| a & !4095)).unwrap();
-    poke(base, 4095, 0x77);
+    let nr = info.objects_per_slab as usize;
+    poke(base, nr * 64 + nr - 1, 0x77);
     let other = m.kmem_cache_alloc(&c, Gfp::KERNEL).unwrap();
     let reports = m.stage().take_reports();
     let nr = info.objects_per_slab;
