@@ -341,7 +341,7 @@ fn states_that_somebody_wrote_over_are_counted_anew() {
     // The state bytes follow the last object, which is free.
     let base = NonNull::new(at.as_ptr().map_addr(|a| a & !4095)).unwrap();
     let nr = info.objects_per_slab as usize;
-    poke(base, nr * 64 + nr - 1, 0x77);
+    poke(base, (nr * 64 + nr - 1) as isize, 0x77);
     let other = m.kmem_cache_alloc(&c, Gfp::KERNEL).unwrap();
     let reports = m.stage().take_reports();
     let nr = info.objects_per_slab;
