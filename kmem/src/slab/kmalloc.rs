@@ -111,16 +111,6 @@ const _: () = {
     }
 };
 
-/// Zeroes what kmalloc returned for `size` bytes, as far as it may be used: krealloc may grow into it.
-///
-/// # Safety
-/// `at` is an object of the cache for `size` bytes, just given to the caller.
-#[inline(always)]
-unsafe fn zero(at: NonNull<u8>, size: usize) {
-    // SAFETY: the caller's.
-    unsafe { at.write_bytes(0, KMALLOC_SIZES[class(size)] as usize) };
-}
-
 /// The row of caches that a request is served from.
 #[inline(always)]
 const fn kind(gfp: Gfp) -> usize {
@@ -160,13 +150,28 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let id = id(size, gfp);
         let at = match self.take_hot(id, gfp - CHOSEN, |_| true) {
             Some(object) => object.at,
-            None => return self.kmalloc_slow(size, gfp, None),
+            None => self.kmalloc_slow(size, gfp, None)?,
         };
         if gfp.contains(Gfp::ZERO) {
             // SAFETY: just given to us.
-            unsafe { zero(at, size) };
+            unsafe { self.zero_usable(at, size) };
         }
         Ok(at)
+    }
+
+    /// Zeroes what kmalloc returned for `size` bytes, as far as it may be used: krealloc may grow into it.
+    ///
+    /// # Safety
+    /// `at` is an object of the cache for `size` bytes, just given to the caller.
+    #[inline(always)]
+    unsafe fn zero_usable(&self, at: NonNull<u8>, size: usize) {
+        // Only by the pattern do these caches have zones behind what was asked for.
+        let bytes = match self.slabs.pattern {
+            None => KMALLOC_SIZES[class(size)] as usize,
+            Some(_) => self.ksize(at.as_ptr()).unwrap_or(size),
+        };
+        // SAFETY: the caller's.
+        unsafe { at.write_bytes(0, bytes) };
     }
 
     #[track_caller]
@@ -183,10 +188,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if size > KMALLOC_MAX_CACHE_SIZE {
             return self.kmalloc_large(size, gfp, node);
         }
-        self.kmalloc_slow(size, gfp, Some(n))
+        let at = self.kmalloc_slow(size, gfp, Some(n))?;
+        if gfp.contains(Gfp::ZERO) {
+            // SAFETY: just given to us.
+            unsafe { self.zero_usable(at, size) };
+        }
+        Ok(at)
     }
 
-    /// Allocates from the cache for a size, which is made if there is none, and zeroes what was asked to be.
+    /// Allocates from the cache for a size, which is made if there is none.
     #[cold]
     #[inline(never)]
     #[track_caller]
@@ -200,11 +210,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let there = self.root().and_then(|root| root.cache(id(size, gfp)));
         let made = there.or_else(|| self.make_kmalloc_cache(class(size), kind(gfp), gfp));
         let d = made.ok_or(AllocError::NoMemory)?;
-        let object = self.alloc_sized(d, gfp - CHOSEN, node, Some(size))?;
-        if gfp.contains(Gfp::ZERO) {
-            // SAFETY: just given to us.
-            unsafe { object.at.write_bytes(0, self.usable(d, &object)) };
-        }
+        let object = self.alloc_slow(d, gfp - CHOSEN, node)?;
+        self.ask(d, &object, size);
         Ok(object.at)
     }
 

@@ -91,6 +91,53 @@ impl Slab {
     }
 }
 
+/// Takes up to `most` free objects out of a slab, from the `i`-th in the given order on, and makes them `to`. Says
+/// how many there were, and where the search ended.
+#[inline(always)]
+fn search(
+    d: &Descriptor,
+    slab: &Slab,
+    mut i: u32,
+    most: u32,
+    to: u8,
+    order: impl Fn(u32) -> u32,
+    out: &mut impl FnMut(Object),
+) -> (u32, u32) {
+    let mut taken = 0;
+    for _ in 0..d.layout.nr {
+        if taken == most {
+            break;
+        }
+        if i >= d.layout.nr {
+            i = 0;
+        }
+        let object = slab.object(d, order(i));
+        if object.state.get() == state::FREE {
+            object.state.set(to);
+            out(object);
+            taken += 1;
+        }
+        i += 1;
+    }
+    (taken, i)
+}
+
+/// As `search`, in an order drawn from a seed.
+#[cold]
+#[inline(never)]
+fn search_shuffled(
+    d: &Descriptor,
+    slab: &Slab,
+    i: u32,
+    most: u32,
+    to: u8,
+    seed: u64,
+    mut out: &mut dyn FnMut(Object),
+) -> (u32, u32) {
+    let order = Shuffle::new(seed, d.id, slab.head, d.layout.nr);
+    search(d, slab, i, most, to, |i| order.at(i), &mut out)
+}
+
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// The slab of a cache that the frame belongs to. The frame is one of the cache's.
     #[inline]
@@ -249,25 +296,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let page = self.pages.map().page_in_map(head);
             let before = page.free_objects();
             let most = before.min(want - got);
-            let mut taken = 0;
             // Where the last search ended, the next one goes on.
-            let mut i = page.next_object();
-            let order = (seed != 0).then(|| Shuffle::new(seed, d.id, head, d.layout.nr));
-            for _ in 0..d.layout.nr {
-                if taken == most {
-                    break;
-                }
-                if i >= d.layout.nr {
-                    i = 0;
-                }
-                let object = slab.object(d, order.as_ref().map_or(i, |order| order.at(i)));
-                if object.state.get() == state::FREE {
-                    object.state.set(to);
-                    out(object);
-                    taken += 1;
-                }
-                i += 1;
-            }
+            let i = page.next_object();
+            let (taken, i) = if seed == 0 {
+                search(d, &slab, i, most, to, |i| i, &mut out)
+            } else {
+                search_shuffled(d, &slab, i, most, to, seed, &mut out)
+            };
             page.set_next_object(i);
             got += taken;
             // Where all was looked at in vain, more were counted than there are: somebody wrote to the state
@@ -397,7 +432,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             if let Some(ctor) = d.ctor {
                 ctor(slab.object(d, i).at.as_ptr());
             }
-            self.prepare_object(d, &slab.object(d, i));
+        }
+        if d.marks() {
+            (0..d.layout.nr).for_each(|i| self.prepare_object(d, &slab.object(d, i)));
         }
         self.pages.mod_node_page_state(node, Self::slab_stat(d), 1 << order);
         let mut lists = at.lists.lock(self.pages.platform());

@@ -170,18 +170,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
         node: Option<usize>,
     ) -> Result<Object, AllocError> {
-        self.alloc_sized(d, gfp, node, None)
-    }
-
-    /// As `alloc_slow`, for so many bytes if they may be less than the object has.
-    #[track_caller]
-    pub(super) fn alloc_sized(
-        self,
-        d: &'static Descriptor,
-        gfp: Gfp,
-        node: Option<usize>,
-        size: Option<usize>,
-    ) -> Result<Object, AllocError> {
         let gfp = self.pages.allowed(gfp);
         let asked = gfp - ZONES;
         self.check_context(gfp)?;
@@ -204,7 +192,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             match self.alloc_locked(root, d, asked, node) {
                 // One that turns out to be damaged is not given out.
                 Ok(object) if self.bare(d) => {
-                    if self.outgoing(d, &object, size) {
+                    if self.outgoing(d, &object) {
                         return Ok(object);
                     }
                 }
@@ -386,15 +374,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             // Freed twice, and its slab went meanwhile: that byte was somebody else's.
             object.state.set(state::LIVE);
         } else if live {
-            if self.bare(d) {
-                self.incoming(d, &object)?;
-            }
             return self.put_slow(root, d, &slab, object);
         }
         Err(self.object_misuse(d, &object, Misuse::ObjectFree { addr, cache: d.name }))
     }
 
     /// Puts an object that was just freed in a magazine, or else in its slab.
+    #[track_caller]
     fn put_slow(
         &self,
         root: &'static Root,
@@ -414,6 +400,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             if put {
                 return Ok(());
             }
+        }
+        if self.bare(d) {
+            self.incoming(d, &object)?;
         }
         self.give_home(root, d, slab, object);
         Ok(())

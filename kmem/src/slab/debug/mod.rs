@@ -177,11 +177,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
     }
 
-    /// Makes an object of a new slab a free one.
+    /// Makes an object of a new slab a free one, of a cache that `marks`.
     pub(super) fn prepare_object(&self, d: &Descriptor, object: &Object) {
-        if !d.marks() {
-            return;
-        }
         let bytes = d.bytes(object);
         bytes.set_track(Use::Alloc, Track::NONE);
         bytes.set_track(Use::Free, Track::NONE);
@@ -192,14 +189,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Looks at an object that was taken out of its slab and makes it one in use; `false`, after a report, if
-    /// it was written to: it is quarantined then. Of kmalloc's objects `size` bytes were asked for.
+    /// it was written to: it is quarantined then.
     #[track_caller]
-    pub(super) fn outgoing(
-        &self,
-        d: &'static Descriptor,
-        object: &Object,
-        size: Option<usize>,
-    ) -> bool {
+    pub(super) fn outgoing(&self, d: &'static Descriptor, object: &Object) -> bool {
         let bytes = d.bytes(object);
         if d.marks()
             && let Some(damage) = wrong_when_free(d, &bytes)
@@ -218,7 +210,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         if d.marks() {
             bytes.draw_zones(ZONE_LIVE);
-            bytes.ask(size.unwrap_or(d.size as usize) as u32);
+            bytes.ask(d.size);
             bytes.set_track(Use::Alloc, self.track(Location::caller()));
         }
         self.tag(object.at.addr().get(), d.size as usize);
@@ -248,6 +240,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             self.zero(d, object.at);
         }
         Ok(())
+    }
+
+    /// Notes that only so many bytes of an object that was just given out may be used, where that is kept.
+    #[inline]
+    pub(super) fn ask(&self, d: &'static Descriptor, object: &Object, bytes: usize) {
+        if d.areas.asked_at != 0 {
+            d.bytes(object).ask(bytes as u32);
+        }
     }
 
     /// Bytes of a live object that its owner may use.

@@ -133,7 +133,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 for object in (0..d.layout.nr).map(|i| slab.object(d, i)) {
                     if object.state.get() == state::QUARANTINED {
                         // What it was kept for was reported.
-                        self.prepare_object(d, &object);
+                        if d.marks() {
+                            self.prepare_object(d, &object);
+                        }
                         object.state.set(state::FREE);
                     }
                 }
