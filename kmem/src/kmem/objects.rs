@@ -7,8 +7,8 @@ use crate::{
     platform::Platform,
     reclaim::Vmscan,
     slab::{
-        CacheError, CacheInfo, Ctor, DestroyError, KmemCache, ObjectAudit, ObjectAuditError,
-        Objects, SlabFlags,
+        CacheError, CacheInfo, Ctor, DestroyError, KmemCache, MoveError, MoveFn, ObjectAudit,
+        ObjectAuditError, Objects, SlabFlags,
     },
 };
 use core::{alloc::Layout, ptr::NonNull};
@@ -145,11 +145,34 @@ impl<P: Platform> Kmem<P> {
     }
 
     /// `kmem_cache_shrink`: has every CPU give the magazines up and returns the frames that the cache's empty
-    /// slabs gave back.
+    /// slabs gave back. Objects that [can be moved](Self::kmem_cache_set_move) are pulled together before.
     ///
     /// Context: process context; elsewhere it does not wait for other CPUs.
     pub fn kmem_cache_shrink(&self, cache: &KmemCache) -> u64 {
         self.objects().shrink_cache(cache)
+    }
+
+    /// Says how objects of a cache are moved (illumos' `kmem_cache_set_move`), or with `None` that they are not
+    /// any more: [`kmem_cache_shrink`](Self::kmem_cache_shrink), called in process context, then empties sparsely
+    /// used slabs into fuller ones \[S10\]. Caches that look for mistakes are left as they are.
+    ///
+    /// A shrink that is under way goes on with what it found.
+    ///
+    /// # Safety
+    /// `f` is given an object of the cache that was in use a moment ago, and a free one. If it says
+    /// [`Moved`](MoveResult::Moved), then nobody uses the first any more, and it is as the cache's constructor
+    /// leaves an object. Otherwise nobody uses the second. It may find the first freed by somebody else meanwhile;
+    /// the memory of both stays what it was until it returns.
+    ///
+    /// # Errors
+    /// [`MoveError`] if the cache is another machine's or may be shared with others.
+    pub unsafe fn kmem_cache_set_move(
+        &self,
+        cache: &KmemCache,
+        f: Option<MoveFn>,
+        private: usize,
+    ) -> Result<(), MoveError> {
+        self.objects().set_move(cache, f, private)
     }
 
     /// Has every CPU give its magazines up and returns the frames that the empty slabs of all caches gave back

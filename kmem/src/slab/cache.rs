@@ -10,6 +10,7 @@ use super::{
     debug::Sites,
     layout::{Areas, Layout},
     magazine::{MAGAZINES, Magazine},
+    moving::Mover,
 };
 use crate::{error::Name, sync::IrqLock};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed};
@@ -42,6 +43,8 @@ pub(crate) struct Descriptor {
     pub(super) dying: AtomicU32,
     /// Those who look at it without being its users; it does not go while there are any.
     pub(super) pins: AtomicU32,
+    /// What moves its objects, if anybody does.
+    pub(super) mover: IrqLock<Option<Mover>>,
     /// What CPUs gave up, for the destroyer to free or for other CPUs to take.
     pub(super) retired: AtomicPtr<CpuCache>,
 }
@@ -55,6 +58,7 @@ pub(crate) struct Node {
 #[derive(Clone, Copy)]
 pub(super) struct List {
     pub(super) first: u32,
+    pub(super) last: u32,
     pub(super) nr: u32,
 }
 
@@ -62,7 +66,7 @@ pub(super) struct List {
 pub(super) const NONE: u32 = u32::MAX;
 
 impl List {
-    pub(super) const EMPTY: List = List { first: NONE, nr: 0 };
+    pub(super) const EMPTY: List = List { first: NONE, last: NONE, nr: 0 };
 }
 
 /// What a node's lock guards.

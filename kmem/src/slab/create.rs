@@ -227,6 +227,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 users: AtomicU32::new(1),
                 dying: AtomicU32::new(0),
                 pins: AtomicU32::new(0),
+                mover: IrqLock::new(None),
                 retired: AtomicPtr::new(ptr::null_mut()),
             })
         };
@@ -364,6 +365,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                         users: AtomicU32::new(1),
                         dying: AtomicU32::new(0),
                         pins: AtomicU32::new(0),
+                        mover: IrqLock::new(None),
                         retired: AtomicPtr::new(ptr::null_mut()),
                     });
                 }
@@ -397,6 +399,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let before = self.released(d);
         self.flush_all();
         (0..d.nodes.len()).for_each(|node| self.trim(root, d, node));
+        self.pack(root, d);
         self.released(d) - before
     }
 

@@ -48,6 +48,7 @@ mod debug;
 mod kmalloc;
 mod layout;
 mod magazine;
+mod moving;
 mod node;
 mod ops;
 mod shuffle;
@@ -59,6 +60,7 @@ pub use create::{CacheError, DestroyError, KmemCache};
 pub use debug::DebugError;
 pub(crate) use debug::{INIT_ON_ALLOC, INIT_ON_FREE, pattern};
 pub use kmalloc::ZERO_SIZE_PTR;
+pub use moving::{MoveError, MoveFn, MoveResult};
 
 use crate::{
     context::Cpu,

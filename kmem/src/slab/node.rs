@@ -76,7 +76,7 @@ pub(super) struct Slab {
 }
 
 impl Slab {
-    fn state(&self, i: u32) -> State {
+    pub(super) fn state(&self, i: u32) -> State {
         let at = self.states.wrapping_add(i as usize).cast();
         // SAFETY: `Objects::slab` made `states` the state bytes of a slab, and callers stay below their
         // number.
@@ -208,6 +208,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if next != NONE {
             let (n, _) = map.page_in_map(next).lru();
             map.page_in_map(next).set_lru(n, prev);
+        } else {
+            list.last = prev;
         }
         if prev != NONE {
             let (_, p) = map.page_in_map(prev).lru();
@@ -223,9 +225,26 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if list.first != NONE {
             let (next, _) = map.page_in_map(list.first).lru();
             map.page_in_map(list.first).set_lru(next, head);
+        } else {
+            list.last = head;
         }
         map.page_in_map(head).set_lru(list.first, NONE);
         list.first = head;
+        list.nr += 1;
+    }
+
+    /// Makes the first slab of a list the last.
+    pub(super) fn rotate(&self, list: &mut List) {
+        if list.nr < 2 {
+            return;
+        }
+        let map = self.pages.map();
+        let head = list.first;
+        self.unlink(list, head);
+        let (_, prev) = map.page_in_map(list.last).lru();
+        map.page_in_map(list.last).set_lru(head, prev);
+        map.page_in_map(head).set_lru(NONE, list.last);
+        list.last = head;
         list.nr += 1;
     }
 

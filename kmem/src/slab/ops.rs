@@ -375,6 +375,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             object.state.set(state::LIVE);
         } else if live {
             return self.put_slow(root, d, &slab, object);
+        } else if object.state.exchange(state::MOVING, state::GONE) {
+            // Who moves it puts it back.
+            return Ok(());
         }
         Err(self.object_misuse(d, &object, Misuse::ObjectFree { addr, cache: d.name }))
     }
@@ -418,6 +421,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         d.largest?;
         let pfn = map.owned_frame(offset, P::PAGE_SHIFT)?;
         let (_, object) = self.object_at(d, pfn, NonNull::new(at)?)?;
-        (object.state.get() == state::LIVE).then_some((d, object))
+        matches!(object.state.get(), state::LIVE | state::MOVING).then_some((d, object))
     }
 }

@@ -11,6 +11,9 @@
 //! Of a cache that looks for mistakes, an object whose bytes were found overwritten while nobody had it, or when
 //! it was freed, is QUARANTINED: nobody is given it again (see `debug`).
 //!
+//! While its cache moves an object elsewhere it is MOVING, and GONE if it is freed meanwhile: then whoever moves it
+//! puts it back (see `moving`).
+//!
 //! An object is freed by a compare-and-exchange from LIVE. Whoever frees it a second time finds it
 //! CACHED or FREE, whether it lies in a slab or in a magazine \[S9\]; of two CPUs that free it at once,
 //! one succeeds.
@@ -32,6 +35,10 @@ pub(super) const CACHED: u8 = 1;
 pub(super) const LIVE: u8 = 2;
 /// Kept from use: its bytes were overwritten.
 pub(super) const QUARANTINED: u8 = 3;
+/// Given out, and about to be moved.
+pub(super) const MOVING: u8 = 4;
+/// Freed while it was being moved.
+pub(super) const GONE: u8 = 5;
 
 /// The place of one object's state byte.
 #[derive(Clone, Copy)]
@@ -82,6 +89,13 @@ impl State {
     /// As `set`; Release pairs with the Acquire in [`look`](Self::look).
     pub(super) fn publish(self, state: u8) {
         self.byte().store(state, Release);
+    }
+
+    /// Exchanges one state for another; says whether it was that.
+    ///
+    /// AcqRel: as in [`free`](Self::free).
+    pub(super) fn exchange(self, from: u8, to: u8) -> bool {
+        self.byte().compare_exchange(from, to, AcqRel, Relaxed).is_ok()
     }
 
     /// Makes a live object a cached one; says whether it was live.

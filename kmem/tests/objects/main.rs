@@ -7,6 +7,7 @@ mod faults;
 mod kmalloc;
 mod misuse;
 mod model;
+mod moving;
 mod sharing;
 mod stage;
 
