@@ -51,6 +51,7 @@ mod state;
 pub use audit::{CacheInfo, ObjectAudit, ObjectAuditError};
 pub use cache::Ctor;
 pub use create::{CacheError, DestroyError, KmemCache};
+pub(crate) use kmalloc::KMALLOC_MAX_CACHE_SIZE;
 pub use kmalloc::ZERO_SIZE_PTR;
 
 use crate::{
