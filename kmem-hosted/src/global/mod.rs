@@ -99,7 +99,7 @@ impl KmemGlobal {
     ///
     /// A fork waits for `f`, so it should not wait for others. It may allocate.
     pub fn with<R>(&self, f: impl FnOnce(&Kmem<GlobalPlatform>) -> R) -> Option<R> {
-        let _stay = seats::enter(self.memory)?;
+        let _stay = seats::enter_any(self.memory)?;
         bringup::machine().map(f)
     }
 
@@ -132,7 +132,7 @@ impl KmemGlobal {
 
     /// Runs `f` while no other thread is on the machine, with everything that lies on lists of CPUs given back.
     fn stopped(&self, f: impl FnOnce(&Kmem<GlobalPlatform>)) {
-        let Some(_stay) = seats::enter(self.memory) else { return };
+        let Some(_stay) = seats::enter_any(self.memory) else { return };
         let Some(kmem) = bringup::machine() else { return };
         let _closed = gate::close();
         kmem.drop_slab();
@@ -142,21 +142,54 @@ impl KmemGlobal {
 
     #[inline(always)]
     fn take(&self, layout: Layout, flags: Gfp) -> *mut u8 {
-        let at = seats::enter(self.memory).and_then(|_stay| {
-            bringup::machine().and_then(|kmem| kmem.kmalloc_layout(layout, flags).ok())
-        });
+        if let Some(_stay) = seats::enter()
+            && let Some(kmem) = bringup::machine()
+            && let Ok(at) = kmem.kmalloc_layout(layout, flags)
+        {
+            return at.as_ptr();
+        }
+        self.take_any(layout, flags)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_any(&self, layout: Layout, flags: Gfp) -> *mut u8 {
+        let at = self.with(|kmem| kmem.kmalloc_layout(layout, flags).ok()).flatten();
         at.map_or_else(|| self.take_hard(layout, flags), NonNull::as_ptr)
     }
 
     /// What is not to be had at first may be after others have given up what they keep for later.
-    #[cold]
-    #[inline(never)]
     fn take_hard(&self, layout: Layout, flags: Gfp) -> *mut u8 {
         let mut at = ptr::null_mut();
         self.stopped(|kmem| {
             at = kmem.kmalloc_layout(layout, flags).map_or(ptr::null_mut(), NonNull::as_ptr);
         });
         at
+    }
+
+    /// # Safety
+    /// `at` is the machine's, and nobody uses it any more.
+    #[inline(always)]
+    unsafe fn free(&self, at: *mut u8) {
+        if let Some(_stay) = seats::enter()
+            && let Some(kmem) = bringup::machine()
+        {
+            // A misuse is reported by the callee.
+            // SAFETY: the caller's.
+            let _ = unsafe { kmem.kfree(at) };
+            return;
+        }
+        // SAFETY: the caller's.
+        unsafe { self.free_any(at) };
+    }
+
+    /// # Safety
+    /// As [`free`](Self::free).
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_any(&self, at: *mut u8) {
+        // SAFETY: the caller's.
+        self.with(|kmem| unsafe { kmem.kfree(at) });
     }
 
     /// Moves what is at `at` to memory for another layout.
@@ -211,13 +244,8 @@ unsafe impl GlobalAlloc for KmemGlobal {
             // SAFETY: the caller's.
             return unsafe { self.dealloc_large(at, layout) };
         }
-        if let Some(_stay) = seats::enter(self.memory)
-            && let Some(kmem) = bringup::machine()
-        {
-            // A misuse is reported by the callee.
-            // SAFETY: the caller's.
-            let _ = unsafe { kmem.kfree(at) };
-        }
+        // SAFETY: the caller's.
+        unsafe { self.free(at) };
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -266,22 +294,21 @@ impl KmemGlobal {
             // SAFETY: the caller's; the block is a mapping.
             return unsafe { huge::unmap(at, layout) };
         }
-        if let Some(_stay) = seats::enter(self.memory)
-            && let Some(kmem) = bringup::machine()
-        {
-            if let Some(block) = NonNull::new(at) {
-                // SAFETY: a block of its own that the caller no longer uses.
-                unsafe { give_back(block, layout.size().next_multiple_of(4096)) };
-            }
-            // SAFETY: the caller's.
-            let _ = unsafe { kmem.kfree(at) };
+        if let Some(block) = NonNull::new(at) {
+            // SAFETY: a block of its own that the caller no longer uses.
+            unsafe { give_back(block, layout.size().next_multiple_of(4096)) };
         }
+        // SAFETY: the caller's.
+        unsafe { self.free_any(at) };
     }
 
     /// # Safety
     /// As `realloc`, and neither layout is huge.
     unsafe fn realloc_inside(&self, at: *mut u8, old: Layout, layout: Layout) -> *mut u8 {
-        let room = seats::enter(self.memory).and_then(|_stay| bringup::machine()?.ksize(at));
+        let room = match seats::enter() {
+            Some(_stay) => bringup::machine().and_then(|kmem| kmem.ksize(at)),
+            None => self.with(|kmem| kmem.ksize(at)).flatten(),
+        };
         let size = layout.size();
         match room {
             // It fits and wastes less than half.

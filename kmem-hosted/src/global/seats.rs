@@ -80,7 +80,7 @@ impl Seat {
 
     /// Whether the seat's thread is in a call.
     pub(super) fn is_inside(&self) -> bool {
-        // Acquire pairs with the Release in `Stay::drop`: what the thread did is seen.
+        // Acquire pairs with the Release in the stays' drops: what the thread did is seen.
         self.inside.load(Acquire) != 0
     }
 }
@@ -149,44 +149,59 @@ pub(super) fn thread() -> usize {
     CURRENT.with(|current| ptr::from_ref(current).addr())
 }
 
-/// A thread's stay on a seat: a call.
+/// A thread's plain stay on its own seat: a call that is in no other, while the gate is open.
 pub(super) struct Stay {
     seat: &'static Seat,
-    /// Where the thread was before: null, or the same seat.
-    before: *const Seat,
-    shared: bool,
 }
 
-/// Comes to the machine; `None` if there is none.
+/// Comes to the machine the plain way, if that is open to the caller.
 #[inline(always)]
-pub(super) fn enter(memory: usize) -> Option<Stay> {
+pub(super) fn enter() -> Option<Stay> {
     // SAFETY: null or a seat, which is a static.
-    if let Some(seat) = unsafe { OWN.get().as_ref() } {
-        let stay = Stay::new(seat, false);
-        // What follows is not moved before the count.
-        compiler_fence(SeqCst);
-        if gate::is_open() {
-            return Some(stay);
-        }
+    let seat = unsafe { OWN.get().as_ref() }?;
+    if !CURRENT.get().is_null() {
+        return None;
     }
-    enter_slowly(memory)
-}
-
-impl Stay {
-    #[inline(always)]
-    fn new(seat: &'static Seat, shared: bool) -> Stay {
-        seat.inside.store(seat.inside.load(Relaxed) + 1, Relaxed);
-        Stay { seat, before: CURRENT.replace(seat), shared }
-    }
+    // Plain stores: counting up and down would make each call wait for the one before.
+    seat.inside.store(1, Relaxed);
+    CURRENT.set(seat);
+    let stay = Stay { seat };
+    // What follows is not moved before the count.
+    compiler_fence(SeqCst);
+    gate::is_open().then_some(stay)
 }
 
 impl Drop for Stay {
     #[inline(always)]
     fn drop(&mut self) {
-        CURRENT.set(self.before);
+        CURRENT.set(ptr::null());
         // Release pairs with the Acquire in `is_inside`.
-        self.seat.inside.store(self.seat.inside.load(Relaxed) - 1, Release);
-        if self.shared {
+        self.seat.inside.store(0, Release);
+    }
+}
+
+/// Any stay: on a seat of one's own or a shared one, also in a call within a call.
+pub(super) struct AnyStay {
+    seat: &'static Seat,
+}
+
+impl AnyStay {
+    fn new(seat: &'static Seat) -> AnyStay {
+        seat.inside.store(seat.inside.load(Relaxed) + 1, Relaxed);
+        CURRENT.set(seat);
+        AnyStay { seat }
+    }
+}
+
+impl Drop for AnyStay {
+    fn drop(&mut self) {
+        let left = self.seat.inside.load(Relaxed) - 1;
+        if left == 0 {
+            CURRENT.set(ptr::null());
+        }
+        // Release pairs with the Acquire in `is_inside`.
+        self.seat.inside.store(left, Release);
+        if left == 0 && self.seat.cpu.id() < SHARED {
             self.seat.free();
         }
     }
@@ -200,7 +215,7 @@ pub(super) struct Out {
 
 impl Out {
     pub(super) fn new(seat: &'static Seat) -> Out {
-        // Release as in `Stay::drop`.
+        // Release as in `AnyStay::drop`.
         Out { seat, calls: seat.inside.swap(0, Release) }
     }
 }
@@ -211,20 +226,16 @@ impl Drop for Out {
     }
 }
 
+/// Comes to the machine; brings it up if it is not; `None` if there is none.
 #[cold]
-#[inline(never)]
-fn enter_slowly(memory: usize) -> Option<Stay> {
+pub(super) fn enter_any(memory: usize) -> Option<AnyStay> {
     if !bringup::ensure(memory) {
         return None;
     }
     loop {
-        let stay = match current() {
-            Some(seat) => Stay::new(seat, false),
-            None => match take_own() {
-                Some(seat) => Stay::new(seat, false),
-                None => Stay::new(share(), true),
-            },
-        };
+        // SAFETY: null or a seat, which is a static.
+        let own = current().or(unsafe { OWN.get().as_ref() });
+        let stay = AnyStay::new(own.or_else(take_own).unwrap_or_else(share));
         // Either whoever closes the gate sees the count, or the gate is seen closed here.
         fence(SeqCst);
         if stay.seat.inside.load(Relaxed) > 1 || gate::lets_in() {
