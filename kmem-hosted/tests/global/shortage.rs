@@ -73,7 +73,10 @@ fn exhaustion_is_null() {
                 next
             };
             empty(next, layout);
-            child::check(all, || format!("{count} blocks of {size} are {bytes} bytes"))?;
+            let free = HEAP.with(|kmem| kmem.audit().map_or(0, |a| a.free));
+            child::check(all, || {
+                format!("{count} blocks of {size} are {bytes} bytes; {free:?} free")
+            })?;
             child::check(zeroed.is_null(), || format!("zeroed {size}"))?;
             child::check(!mapped.is_null(), || "mapping".into())?;
             // SAFETY: taken above.
@@ -145,7 +148,7 @@ fn free_memory_goes_back_to_the_host() {
         child::check(after <= before + BYTES / 3, text)?;
         child::audit()?;
         // Large blocks go back by themselves.
-        let large = vec![1u8; 3 << 20];
+        let large = black_box(vec![1u8; 3 << 20]);
         let full = resident();
         drop(large);
         let after = resident();
