@@ -6,7 +6,9 @@
 //! through a pointer. The contenders [`Null`] and [`bytes::Same`] hand out a constant: what a workload costs
 //! with them is the harness's own share.
 //!
-//! Three programs use this: `kmem-instr` runs workloads for callgrind to count instructions in, which is exact,
+//! [`program`] is something else: programs that others wrote, as a whole, each time with another global allocator.
+//!
+//! Three programs use the rest: `kmem-instr` runs workloads for callgrind to count instructions in, which is exact,
 //! and `kmem-bench` and `kmem-bench-bytes` take times, which is not: they compare contenders inside one run
 //! only, in many short turns taken in rotation, so that what disturbs the machine disturbs all of them alike.
 //!
@@ -20,6 +22,7 @@ mod frames;
 mod kmem_frames;
 mod peers;
 pub mod plan;
+pub mod program;
 pub mod report;
 pub mod side;
 pub mod workload;

@@ -7,6 +7,9 @@
 //! an interrupt is a signal that lands between two instructions of the thread on the CPU (`irq`). A
 //! process may have any number of machines.
 //!
+//! [`KmemGlobal`] makes kmem the global allocator of a program. Its machine is one of another kind, over private
+//! memory, whose CPUs threads take by themselves (`global`).
+//!
 //! ```
 //! use kmem::platform::Platform;
 //! use kmem_hosted::{Hosted, Shape};
@@ -27,7 +30,7 @@
 //!
 //! **Fork.** The memory is `MAP_SHARED`: a forked child would share every frame with its parent while each
 //! has its own copy of the tables that say who owns it. A process with machines must not use one in a
-//! forked child; starting another program (`std::process::Command`) is fine.
+//! forked child; starting another program (`std::process::Command`) is fine. [`KmemGlobal`] goes on in a child.
 //!
 //! **Signals.** Two real-time signals of the process are taken. System calls of threads that run on a
 //! machine are interrupted; those that Linux does not restart return `EINTR`.
@@ -38,6 +41,7 @@
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("hosted machines need 64-bit Linux");
 
+mod global;
 mod hosted;
 mod irq;
 mod machine;
@@ -51,6 +55,7 @@ mod slot;
 mod stats;
 mod sys;
 
+pub use global::{GlobalPlatform, KmemGlobal};
 pub use hosted::{AttachError, Hosted, HostedError, IrqHandler, SoftirqHandler};
 pub use machine::{CpuError, Machine, MachineError};
 pub use memory::{FrameMapping, MapError};

@@ -10,7 +10,6 @@
 
 use crate::{hosted::Hosted, irq, slot, sys};
 use core::{
-    cell::Cell,
     fmt,
     ops::Range,
     ptr::NonNull,
@@ -32,9 +31,6 @@ const IRQS_ON: IrqState = IrqState(0);
 const IRQS_OFF: IrqState = IrqState(1);
 /// The caller was on no CPU: there is nothing to mask, and nothing lands.
 const NO_CPU: IrqState = IrqState(2);
-
-/// Turns of a spin loop between two offers of the time slice to the host.
-const SPINS_PER_YIELD: u32 = 64;
 
 // SAFETY: a slot is held by one thread at a time (see `protocol`), which gives it up only in `wait` and
 // in calls that take `&mut Process`; handlers nest on that thread. CPUs live as long as the machine. The
@@ -140,20 +136,11 @@ unsafe impl Platform for Hosted {
 
     #[inline]
     fn relax(&self) {
-        thread_local! {
-            static TURNS: Cell<u32> = const { Cell::new(0) };
-        }
-        core::hint::spin_loop();
-        let turns = TURNS.get().wrapping_add(1);
-        TURNS.set(turns);
-        if turns.is_multiple_of(SPINS_PER_YIELD) {
-            rustix::thread::sched_yield();
-        }
+        sys::relax();
     }
 
     fn now_ns(&self) -> u64 {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+        sys::now_ns()
     }
 
     fn report(&self, level: Level, message: fmt::Arguments<'_>) {

@@ -45,20 +45,25 @@ impl Reports {
     }
 
     pub(crate) fn report(&self, level: Level, message: fmt::Arguments<'_>) {
-        let mut line = Line::new();
-        // Writing to a Line never fails; a Display that does leaves what it wrote before.
         match self.sink.get() {
             Some(sink) => {
+                let mut line = Line::new();
+                // As in `print`.
                 let _ = line.write_fmt(message);
                 sink(level, line.as_str());
             }
-            None => {
-                let _ = write!(line, "{}{message}", prefix(level));
-                line.end();
-                write_stderr(line.as_str().as_bytes());
-            }
+            None => print(level, message),
         }
     }
+}
+
+/// Writes a report to standard error.
+pub(crate) fn print(level: Level, message: fmt::Arguments<'_>) {
+    let mut line = Line::new();
+    // Writing to a Line never fails; a Display that does leaves what it wrote before.
+    let _ = write!(line, "{}{message}", prefix(level));
+    line.end();
+    write_stderr(line.as_str().as_bytes());
 }
 
 const fn prefix(level: Level) -> &'static str {

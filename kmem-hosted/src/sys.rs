@@ -94,6 +94,40 @@ pub(crate) fn futex_wake(word: *const AtomicU32, count: u32) {
     }
 }
 
+/// Turns of a spin loop between two offers of the time slice to the host.
+const SPINS_PER_YIELD: u32 = 64;
+
+/// One turn of a spin loop.
+#[inline]
+pub(crate) fn relax() {
+    thread_local! {
+        static TURNS: Cell<u32> = const { Cell::new(0) };
+    }
+    core::hint::spin_loop();
+    let turns = TURNS.get().wrapping_add(1);
+    TURNS.set(turns);
+    if turns.is_multiple_of(SPINS_PER_YIELD) {
+        rustix::thread::sched_yield();
+    }
+}
+
+/// Nanoseconds of the monotonic clock.
+pub(crate) fn now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Bytes of the host's memory.
+pub(crate) fn host_memory() -> usize {
+    let info = rustix::system::sysinfo();
+    (info.totalram as usize).saturating_mul(info.mem_unit as usize)
+}
+
+/// CPUs of the host that this process may run on.
+pub(crate) fn host_cpus() -> usize {
+    rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count() as usize).max(1)
+}
+
 /// A kernel timer's number, as `timer_create` gave it.
 pub(crate) type TimerId = c_int;
 

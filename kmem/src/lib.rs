@@ -16,6 +16,7 @@
 //!   reclaim                        shrinkers, kswapd, OOM: behind the slow path, through a trait
 //!   proc                           the machine as Linux's /proc texts
 //!   kmem                           one machine
+//!   alloc                          owners of its memory, allocators without a size
 //! ```
 
 pub mod alloc;

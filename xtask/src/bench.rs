@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: kmem beside other allocators.
 //!
 //! # Concepts
-//! The times come from `kmem-bench` for pages and `kmem-bench-bytes` for bytes, one program and one run for
-//! all contenders. `--instructions` adds exact counts for the order-0 and order-9 pairs of each page allocator.
+//! The times come from `kmem-bench` for pages, `kmem-bench-bytes` for bytes, one program and one run for
+//! all contenders, and from `kmem-bench-program` for programs, one process each. `--instructions` adds exact counts for the order-0 and order-9 pairs of each page allocator.
 //!
 //! # Locking
 //! None.
@@ -25,7 +25,35 @@ enum What {
     Pages(Pages),
     /// Byte allocation: kmem's kmalloc beside jemalloc, mimalloc, glibc and others.
     Bytes(Bytes),
+    /// Whole programs that others wrote, with kmem, mimalloc, jemalloc or glibc as their global allocator.
+    Program(Program),
 }
+
+/// Arguments of `bench program`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example: forked children of a process whose threads allocate
+  cargo xtask bench program --only forks
+
+\"database\" is redb in memory, \"parser\" is syn on kmem's sources; each runs four threads per CPU. \"forks\" has
+processes forked meanwhile parse as well. All allocators must come to the same result.
+
+Building jemalloc needs Debian's package `make`.")]
+struct Program {
+    /// Print JSON: an array, with an object per workload.
+    #[arg(long)]
+    json: bool,
+    /// Fewer and shorter rounds.
+    #[arg(long)]
+    quick: bool,
+    /// Only workloads whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+}
+
+/// The programs that `kmem-bench-program` runs.
+const PROGRAMS: [&str; 4] =
+    ["program-kmem", "program-mimalloc", "program-jemalloc", "program-glibc"];
 
 /// Arguments of `bench pages`.
 #[derive(clap::Args)]
@@ -76,6 +104,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         What::Bytes(args) => {
             measure("kmem-bench-bytes", args.json, args.quick, args.only.as_deref(), &[])?;
+        }
+        What::Program(args) => {
+            callgrind::build_all(&PROGRAMS)?;
+            measure("kmem-bench-program", args.json, args.quick, args.only.as_deref(), &[])?;
         }
     }
     Ok(ExitCode::SUCCESS)

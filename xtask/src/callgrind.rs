@@ -66,10 +66,17 @@ const CACHES: [&str; 4] =
 
 /// Builds one of the benchmark programs as released and returns its path.
 pub fn build(bin: &str) -> Result<PathBuf> {
+    build_all(&[bin])?;
+    Ok(cargo::target_dir().join("release").join(bin))
+}
+
+/// Builds several programs of the bench crate.
+pub fn build_all(bins: &[&str]) -> Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(&cargo)
         .current_dir(cargo::root())
-        .args(["build", "--release", "--package", "kmem-bench", "--bin", bin])
+        .args(["build", "--release", "--package", "kmem-bench"])
+        .args(bins.iter().flat_map(|bin| ["--bin", bin]))
         // The figures are those of the default release build.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
@@ -77,9 +84,9 @@ pub fn build(bin: &str) -> Result<PathBuf> {
         .status()
         .with_context(|| format!("cannot run {}", cargo.display()))?;
     if !status.success() {
-        bail!("cargo build failed for {bin} ({status})");
+        bail!("cargo build failed for {} ({status})", bins.join(", "));
     }
-    Ok(cargo::target_dir().join("release").join(bin))
+    Ok(())
 }
 
 /// Counts the operations of each set of groups, the sets side by side.

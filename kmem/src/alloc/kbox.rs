@@ -1,11 +1,9 @@
 //! `KBox`: one value of its own in kmalloc memory.
 
+use super::{Allocator, Flags};
 use crate::{
     error::AllocError,
-    gfp::{
-        Gfp,
-        typed::{Capability, HasAddress, TypedGfp},
-    },
+    gfp::typed::{Capability, HasAddress, TypedGfp},
     kmem::Kmem,
     platform::Platform,
 };
@@ -19,40 +17,43 @@ use core::{
     ptr::{self, NonNull},
 };
 
-/// A value in kmalloc memory, and the only owner of it.
+/// A value in memory of an allocator, and the only owner of it.
+///
+/// With an allocator whose type names its machine (see [`global!`](crate::global)) it is made by
+/// [`new`](KBox::new); on a machine that is at hand, by [`new_on`](KBox::new_on):
 ///
 /// ```
 /// # use kmem_hosted::{Machine, Shape};
-/// use kmem::{Gfp, alloc::KBox};
+/// use kmem::alloc::{KBox, flags::*};
 /// # let machine = Machine::new(Shape::x86_64(64 << 20)).unwrap();
 /// # let kmem = &*machine;
-/// let mut counter = KBox::new(kmem, 41u64, Gfp::KERNEL)?;
+/// let mut counter = KBox::new_on(kmem, 41u64, GFP_KERNEL)?;
 /// *counter += 1;
 /// assert_eq!(*counter, 42);
 /// # Ok::<(), kmem::AllocError>(())
 /// ```
-pub struct KBox<'k, P: Platform, T> {
-    kmem: &'k Kmem<P>,
+pub struct KBox<T, A: Allocator> {
     at: NonNull<T>,
+    alloc: A,
     _owns: PhantomData<T>,
 }
 
-// SAFETY: a box is its value and a reference to a machine, which may be used from any thread.
-unsafe impl<P: Platform, T: Send> Send for KBox<'_, P, T> where Kmem<P>: Sync {}
+// SAFETY: a box is its value and an allocator.
+unsafe impl<T: Send, A: Allocator + Send> Send for KBox<T, A> {}
 // SAFETY: as above.
-unsafe impl<P: Platform, T: Sync> Sync for KBox<'_, P, T> where Kmem<P>: Sync {}
+unsafe impl<T: Sync, A: Allocator + Sync> Sync for KBox<T, A> {}
 
-impl<'k, P: Platform, T> KBox<'k, P, T> {
+impl<T, A: Allocator + Default> KBox<T, A> {
     /// Moves a value into memory of its own.
     ///
-    /// Context: may sleep if `gfp` has `__GFP_DIRECT_RECLAIM`; never from an NMI.
+    /// Context: may sleep if `flags` have `__GFP_DIRECT_RECLAIM`; never from an NMI.
     ///
     /// # Errors
     /// [`AllocError`]; the value is dropped. [`try_new`](Self::try_new) gives it back.
     #[inline]
     #[track_caller]
-    pub fn new(kmem: &'k Kmem<P>, value: T, gfp: Gfp) -> Result<Self, AllocError> {
-        Self::try_new(kmem, value, gfp).map_err(|(e, _)| e)
+    pub fn new(value: T, flags: Flags) -> Result<Self, AllocError> {
+        Self::make(A::default(), value, flags).map_err(|(e, _)| e)
     }
 
     /// As [`new`](Self::new), but gives the value back if there is no memory for it.
@@ -61,22 +62,54 @@ impl<'k, P: Platform, T> KBox<'k, P, T> {
     /// [`AllocError`] and the value.
     #[inline]
     #[track_caller]
-    pub fn try_new(kmem: &'k Kmem<P>, value: T, gfp: Gfp) -> Result<Self, (AllocError, T)> {
-        match kmem.kmalloc_layout(Layout::new::<T>(), gfp) {
-            Ok(at) => {
-                let at = at.cast::<T>();
-                // SAFETY: memory for a T, just given to us.
-                unsafe { at.write(value) };
-                Ok(KBox { kmem, at, _owns: PhantomData })
-            }
-            Err(e) => Err((e, value)),
-        }
+    pub fn try_new(value: T, flags: Flags) -> Result<Self, (AllocError, T)> {
+        Self::make(A::default(), value, flags)
     }
 
-    /// As [`new`](Self::new), with a capability \[C2\].
+    /// As [`new`](Self::new), pinned.
     ///
     /// # Errors
     /// As [`new`](Self::new).
+    #[track_caller]
+    pub fn pin(value: T, flags: Flags) -> Result<Pin<Self>, AllocError> {
+        Self::new(value, flags).map(Self::into_pin)
+    }
+
+    /// The owner of a value at an address.
+    ///
+    /// # Safety
+    /// The address is from [`into_raw`](Self::into_raw) or, with a T in it, from the allocator with T's layout,
+    /// and nobody else's.
+    pub unsafe fn from_raw(at: NonNull<T>) -> Self {
+        KBox { at, alloc: A::default(), _owns: PhantomData }
+    }
+}
+
+impl<'k, P: Platform, T> KBox<T, &'k Kmem<P>> {
+    /// As [`new`](KBox::new), on a machine.
+    ///
+    /// # Errors
+    /// As [`new`](KBox::new).
+    #[inline]
+    #[track_caller]
+    pub fn new_on(kmem: &'k Kmem<P>, value: T, flags: Flags) -> Result<Self, AllocError> {
+        Self::make(kmem, value, flags).map_err(|(e, _)| e)
+    }
+
+    /// As [`try_new`](KBox::try_new), on a machine.
+    ///
+    /// # Errors
+    /// As [`try_new`](KBox::try_new).
+    #[inline]
+    #[track_caller]
+    pub fn try_new_on(kmem: &'k Kmem<P>, value: T, flags: Flags) -> Result<Self, (AllocError, T)> {
+        Self::make(kmem, value, flags)
+    }
+
+    /// As [`new_on`](Self::new_on), with a capability \[C2\].
+    ///
+    /// # Errors
+    /// As [`new`](KBox::new).
     #[track_caller]
     pub fn new_in<const BLOCK: bool, const ZONE: u8>(
         kmem: &'k Kmem<P>,
@@ -87,16 +120,31 @@ impl<'k, P: Platform, T> KBox<'k, P, T> {
     where
         TypedGfp<BLOCK, ZONE>: HasAddress,
     {
-        Self::new(kmem, value, gfp.gfp())
+        Self::new_on(kmem, value, gfp.gfp())
     }
 
-    /// As [`new`](Self::new), pinned.
+    /// As [`from_raw`](KBox::from_raw), on a machine.
     ///
-    /// # Errors
-    /// As [`new`](Self::new).
+    /// # Safety
+    /// As [`from_raw`](KBox::from_raw).
+    pub const unsafe fn from_raw_on(kmem: &'k Kmem<P>, at: NonNull<T>) -> Self {
+        KBox { at, alloc: kmem, _owns: PhantomData }
+    }
+}
+
+impl<T, A: Allocator> KBox<T, A> {
+    #[inline]
     #[track_caller]
-    pub fn pin(kmem: &'k Kmem<P>, value: T, gfp: Gfp) -> Result<Pin<Self>, AllocError> {
-        Self::new(kmem, value, gfp).map(Self::into_pin)
+    fn make(alloc: A, value: T, flags: Flags) -> Result<Self, (AllocError, T)> {
+        match alloc.alloc(Layout::new::<T>(), flags) {
+            Ok(at) => {
+                let at = at.cast::<T>();
+                // SAFETY: memory for a T, just given to us.
+                unsafe { at.write(value) };
+                Ok(KBox { at, alloc, _owns: PhantomData })
+            }
+            Err(e) => Err((e, value)),
+        }
     }
 
     /// Pins the value: what is in a box stays where it is.
@@ -114,30 +162,18 @@ impl<'k, P: Platform, T> KBox<'k, P, T> {
         value
     }
 
-    /// Gives the ownership up: the address is kmalloc's, for C code or for [`from_raw`](Self::from_raw).
+    /// Gives the ownership up: the address is the allocator's, for C code or for [`from_raw`](Self::from_raw).
     pub fn into_raw(this: Self) -> NonNull<T> {
         ManuallyDrop::new(this).at
     }
 
-    /// The owner of a value at an address.
-    ///
-    /// # Safety
-    /// The address is from [`into_raw`](Self::into_raw) or, with a T in it, from kmalloc with T's size and
-    /// alignment, on this machine, and nobody else's.
-    pub const unsafe fn from_raw(kmem: &'k Kmem<P>, at: NonNull<T>) -> Self {
-        KBox { kmem, at, _owns: PhantomData }
-    }
-
     fn free(&self) {
-        if size_of::<T>() != 0 {
-            // A misuse (somebody freed it under us) is reported by the callee.
-            // SAFETY: the memory is ours, and this the last use of it.
-            let _ = unsafe { self.kmem.kfree(self.at.as_ptr().cast()) };
-        }
+        // SAFETY: the memory is ours, and this the last use of it.
+        unsafe { self.alloc.free(self.at.cast(), Layout::new::<T>()) };
     }
 }
 
-impl<P: Platform, T> Drop for KBox<'_, P, T> {
+impl<T, A: Allocator> Drop for KBox<T, A> {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: the value is ours, and not used after.
@@ -146,7 +182,7 @@ impl<P: Platform, T> Drop for KBox<'_, P, T> {
     }
 }
 
-impl<P: Platform, T> Deref for KBox<'_, P, T> {
+impl<T, A: Allocator> Deref for KBox<T, A> {
     type Target = T;
 
     #[inline(always)]
@@ -156,7 +192,7 @@ impl<P: Platform, T> Deref for KBox<'_, P, T> {
     }
 }
 
-impl<P: Platform, T> DerefMut for KBox<'_, P, T> {
+impl<T, A: Allocator> DerefMut for KBox<T, A> {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: a T, ours, borrowed mutably.
@@ -164,7 +200,7 @@ impl<P: Platform, T> DerefMut for KBox<'_, P, T> {
     }
 }
 
-impl<P: Platform, T: fmt::Debug> fmt::Debug for KBox<'_, P, T> {
+impl<T: fmt::Debug, A: Allocator> fmt::Debug for KBox<T, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
     }

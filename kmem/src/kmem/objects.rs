@@ -7,8 +7,8 @@ use crate::{
     platform::Platform,
     reclaim::Vmscan,
     slab::{
-        CacheError, CacheInfo, Ctor, DestroyError, KmemCache, MoveError, MoveFn, ObjectAudit,
-        ObjectAuditError, Objects, SlabFlags,
+        CacheError, CacheInfo, Ctor, DestroyError, KMALLOC_MAX_CACHE_SIZE, KmemCache, MoveError,
+        MoveFn, ObjectAudit, ObjectAuditError, Objects, SlabFlags,
     },
 };
 use core::{alloc::Layout, ptr::NonNull};
@@ -228,27 +228,72 @@ impl<P: Platform> Kmem<P> {
         self.objects().kmalloc(size, gfp)
     }
 
-    /// As [`kmalloc`](Self::kmalloc), for a layout: aligned as it says, up to a frame. A layout without a
-    /// size gives an address that is aligned and nothing else.
+    /// As [`kmalloc`](Self::kmalloc), for a layout: aligned as it says, beyond a frame as far as the direct map
+    /// is. A layout without a size gives an address that is aligned and nothing else.
     ///
     /// # Errors
-    /// As [`kmalloc`](Self::kmalloc); `NoMemory` for an alignment of more than a frame.
+    /// As [`kmalloc`](Self::kmalloc); `NoMemory` for an alignment that the direct map does not have.
     #[inline]
     #[track_caller]
     pub fn kmalloc_layout(&self, layout: Layout, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
-        let (size, align) = (layout.size(), layout.align());
-        if size == 0 {
+        if layout.size() == 0 {
             return Ok(layout.dangling_ptr());
         }
-        if align <= 8 {
-            return self.kmalloc(size, gfp);
-        }
-        if align > self.page_size() {
+        let at = self.kmalloc(Self::size_for(layout).ok_or(AllocError::NoMemory)?, gfp)?;
+        if layout.align() > self.page_size() && !at.addr().get().is_multiple_of(layout.align()) {
+            // SAFETY: just given to us, and nobody else has it.
+            let _ = unsafe { self.kfree(at.as_ptr()) };
             return Err(AllocError::NoMemory);
         }
-        // Powers of two are aligned to themselves.
-        let size = size.max(align).checked_next_power_of_two().ok_or(AllocError::NoMemory)?;
-        self.kmalloc(size, gfp)
+        Ok(at)
+    }
+
+    /// The size to ask of kmalloc so that the result is aligned: powers of two are aligned to themselves,
+    /// as objects up to a frame, as blocks of frames beyond; 96 and 192 bytes to 32 and 64.
+    #[inline(always)]
+    fn size_for(layout: Layout) -> Option<usize> {
+        let (size, align) = (layout.size(), layout.align());
+        let odd =
+            size > 64 && size <= 96 && align <= 32 || size > 128 && size <= 192 && align <= 64;
+        let block = size > KMALLOC_MAX_CACHE_SIZE && align <= 1 << P::PAGE_SHIFT;
+        if align <= 8 || odd || block {
+            return Some(size);
+        }
+        let least = if align > 1 << P::PAGE_SHIFT { KMALLOC_MAX_CACHE_SIZE + 1 } else { 1 };
+        size.max(align).max(least).checked_next_power_of_two()
+    }
+
+    /// As [`krealloc`](Self::krealloc), for layouts.
+    ///
+    /// # Safety
+    /// `at` is from [`kmalloc_layout`](Self::kmalloc_layout) or this for `old`, and nobody uses it any more if
+    /// this succeeds.
+    ///
+    /// # Errors
+    /// As [`kmalloc_layout`](Self::kmalloc_layout), and `at` is unharmed.
+    #[track_caller]
+    pub unsafe fn krealloc_layout(
+        &self,
+        at: NonNull<u8>,
+        old: Layout,
+        layout: Layout,
+        gfp: Gfp,
+    ) -> Result<NonNull<u8>, AllocError> {
+        if old.size() == 0 || layout.size() == 0 || layout.align() > old.align() {
+            let new = self.kmalloc_layout(layout, gfp)?;
+            // SAFETY: there are so many bytes at both, and the new memory is nobody else's.
+            unsafe { new.copy_from_nonoverlapping(at, old.size().min(layout.size())) };
+            if old.size() != 0 {
+                // SAFETY: the caller's.
+                let _ = unsafe { self.kfree(at.as_ptr()) };
+            }
+            return Ok(new);
+        }
+        // What is aligned now stays so in place; elsewhere the size sees to it, and the direct map has the
+        // alignment, since it had it for `at`.
+        let size = Self::size_for(layout).ok_or(AllocError::NoMemory)?;
+        // SAFETY: the caller's.
+        unsafe { self.objects().krealloc(at.as_ptr(), size, gfp) }
     }
 
     /// `kzalloc`: as [`kmalloc`](Self::kmalloc), zeroed.

@@ -28,7 +28,7 @@ use crate::{
 use core::ptr::NonNull;
 
 /// Largest size that a cache serves.
-pub(super) const KMALLOC_MAX_CACHE_SIZE: usize = 8192;
+pub(crate) const KMALLOC_MAX_CACHE_SIZE: usize = 8192;
 
 /// What `kmalloc(0)` returns: an address that is not null, not memory, and may be freed.
 pub const ZERO_SIZE_PTR: NonNull<u8> =

@@ -59,6 +59,7 @@ pub use cache::Ctor;
 pub use create::{CacheError, DestroyError, KmemCache};
 pub use debug::DebugError;
 pub(crate) use debug::{INIT_ON_ALLOC, INIT_ON_FREE, pattern};
+pub(crate) use kmalloc::KMALLOC_MAX_CACHE_SIZE;
 pub use kmalloc::ZERO_SIZE_PTR;
 pub use moving::{MoveError, MoveFn, MoveResult};
 
