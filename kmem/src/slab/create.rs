@@ -11,7 +11,7 @@ use super::{
     },
     debug::{MARKED, flags_for},
     layout::{Areas, Layout},
-    magazine::{MAGAZINES, MOST_BYTES},
+    magazine::most_class,
 };
 use crate::{
     error::Name,
@@ -191,11 +191,6 @@ impl Wanted {
     }
 }
 
-/// Index of the largest magazines worth having for objects of a size.
-fn largest_magazine(stride: u32) -> usize {
-    MAGAZINES.iter().rposition(|cap| cap * stride <= MOST_BYTES).unwrap_or(0)
-}
-
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// The root, made if there is none.
     pub(super) fn make_root(&self, gfp: Gfp) -> Option<&'static Root> {
@@ -360,7 +355,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                         layout,
                         areas,
                         nodes: lists,
-                        largest: Some(largest_magazine(stride)),
+                        largest: Some(most_class(stride)),
                         watched: AtomicU32::new((wanted.flags & SlabFlags::DEBUG).bits()),
                         users: AtomicU32::new(1),
                         dying: AtomicU32::new(0),

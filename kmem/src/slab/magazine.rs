@@ -31,9 +31,26 @@ use core::{
 /// Objects of the magazine sizes. A magazine is a power of two of bytes.
 pub(super) const MAGAZINES: [u32; 4] = [4, 12, 28, 60];
 
-/// Bytes of the objects that a magazine holds at most, if that is more than one: with more the layer held
-/// more pages than Linux on the recorded traces.
-pub(super) const MOST_BYTES: u32 = 2048;
+/// Bytes of the objects that a CPU's first magazines of a cache hold at most, if that is more than one: with more
+/// the layer held more pages than Linux on the recorded traces.
+const FIRST_BYTES: u32 = 2048;
+
+/// Bytes of the objects of those that it comes to when its traffic is heavy.
+const MOST_BYTES: u32 = 16384;
+
+/// Index into `MAGAZINES` of the first magazines for objects of `stride` bytes.
+pub(super) fn first_class(stride: u32) -> usize {
+    largest_class(stride, FIRST_BYTES).saturating_sub(1)
+}
+
+/// And of the largest.
+pub(super) fn most_class(stride: u32) -> usize {
+    largest_class(stride, MOST_BYTES)
+}
+
+fn largest_class(stride: u32, bytes: u32) -> usize {
+    MAGAZINES.iter().rposition(|cap| cap * stride <= bytes).unwrap_or(0)
+}
 
 const _: () = {
     let mut class = 0;
@@ -156,7 +173,8 @@ impl Magazine {
     ) -> &'static Magazine {
         // Of large objects fewer than there are slots for.
         let slots = MAGAZINES[class];
-        let cap = slots.min((MOST_BYTES / d.layout.stride).max(1));
+        let bytes = if class <= first_class(d.layout.stride) { FIRST_BYTES } else { MOST_BYTES };
+        let cap = slots.min((bytes / d.layout.stride).max(1));
         let Layout { mask, reciprocal, states_at, lead, .. } = d.layout;
         debug_assert!(lead == 0, "such caches have no magazines");
         let head = Magazine {
