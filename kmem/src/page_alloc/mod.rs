@@ -84,9 +84,14 @@ const GATE_INIT_FREE: u32 = 16;
 const _: () = assert!(MAX_AREAS <= 64);
 
 /// The page allocator of one machine. `R` is what stands behind its slow path.
+#[repr(C)]
 pub struct PageAllocator<P: Platform, R> {
-    p: P,
+    // What every request looks at comes first.
+    /// What a CPU's word says while a fast path may take its lists.
+    idle: IdleWord,
+    gate: AtomicU32,
     map: MemMap,
+    p: P,
     zones: &'static [Zone],
     limits: &'static [Limits],
     lists: Zonelists,
@@ -100,9 +105,6 @@ pub struct PageAllocator<P: Platform, R> {
     node_stats: &'static [StatRow<NR_NODE_STATS>],
     zone_stats: &'static [StatRow<NR_ZONE_STATS>],
     system_stats: StatRow<NR_SYSTEM_STATS>,
-    /// What a CPU's word says while a fast path may take its lists.
-    idle: IdleWord,
-    gate: AtomicU32,
     allowed: AtomicU32,
     max_order: u32,
     min_free_kbytes: AtomicU64,
