@@ -160,7 +160,7 @@ impl<P: Platform> Kmem<P> {
     ///
     /// # Safety
     /// `f` is given an object of the cache that was in use a moment ago, and a free one. If it says
-    /// [`Moved`](MoveResult::Moved), then nobody uses the first any more, and it is as the cache's constructor
+    /// [`Moved`](crate::slab::MoveResult::Moved), then nobody uses the first any more, and it is as the cache's constructor
     /// leaves an object. Otherwise nobody uses the second. It may find the first freed by somebody else meanwhile;
     /// the memory of both stays what it was until it returns.
     ///
