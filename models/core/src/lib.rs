@@ -48,6 +48,18 @@ pub mod sync {
                         Self(real::$name::new(v))
                     }
                     /// As the real one.
+                    ///
+                    /// # Safety
+                    /// As the real one's.
+                    pub const unsafe fn from_ptr<'a>(at: *mut $value) -> &'a Self {
+                        // SAFETY: the caller's; the type is the real one but for its name.
+                        unsafe { &*at.cast::<Self>() }
+                    }
+                    /// As the real one.
+                    pub fn get_mut(&mut self) -> &mut $value {
+                        self.0.get_mut()
+                    }
+                    /// As the real one.
                     pub fn load(&self, order: Ordering) -> $value {
                         point();
                         self.0.load(order)
