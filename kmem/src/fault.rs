@@ -14,7 +14,10 @@
 //!
 //! See [fault injection](https://docs.kernel.org/fault-injection/fault-injection.html).
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::{
+    panic::Location,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 /// Which inner allocations fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -33,6 +36,23 @@ pub enum FaultPlan {
         /// Start of the pseudo-random sequence.
         seed: u32,
     },
+}
+
+/// Whose allocations a plan is about: those of callers in some lines of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FaultSite {
+    /// End of the file's path, as `Location::file` shows it.
+    pub file: &'static str,
+    /// First and last line.
+    pub lines: (u32, u32),
+}
+
+impl FaultSite {
+    /// Whether a call from `at` is meant.
+    pub(crate) fn is(&self, at: &Location<'_>) -> bool {
+        let (first, last) = self.lines;
+        at.file().ends_with(self.file) && (first..=last).contains(&at.line())
+    }
 }
 
 /// The plan's state.

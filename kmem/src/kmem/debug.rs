@@ -3,6 +3,7 @@
 use super::Kmem;
 use crate::{
     error::Misuse,
+    fault::{FaultPlan, FaultSite},
     platform::Platform,
     slab::{DebugError, INIT_ON_ALLOC, INIT_ON_FREE, KmemCache, SlabFlags},
 };
@@ -70,6 +71,24 @@ impl<P: Platform> Kmem<P> {
     /// Context: any.
     pub fn set_slab_random(&self, seed: Option<u64>) {
         self.objects().set_random(seed);
+    }
+
+    /// Has allocations of objects fail by plan (`failslab`), all of them or those of the callers in some lines of a
+    /// file \[D1\]: they find no memory. Requests with `__GFP_NOFAIL` do not. While this is on CPUs have no magazines.
+    ///
+    /// Context: process context; may sleep.
+    ///
+    /// # Errors
+    /// [`DebugError::Busy`]; nothing fails then.
+    ///
+    /// See [fault injection](https://docs.kernel.org/fault-injection/fault-injection.html).
+    pub fn set_failslab(&self, plan: FaultPlan, site: Option<FaultSite>) -> Result<(), DebugError> {
+        self.objects().set_failslab(plan, site)
+    }
+
+    /// How many allocations of objects were made to fail by [`set_failslab`](Self::set_failslab).
+    pub fn failslab_injected(&self) -> u64 {
+        self.objects().slabs.failslab_count()
     }
 
     /// Notes who holds how much of what the slab layer gives out, for

@@ -65,6 +65,7 @@ pub use moving::{MoveError, MoveFn, MoveResult};
 
 use crate::{
     context::Cpu,
+    fault::{Fault, FaultSite},
     gfp::Gfp,
     page_alloc::{Config, PageAllocator, Reclaim},
     platform::Platform,
@@ -129,6 +130,9 @@ pub struct Slabs {
     tags: IrqLock<Option<debug::Tags>>,
     /// Which caches look for mistakes.
     pattern: Option<&'static str>,
+    /// Which allocations of objects fail, and whose.
+    failslab: Fault,
+    failslab_site: IrqLock<Option<FaultSite>>,
 }
 
 impl Default for Slabs {
@@ -170,7 +174,14 @@ impl Slabs {
             random: AtomicU64::new(0),
             tags: IrqLock::new(None),
             pattern: None,
+            failslab: Fault::new(),
+            failslab_site: IrqLock::new(None),
         }
+    }
+
+    /// Allocations of objects that were made to fail.
+    pub(crate) fn failslab_count(&self) -> u64 {
+        self.failslab.failed()
     }
 
     /// As a machine's settings say, before its first use.

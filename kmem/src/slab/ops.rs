@@ -23,6 +23,7 @@ use crate::{
     platform::Platform,
 };
 use core::{
+    panic::Location,
     ptr::{self, NonNull},
     sync::atomic::Ordering::Relaxed,
 };
@@ -181,6 +182,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         };
         if node.is_some_and(|n| n >= d.nodes.len()) {
             return Err(self.pages.refuse(gfp, 0, GfpError::NoSuchNode));
+        }
+        if self.fails(gfp, Location::caller()) {
+            return Err(AllocError::NoMemory);
         }
         loop {
             if node.is_none_or(|n| n == self.here()) {

@@ -2,10 +2,13 @@
 //! every public operation on objects fails, until there is none left to fail; after each, nothing is lost and the
 //! operation works.
 
-use super::stage::{Machine, be};
+use super::{
+    QUIET,
+    stage::{Machine, be},
+};
 use kmem::{
     Config, Gfp,
-    fault::FaultPlan,
+    fault::{FaultPlan, FaultSite},
     slab::{KmemCache, SlabFlags},
 };
 use std::ptr::NonNull;
@@ -239,4 +242,73 @@ fn a_soak_of_random_faults_loses_nothing() {
     }
     assert!(m.faults_injected() > 100, "{}", m.faults_injected());
     be(0);
+}
+
+/// failslab: each allocation of a script fails in turn, and only that; with `__GFP_NOFAIL` none does.
+#[test]
+fn failslab_fails_the_nth_object() {
+    let m = M::new(&[4], Config::default());
+    be(0);
+    let cache = m.kmem_cache_create("failing", 40, 0, SlabFlags::NO_MERGE, None).unwrap();
+    let quiet = Gfp::KERNEL | Gfp::NOWARN;
+    let script = || {
+        [
+            m.kmalloc(64, quiet).ok(),
+            m.kmem_cache_alloc(&cache, quiet).ok(),
+            m.kzalloc(100, quiet).ok(),
+            m.kmem_cache_zalloc(&cache, quiet).ok(),
+        ]
+    };
+    let free = |objects: [Option<NonNull<u8>>; 4]| {
+        for at in objects.into_iter().flatten() {
+            // SAFETY: not used after.
+            unsafe { m.kfree(at.as_ptr()).unwrap() };
+        }
+    };
+    free(script());
+    let live = m.audit_objects().unwrap().live;
+    for n in 0..5 {
+        m.set_failslab(FaultPlan::Nth(n), None).unwrap();
+        let got = script();
+        m.set_failslab(FaultPlan::Off, None).unwrap();
+        let failed: Vec<usize> = (0..4).filter(|i| got[*i].is_none()).collect();
+        assert_eq!(failed, if n < 4 { vec![n as usize] } else { vec![] });
+        free(got);
+        assert_eq!(m.audit_objects().unwrap().live, live);
+    }
+    assert_eq!(m.failslab_injected(), 4);
+    m.set_failslab(FaultPlan::From(0), None).unwrap();
+    assert!(script().iter().all(Option::is_none));
+    let at = m.kmalloc(64, Gfp::KERNEL | Gfp::NOFAIL).unwrap();
+    m.set_failslab(FaultPlan::Off, None).unwrap();
+    // SAFETY: not used after.
+    unsafe { m.kfree(at.as_ptr()).unwrap() };
+    // Magazines come back.
+    free(script());
+    assert!(m.kmem_cache_info(&cache).cached_objects > 0);
+    m.kmem_cache_destroy(cache).unwrap();
+}
+
+/// Only the caller that is named fails.
+#[test]
+fn failslab_fails_one_caller() {
+    let m = M::new(&[4], Config::default());
+    be(0);
+    let ask = || (m.kmalloc(64, QUIET | Gfp::KERNEL), line!());
+    let other = || m.kmalloc(64, QUIET | Gfp::KERNEL);
+    let (first, line) = ask();
+    let site = FaultSite { file: "objects/faults.rs", lines: (line, line) };
+    m.set_failslab(FaultPlan::From(0), Some(site)).unwrap();
+    assert!(ask().0.is_err());
+    let second = other();
+    let elsewhere = FaultSite { file: "objects/other.rs", ..site };
+    m.set_failslab(FaultPlan::From(0), Some(elsewhere)).unwrap();
+    let third = ask().0;
+    m.set_failslab(FaultPlan::Off, None).unwrap();
+    assert_eq!(m.failslab_injected(), 1);
+    for at in [first, second, third] {
+        // SAFETY: not used after.
+        unsafe { m.kfree(at.unwrap().as_ptr()).unwrap() };
+    }
+    assert_eq!(m.audit_objects().unwrap().live, 0);
 }

@@ -73,6 +73,8 @@ pub(super) const KEPT: u32 = 4;
 
 /// What all caches of a machine do: bits of `Slabs::modes`.
 pub(crate) const INIT_ON_ALLOC: u32 = 1;
+/// Some allocations fail by plan.
+pub(crate) const FAILSLAB: u32 = 8;
 pub(crate) const INIT_ON_FREE: u32 = 2;
 
 /// The CPU of those who are on none.

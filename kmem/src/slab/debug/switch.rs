@@ -13,9 +13,16 @@ use super::super::{
     KmemCache, Objects, SlabFlags,
     cache::{Descriptor, Root},
 };
-use crate::{page_alloc::Reclaim, platform::Platform};
+use super::FAILSLAB;
+use crate::{
+    fault::{FaultPlan, FaultSite},
+    gfp::Gfp,
+    page_alloc::Reclaim,
+    platform::Platform,
+};
 use core::{
     fmt,
+    panic::Location,
     sync::atomic::{
         AtomicU32,
         Ordering::{AcqRel, Relaxed},
@@ -71,6 +78,29 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             self.each(|root, d| self.empty_cache(root, d));
         }
         Ok(())
+    }
+
+    /// `failslab`: allocations of objects that fail by plan.
+    pub(crate) fn set_failslab(
+        &self,
+        plan: FaultPlan,
+        site: Option<FaultSite>,
+    ) -> Result<(), DebugError> {
+        // Off while it changes.
+        self.slabs.failslab.set(FaultPlan::Off);
+        self.set_mode(FAILSLAB, plan != FaultPlan::Off)?;
+        *self.slabs.failslab_site.lock(self.pages.platform()) = site;
+        self.slabs.failslab.set(plan);
+        Ok(())
+    }
+
+    /// Whether an allocation from `at` is to fail.
+    pub(crate) fn fails(&self, gfp: Gfp, at: &Location<'_>) -> bool {
+        if self.slabs.modes.load(Relaxed) & FAILSLAB == 0 || gfp.contains(Gfp::NOFAIL) {
+            return false;
+        }
+        let site = *self.slabs.failslab_site.lock(self.pages.platform());
+        site.is_none_or(|site| site.is(at)) && self.slabs.failslab.strikes()
     }
 
     /// What the order of objects is drawn from.

@@ -15,7 +15,7 @@
 //! One lock for all, taken with nothing else held. This is for finding leaks, not for production.
 
 use super::{
-    INIT_ON_ALLOC, INIT_ON_FREE,
+    FAILSLAB, INIT_ON_ALLOC, INIT_ON_FREE,
     sites::{PLACES, Sites},
     switch::DebugError,
 };
@@ -26,7 +26,7 @@ use super::super::{Objects, order_for};
 
 /// Bit of `Slabs::modes`.
 pub(super) const TAGS: u32 = 4;
-const _: () = assert!(TAGS & (INIT_ON_ALLOC | INIT_ON_FREE) == 0);
+const _: () = assert!(TAGS & (INIT_ON_ALLOC | INIT_ON_FREE | FAILSLAB) == 0);
 
 /// An object that is held; address 0 is nobody's.
 #[derive(Clone, Copy)]
