@@ -28,7 +28,8 @@ use core::{
     ptr,
     sync::atomic::{
         AtomicPtr, AtomicU32,
-        Ordering::{AcqRel, Acquire, Relaxed},
+        Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
+        fence,
     },
 };
 
@@ -126,13 +127,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let mut installed = false;
         // The caller may have moved, or an interrupt been here before.
         if let Some(cpu) = p.get_cpu() {
+            cpu.set_equipped(true);
+            // Pairs with the fence in `flush_all`: whoever switches magazines off either finds the CPU equipped, and
+            // asks it, or is seen here.
+            fence(SeqCst);
             if cpu.id() == id
                 && d.dying.load(Relaxed) == 0
                 && !self.bare(d)
                 && let Some(owned) = self.pages.own(cpu, Path::ObjRefill)
             {
                 if self.cpu_cache(cpu, d.id).is_none() {
-                    cpu.set_equipped(true);
                     self.load(cpu, cc, loaded);
                     installed = true;
                 }
@@ -391,13 +395,17 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Context: process context; elsewhere it does not wait.
     pub(super) fn flush_all(&self) -> bool {
         let p = self.pages.platform();
+        // The CPU that answers here is the one not to ask again, wherever the caller is by then.
+        let mut here = None;
         if let Some(cpu) = p.get_cpu() {
+            here = Some(cpu.id());
             // As a request, so that one that comes from elsewhere meanwhile is looked for as well.
             cpu.deferred.fetch_or(DEFER_OBJECTS, AcqRel);
             self.pages.run_deferred(cpu);
             p.put_cpu(cpu);
         }
-        let here = p.this_cpu().map(Cpu::id);
+        // Pairs with the fence in `install`.
+        fence(SeqCst);
         let others =
             || (0..p.nr_cpu_ids()).filter(|id| Some(*id) != here).filter_map(|id| p.cpu(id));
         for cpu in others().filter(|cpu| cpu.equipped()) {

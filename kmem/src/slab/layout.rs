@@ -174,7 +174,14 @@ impl Layout {
         let inside = if outside { 0 } else { states(bytes.into(), stride.into()) as u32 };
         let exact = u64::from(stride) * u64::from(bytes) <= 1 << 32;
         let colour_step = (align / COLOUR_UNIT).max(1);
-        let room = ((bytes - lead - nr * stride - inside) / COLOUR_UNIT).min(MAX_COLOURS - 1);
+        let mut spare = bytes - lead - nr * stride - inside;
+        // An address before the first object wraps around to the end of the slab. No colour goes so far that it comes
+        // to where an object could begin there: its state byte would be looked for before the slab.
+        let last = (bytes - 1) / stride;
+        if !outside && last > nr {
+            spare = spare.min(bytes - 1 - last * stride);
+        }
+        let room = (spare / COLOUR_UNIT).min(MAX_COLOURS - 1);
         Layout {
             order,
             nr,

@@ -319,8 +319,8 @@ impl Magazine {
         let less = behind - (product >> 32);
         let state = at.wrapping_add(self.states_at as usize).wrapping_sub(less as usize);
         // SAFETY: the caller's frame is a slab's of this cache, and `at` is `behind` bytes behind its first
-        // object, or as far before the end of the slab as wraps around to that; a multiple of the stride, with a
-        // state byte in either case. The state bytes are inside, or the reciprocal would be 0.
+        // object, a multiple of the stride, which has a state byte: `Layout` has no colour for which an address
+        // before the first object would wrap around to one. The state bytes are inside, or the reciprocal would be 0.
         Some(unsafe { State::new(state.cast()) })
     }
 }

@@ -386,3 +386,56 @@ fn every_stride_on_frames_of_16_kib() {
 fn every_stride_on_frames_of_64_kib() {
     every_stride::<16>();
 }
+
+/// Every address of every slab of caches whose slabs have colours, of all strides: none that is not an object's is
+/// taken for one, whatever lies before the slab.
+#[test]
+fn addresses_before_the_first_object() {
+    let m = M::new(&[4], Config::default());
+    be(0);
+    for size in (8..=512).step_by(8) {
+        let cache = cache(&m, "swept", size);
+        let mut objects = Vec::new();
+        let mut slabs = std::collections::BTreeSet::new();
+        let bytes = m.kmem_cache_info(&cache).frames_per_slab as usize * 4096;
+        while slabs.len() < 3 {
+            let at = m.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap();
+            slabs.insert(at.addr().get() & !(bytes - 1));
+            objects.push(at);
+        }
+        // A neighbour's last bytes look like those of objects in use.
+        let neighbours: Vec<_> = (0..64).map(|_| m.kmalloc(4096, Gfp::KERNEL).unwrap()).collect();
+        // SAFETY: objects of the size.
+        neighbours.iter().for_each(|at| unsafe { at.write_bytes(2, 4096) });
+        let first = objects[0];
+        for start in &slabs {
+            let lowest = objects
+                .iter()
+                .map(|at| at.addr().get())
+                .filter(|at| at & !(bytes - 1) == *start)
+                .min();
+            for at in (*start..lowest.unwrap_or(*start).min(start + bytes)).step_by(8) {
+                let at = first.as_ptr().with_addr(at);
+                if m.ksize(at).is_none() {
+                    // SAFETY: it is refused.
+                    let refused = unsafe { m.kmem_cache_free(&cache, NonNull::new(at).unwrap()) };
+                    assert!(refused.is_err(), "size {size}, {at:?}");
+                }
+            }
+        }
+        let whole = |at: &NonNull<u8>| {
+            // SAFETY: an object of ours.
+            let bytes = unsafe { std::slice::from_raw_parts(at.as_ptr(), 4096) };
+            bytes.iter().all(|byte| *byte == 2)
+        };
+        assert!(neighbours.iter().all(whole), "size {size}: somebody else's bytes");
+        for at in neighbours {
+            // SAFETY: not used after.
+            unsafe { m.kfree(at.as_ptr()).unwrap() };
+        }
+        // SAFETY: as above.
+        unsafe { m.kmem_cache_free_bulk(&cache, &objects).unwrap() };
+        m.kmem_cache_destroy(cache).unwrap();
+    }
+    m.stage().take_reports();
+}
