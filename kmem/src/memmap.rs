@@ -7,8 +7,8 @@
 //!
 //! # Implementation
 //! Parallel tables: per frame its `Page` and its *owner* (which of the slab layer's caches it belongs to,
-//! dense, so that freeing an object touches no `Page`), and per pageblock its free bits, descriptor and
-//! links. All are zero at the start, and zero means: frame not allocated, not free, of no zone, nobody's.
+//! dense, so that freeing an object touches no `Page`), per KiB a byte for the states of large
+//! objects, and per pageblock its free bits, descriptor and links. All are zero at the start, and zero means: frame not allocated, not free, of no zone, nobody's.
 //! Bring-up therefore touches a word per pageblock and nothing per frame \[F4\]. What lies in holes is
 //! read, as zeros, and never written.
 //!
@@ -20,7 +20,10 @@ use crate::{
     pageblock::{FreeBits, Links, Pageblock, PbFlags},
     types::{PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn},
 };
-use core::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU8, AtomicU16, Ordering::Relaxed};
+
+/// Bytes of memory, as a power of two, that one byte of the table of large objects' states is for.
+pub(crate) const STATE_SHIFT: u32 = 10;
 
 /// The tables of one machine. A copy in a local is what a loop over many pages works with.
 #[derive(Clone, Copy)]
@@ -32,28 +35,32 @@ pub(crate) struct MemMap {
     pub(crate) blocks: &'static [Pageblock],
     pub(crate) links: &'static [Links],
     owners: &'static [AtomicU16],
+    states: &'static [AtomicU8],
     /// Where the direct map shows frame `base`, if there is one.
     direct: usize,
+}
+
+/// What a map is made of.
+pub(crate) struct Tables {
+    pub(crate) pages: &'static [Page],
+    pub(crate) bits: &'static [FreeBits],
+    pub(crate) blocks: &'static [Pageblock],
+    pub(crate) links: &'static [Links],
+    pub(crate) owners: &'static [AtomicU16],
+    pub(crate) states: &'static [AtomicU8],
 }
 
 impl MemMap {
     /// The map of the frames from `base`, a pageblock's first; the tables have an entry for each of the
     /// same pageblocks.
-    pub(crate) fn new(
-        base: u32,
-        pages: &'static [Page],
-        bits: &'static [FreeBits],
-        blocks: &'static [Pageblock],
-        links: &'static [Links],
-        owners: &'static [AtomicU16],
-        direct: usize,
-    ) -> MemMap {
+    pub(crate) fn new(base: u32, tables: Tables, direct: usize) -> MemMap {
+        let Tables { pages, bits, blocks, links, owners, states } = tables;
         let per_block = PAGEBLOCK_FRAMES as usize;
         assert!(base.is_multiple_of(PAGEBLOCK_FRAMES) && pages.len() <= (u32::MAX - base) as usize);
         assert_eq!(pages.len(), blocks.len() * per_block);
         assert!(bits.len() == blocks.len() && links.len() == blocks.len());
         assert_eq!(owners.len(), pages.len());
-        MemMap { pages, base, bits, blocks, links, owners, direct }
+        MemMap { pages, base, bits, blocks, links, owners, states, direct }
     }
 
     /// First pageblock number of the map.
@@ -135,6 +142,16 @@ impl MemMap {
     #[inline(always)]
     pub(crate) fn owner_cell(&self, offset: usize, page_shift: u32) -> Option<&'static AtomicU16> {
         self.owners.get(offset >> page_shift)
+    }
+
+    /// Where the direct map shows frame `base`.
+    pub(crate) fn direct_base(&self) -> usize {
+        self.direct
+    }
+
+    /// The table of large objects' states: for each KiB of the direct map a byte.
+    pub(crate) fn states_base(&self) -> usize {
+        self.states.as_ptr().expose_provenance()
     }
 
     /// The frame that an offset in the direct map is in.

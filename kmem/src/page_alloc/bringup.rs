@@ -24,7 +24,7 @@ use crate::{
     fault::Fault,
     gfp::Gfp,
     memblock::{Memblock, MemblockError},
-    memmap::MemMap,
+    memmap::{self, MemMap, STATE_SHIFT},
     page::Page,
     page_state::StatRow,
     pageblock::{FreeBits, Links, Pageblock, PbFlags},
@@ -45,7 +45,7 @@ use core::{
     mem::MaybeUninit,
     ops::Range,
     ptr::NonNull,
-    sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64},
 };
 use crossbeam_utils::CachePadded;
 
@@ -243,12 +243,24 @@ impl<P: Platform> Tables<'_, P> {
         span: PfnRange,
         per: u32,
     ) -> Result<NonNull<T>, BringUpError> {
-        let bytes = (span.len() / per) as usize * size_of::<T>();
+        self.sparse_array(layout, span, per, 1)
+    }
+
+    /// As `sparse`, with `each` of `T`.
+    fn sparse_array<T>(
+        &mut self,
+        layout: &Layout,
+        span: PfnRange,
+        per: u32,
+        each: usize,
+    ) -> Result<NonNull<T>, BringUpError> {
+        let entry = each * size_of::<T>();
+        let bytes = (span.len() / per) as usize * entry;
         let map = self.boot.clone();
         let mut used = pieces::<P>(&map, layout).map(|(_, _, r)| {
             let first = (r.start as u32 & !(PAGEBLOCK_FRAMES - 1)) - span.start;
             let last = (r.end as u32).next_multiple_of(PAGEBLOCK_FRAMES) - span.start;
-            (first / per) as usize * size_of::<T>()..(last / per) as usize * size_of::<T>()
+            (first / per) as usize * entry..(last / per) as usize * entry
         });
         let at = self
             .p
@@ -345,19 +357,22 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let descs = tables.sparse::<Pageblock>(layout, span, per_block)?;
         let links = tables.sparse::<Links>(layout, span, per_block)?;
         let owners = tables.sparse::<AtomicU16>(layout, span, 1)?;
+        let per_frame = 1 << (P::PAGE_SHIFT - STATE_SHIFT);
+        let states = tables.sparse_array::<AtomicU8>(layout, span, 1, per_frame)?;
         // SAFETY: the platform made the tables for at least so many entries, to live as long as itself,
         // which the allocator will own. They are zero-filled, made of atomics for which zero is a value,
         // and nobody else's.
         let map = unsafe {
-            MemMap::new(
-                span.start,
-                core::slice::from_raw_parts(pages.as_ptr(), span.len() as usize),
-                core::slice::from_raw_parts(bits.as_ptr(), blocks),
-                core::slice::from_raw_parts(descs.as_ptr(), blocks),
-                core::slice::from_raw_parts(links.as_ptr(), blocks),
-                core::slice::from_raw_parts(owners.as_ptr(), span.len() as usize),
-                direct,
-            )
+            use core::slice::from_raw_parts;
+            let made = memmap::Tables {
+                pages: from_raw_parts(pages.as_ptr(), span.len() as usize),
+                bits: from_raw_parts(bits.as_ptr(), blocks),
+                blocks: from_raw_parts(descs.as_ptr(), blocks),
+                links: from_raw_parts(links.as_ptr(), blocks),
+                owners: from_raw_parts(owners.as_ptr(), span.len() as usize),
+                states: from_raw_parts(states.as_ptr(), span.len() as usize * per_frame),
+            };
+            MemMap::new(span.start, made, direct)
         };
 
         let zone_slots = tables.uninit::<Zone>(nr_zones)?;

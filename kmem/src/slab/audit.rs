@@ -7,11 +7,13 @@
 use super::{
     Objects, SlabFlags,
     cache::{Descriptor, List, MAX_CACHES, NONE},
+    layout::OUTSIDE,
     magazine::Magazine,
     state,
 };
 use crate::{
     error::Name,
+    memmap::STATE_SHIFT,
     page_alloc::Reclaim,
     platform::{Level, Platform},
     types::Pfn,
@@ -55,6 +57,8 @@ pub struct CacheInfo {
     pub active_slabs: u64,
     /// All slabs.
     pub slabs: u64,
+    /// Bytes that the states of its objects take in the machine's table, outside of slabs.
+    pub table_bytes: u64,
     /// Slabs ever made.
     pub grown: u64,
     /// Slabs ever given back.
@@ -136,6 +140,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             objects: 0,
             active_slabs: 0,
             slabs: 0,
+            table_bytes: 0,
             grown: 0,
             released: 0,
         };
@@ -156,6 +161,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 info.cached_objects += u64::from(full.nr());
                 m = full.next.load(Relaxed);
             }
+        }
+        if d.layout.states_at == OUTSIDE {
+            info.table_bytes = (info.slabs << (d.layout.order + P::PAGE_SHIFT)) >> STATE_SHIFT;
         }
         info
     }

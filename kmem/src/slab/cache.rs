@@ -1,7 +1,7 @@
 //! What is kept for a cache: its descriptor, its lists by node, its magazines by CPU.
 //!
 //! # Implementation
-//! Descriptors, lists, magazines and the state bytes of some slabs are objects themselves, of *internal*
+//! Descriptors, lists and magazines are objects themselves, of *internal*
 //! caches whose descriptors lie in the [`Root`]. Internal caches have no magazines, so nothing goes round
 //! in circles.
 
@@ -139,28 +139,14 @@ pub(super) enum Internal {
     CpuCaches,
     /// By index into `MAGAZINES`.
     Magazines(usize),
-    /// State bytes outside of slabs: 8, 16, 32 or 64.
-    States(usize),
 }
 
-pub(super) const NR_INTERNAL: usize = 3 + MAGAZINES.len() + 4;
+pub(super) const NR_INTERNAL: usize = 3 + MAGAZINES.len();
 
 impl Internal {
     pub(super) const ALL: [Internal; NR_INTERNAL] = {
         use Internal::*;
-        [
-            Descriptors,
-            Nodes,
-            CpuCaches,
-            Magazines(0),
-            Magazines(1),
-            Magazines(2),
-            Magazines(3),
-            States(0),
-            States(1),
-            States(2),
-            States(3),
-        ]
+        [Descriptors, Nodes, CpuCaches, Magazines(0), Magazines(1), Magazines(2), Magazines(3)]
     };
 
     pub(super) const fn index(self) -> usize {
@@ -169,7 +155,6 @@ impl Internal {
             Internal::Nodes => 1,
             Internal::CpuCaches => 2,
             Internal::Magazines(i) => 3 + i,
-            Internal::States(i) => 3 + MAGAZINES.len() + i,
         }
     }
 
@@ -182,10 +167,6 @@ impl Internal {
             Internal::Magazines(1) => "kmem_magazine_12",
             Internal::Magazines(2) => "kmem_magazine_28",
             Internal::Magazines(_) => "kmem_magazine_60",
-            Internal::States(0) => "kmem_states_8",
-            Internal::States(1) => "kmem_states_16",
-            Internal::States(2) => "kmem_states_32",
-            Internal::States(_) => "kmem_states_64",
         }
     }
 
@@ -195,7 +176,6 @@ impl Internal {
             Internal::Nodes => (nodes * size_of::<Node>()) as u32,
             Internal::CpuCaches => size_of::<CpuCache>() as u32,
             Internal::Magazines(i) => Magazine::bytes(MAGAZINES[i]),
-            Internal::States(i) => 8 << i,
         }
     }
 
@@ -204,11 +184,6 @@ impl Internal {
             Internal::Magazines(_) => 64,
             _ => 8,
         }
-    }
-
-    /// For state bytes of `nr` objects.
-    pub(super) fn states(nr: u32) -> Internal {
-        Internal::States((nr.max(8).next_power_of_two().ilog2() - 3) as usize)
     }
 }
 

@@ -184,7 +184,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let at = self.internal(root, Internal::Magazines(class), gfp).ok()?;
         let several_nodes = self.pages.nr_nodes() > 1;
         // SAFETY: an object of the size of such a magazine, aligned to a cache line, just given to us.
-        Some(unsafe { Magazine::init(at, class, d, several_nodes) })
+        Some(unsafe { Magazine::init(at, class, d, self.pages.map(), several_nodes) })
     }
 
     /// Frees a magazine; its objects, if it has any, are lost sight of.
@@ -236,13 +236,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Puts a cached object in the CPU's magazines; `false` if it has none. The caller owns the CPU's lists.
-    pub(super) fn push_flushed(
-        &self,
-        cpu: &Cpu,
-        root: &'static Root,
-        d: &'static Descriptor,
-        object: Object,
-    ) -> bool {
+    pub(super) fn push_flushed(&self, cpu: &Cpu, d: &'static Descriptor, object: Object) -> bool {
         let loaded = self.loaded(cpu, d.id);
         if loaded.push(object) {
             return true;
@@ -270,14 +264,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             }
         }
         // The older half of the older magazine goes, and that is loaded.
-        self.flush(root, d, previous, previous.nr().div_ceil(2));
+        self.flush(d, previous, previous.nr().div_ceil(2));
         self.swap(cpu, cc, loaded, previous);
         previous.push(object)
     }
 
     /// Gives the oldest objects of a magazine back to their slabs: those of one node after the other under
     /// one lock.
-    fn flush(&self, root: &'static Root, d: &'static Descriptor, m: &Magazine, n: u32) {
+    fn flush(&self, d: &'static Descriptor, m: &Magazine, n: u32) {
         let p = self.pages.platform();
         let map = self.pages.map();
         let mut held = None;
@@ -290,7 +284,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let at = self.node_of(slab.head);
             if held.as_ref().is_none_or(|(node, _)| *node != at) || nr == EMPTIED {
                 held = None;
-                emptied[..nr].iter().for_each(|head| self.release(root, d, *head));
+                emptied[..nr].iter().for_each(|head| self.release(d, *head));
                 nr = 0;
                 held = d.nodes.get(at).map(|node| (at, node.lists.lock(p)));
             }
@@ -302,7 +296,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             }
         });
         drop(held);
-        emptied[..nr].iter().for_each(|head| self.release(root, d, *head));
+        emptied[..nr].iter().for_each(|head| self.release(d, *head));
     }
 
     /// Replaces an empty previous magazine by a larger one, if the CPU's traffic asks for it, and gives the
@@ -361,13 +355,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Empties all magazines of a CPU whose lists the caller owns. Those of dying caches, and of caches
     /// that have to do without, go.
     fn flush_owned(&self, cpu: &Cpu) {
-        let Some(root) = self.root() else { return };
         for id in 0..MAX_CACHES as u16 {
             let loaded = self.loaded(cpu, id);
             let Some(cc) = self.cpu_cache(cpu, id) else { continue };
             let d = cc.cache;
-            self.flush(root, d, loaded, loaded.nr());
-            self.flush(root, d, cc.previous(), cc.previous().nr());
+            self.flush(d, loaded, loaded.nr());
+            self.flush(d, cc.previous(), cc.previous().nr());
             // Acquire pairs with the Release of the destroyer.
             if d.dying.load(Acquire) != 0 || self.bare(d) {
                 cpu.magazine(id).store(NOTHING.place().cast(), Relaxed);
@@ -428,7 +421,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         loop {
             let full = pop_full(&mut lock());
             let Some(m) = full else { break };
-            self.flush(root, d, m, m.nr());
+            self.flush(d, m, m.nr());
             self.free_magazine(root, m);
         }
         loop {
@@ -442,7 +435,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 self.pop_empty(d, &mut lists)
             };
             let Some(head) = head else { return };
-            self.release(root, d, head);
+            self.release(d, head);
         }
     }
 }

@@ -394,7 +394,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let before = self.released(d);
         self.flush_all();
         (0..d.nodes.len()).for_each(|node| self.trim(root, d, node));
-        self.pack(root, d);
+        self.pack(d);
         self.released(d) - before
     }
 
@@ -448,7 +448,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let answered = self.flush_all();
         self.free_retired(root, d);
         (0..d.nodes.len()).for_each(|node| self.trim(root, d, node));
-        self.end_quarantine(root, d);
+        self.end_quarantine(d);
         let slabs = || {
             d.nodes.iter().map(|n| {
                 let lists = n.lists.lock(p);

@@ -2,8 +2,8 @@
 //!
 //! # Concepts
 //! A slab is a block of 2^order frames cut into equal *strides*. Beside the objects there is one state
-//! byte for each. Where they fit without costing an object, or where objects are so small that one more
-//! does not matter, they follow the last object; else they are outside, in an object of their own.
+//! byte for each. Those of small objects follow the last object. Those of objects of a KiB and more are in a table
+//! of the machine's, which has a byte for each KiB of memory, from that on that the first object begins in.
 //!
 //! # Implementation
 //! The index of the object at an offset is offset / stride, and the offset is right only if nothing is
@@ -31,15 +31,13 @@
 //! Computed once.
 
 use super::SlabFlags;
+use crate::memmap::{MemMap, STATE_SHIFT};
 
 /// Largest order of a slab that is had for a better fit, and for one that is good enough.
 const MAX_ORDER: u32 = 3;
 const LAST_RESORT: u32 = 4;
 
-/// Most objects of a slab whose state bytes are outside of it.
-pub(super) const MAX_OUTSIDE: u32 = 64;
-
-/// What `Layout::states_at` says when the state bytes are outside of the slab.
+/// What `Layout::states_at` says when the state bytes are in the machine's table.
 pub(super) const OUTSIDE: u32 = u32::MAX;
 
 /// The layout of one cache's slabs.
@@ -135,18 +133,10 @@ impl Layout {
         let mut best: Option<(u64, Layout)> = None;
         for order in 0..=LAST_RESORT.min(max_order) {
             let bytes = 1u64 << (page_shift + order);
-            for outside in [false, true] {
-                let Some((nr, lost)) = fit(bytes, lead.into(), stride.into(), outside, order)
-                else {
-                    continue;
-                };
-                if best.as_ref().is_some_and(|(least, b)| lost << b.order >= *least << order) {
-                    continue;
-                }
-                best = Some((
-                    lost,
-                    Layout::with(order, nr, stride, align, lead, bytes as u32, outside),
-                ));
+            if let Some((nr, lost)) = fit(bytes, lead.into(), stride.into())
+                && best.as_ref().is_none_or(|(least, b)| lost << b.order < *least << order)
+            {
+                best = Some((lost, Layout::with(order, nr, stride, align, lead, bytes as u32)));
             }
             let share = match order {
                 0 => 5,
@@ -162,23 +152,16 @@ impl Layout {
         best.map(|(_, layout)| layout)
     }
 
-    fn with(
-        order: u32,
-        nr: u32,
-        stride: u32,
-        align: u32,
-        lead: u32,
-        bytes: u32,
-        outside: bool,
-    ) -> Layout {
-        let inside = if outside { 0 } else { states(bytes.into(), stride.into()) as u32 };
+    fn with(order: u32, nr: u32, stride: u32, align: u32, lead: u32, bytes: u32) -> Layout {
+        let inside = states(bytes.into(), stride.into()) as u32;
         let exact = u64::from(stride) * u64::from(bytes) <= 1 << 32;
         let colour_step = (align / COLOUR_UNIT).max(1);
         let mut spare = bytes - lead - nr * stride - inside;
         // An address before the first object wraps around to the end of the slab. No colour goes so far that it comes
-        // to where an object could begin there: its state byte would be looked for before the slab.
+        // to where an object could begin there: its state byte would be looked for before the slab's.
         let last = (bytes - 1) / stride;
-        if !outside && last > nr {
+        let outside = inside == 0;
+        if last > nr || (outside && last == nr) {
             spare = spare.min(bytes - 1 - last * stride);
         }
         let room = (spare / COLOUR_UNIT).min(MAX_COLOURS - 1);
@@ -192,6 +175,16 @@ impl Layout {
             colours: (room / colour_step + 1) * colour_step,
             colour_step,
             lead,
+        }
+    }
+
+    /// Where the first state byte is of a slab whose first object is at an offset in the direct map: at the offset
+    /// shifted right by this, behind this address.
+    pub(super) fn states_place(&self, map: &MemMap) -> (usize, u32) {
+        if self.states_at == OUTSIDE {
+            (map.states_base(), STATE_SHIFT)
+        } else {
+            (map.direct_base().wrapping_add(self.states_at as usize), 0)
         }
     }
 
@@ -209,18 +202,13 @@ pub(super) const COLOUR_UNIT: u32 = 64;
 /// Colours that the table of owners can name.
 pub(super) const MAX_COLOURS: u32 = 128;
 
-/// State bytes of a slab that has them inside: one wherever an object could begin.
+/// State bytes in a slab: one wherever an object could begin, or none.
 fn states(bytes: u64, stride: u64) -> u64 {
-    bytes.div_ceil(stride)
+    if stride >= 1 << STATE_SHIFT { 0 } else { bytes.div_ceil(stride) }
 }
 
 /// Objects of `stride` that fit `bytes` behind `lead`, and the bytes that they leave unused or that their state takes.
-fn fit(bytes: u64, lead: u64, stride: u64, outside: bool, order: u32) -> Option<(u32, u64)> {
-    let inside = if outside { 0 } else { states(bytes, stride) };
-    let nr = bytes.saturating_sub(lead + inside) / stride;
-    // The address of what is outside is kept in the second frame's `Page`.
-    let fits = nr > 0 && (!outside || (order > 0 && nr <= u64::from(MAX_OUTSIDE)));
-    // State outside takes memory as well, and a further look.
-    let lost = bytes - lead.min(bytes) - nr * stride + if outside { nr + 8 } else { 0 };
-    fits.then_some((nr as u32, lost))
+fn fit(bytes: u64, lead: u64, stride: u64) -> Option<(u32, u64)> {
+    let nr = bytes.saturating_sub(lead + states(bytes, stride)) / stride;
+    (nr > 0).then_some((nr as u32, bytes - lead.min(bytes) - nr * stride))
 }

@@ -19,9 +19,9 @@
 
 use super::{
     cache::{CpuCache, Descriptor},
-    layout::{Layout, OUTSIDE},
     state::State,
 };
+use crate::memmap::MemMap;
 use core::{
     mem,
     ptr::{self, NonNull},
@@ -97,13 +97,18 @@ pub(super) struct Magazine {
     top: AtomicU32,
     limit: u32,
     /// `limit` for objects of an owner's, or 0 where a free must look where the object is from.
-    limit_owned: u32,
-    /// The layout's, if the state bytes of a slab are inside, else 0; 0 also where a free must look at nodes.
-    reciprocal: u32,
-    mask: u32,
-    states_at: u32,
+    limit_owned: u16,
     /// Index into `MAGAZINES`.
-    class: u32,
+    class: u8,
+    /// Where state bytes are: see `Layout::states_place`.
+    states_shift: u8,
+    /// The layout's.
+    mask: u32,
+    /// The layout's, or 0 where a free must look at nodes.
+    reciprocal: u32,
+    /// The same: what is compared with needs no register this way.
+    bound: u32,
+    states_base: usize,
     cache: *const Descriptor,
     /// The CPU's side of the cache, while it has the magazine.
     pub(super) owner: AtomicPtr<CpuCache>,
@@ -128,10 +133,12 @@ pub(super) static NOTHING: Magazine = Magazine {
     top: AtomicU32::new(0),
     limit: 0,
     limit_owned: 0,
-    reciprocal: 0,
-    mask: 0,
-    states_at: OUTSIDE,
     class: 0,
+    states_shift: 0,
+    mask: 0,
+    reciprocal: 0,
+    bound: 0,
+    states_base: 0,
     cache: ptr::null(),
     owner: AtomicPtr::new(ptr::null_mut()),
     bottom: 0,
@@ -169,22 +176,26 @@ impl Magazine {
         at: *mut u8,
         class: usize,
         d: &'static Descriptor,
+        map: &MemMap,
         several_nodes: bool,
     ) -> &'static Magazine {
         // Of large objects fewer than there are slots for.
         let slots = MAGAZINES[class];
         let bytes = if class <= first_class(d.layout.stride) { FIRST_BYTES } else { MOST_BYTES };
         let cap = slots.min((bytes / d.layout.stride).max(1));
-        let Layout { mask, reciprocal, states_at, lead, .. } = d.layout;
-        debug_assert!(lead == 0, "such caches have no magazines");
+        debug_assert!(d.layout.lead == 0, "such caches have no magazines");
+        let reciprocal = if several_nodes { 0 } else { d.layout.reciprocal };
+        let (states_base, shift) = d.layout.states_place(map);
         let head = Magazine {
             top: AtomicU32::new(0),
             limit: cap * SLOT,
-            limit_owned: if several_nodes { 0 } else { cap * SLOT },
-            reciprocal: if several_nodes || states_at == OUTSIDE { 0 } else { reciprocal },
-            mask,
-            states_at,
-            class: class as u32,
+            limit_owned: if several_nodes { 0 } else { (cap * SLOT) as u16 },
+            class: class as u8,
+            states_shift: shift as u8,
+            mask: d.layout.mask,
+            reciprocal,
+            bound: reciprocal,
+            states_base,
             cache: d,
             owner: AtomicPtr::new(ptr::null_mut()),
             bottom: 0,
@@ -237,7 +248,7 @@ impl Magazine {
     #[inline(always)]
     pub(super) fn room_for_owned(&self) -> Option<Room<'_>> {
         let top = self.top.load(Relaxed);
-        (top < self.limit_owned).then_some(Room { m: self, top })
+        (top < self.limit_owned.into()).then_some(Room { m: self, top })
     }
 
     /// The place behind the last object, if there is one; good while nothing else is done to the magazine.
@@ -298,29 +309,23 @@ impl Magazine {
         self.top.store((nr - n) * SLOT, Relaxed);
     }
 
-    /// The cache.
-    pub(super) fn cache(&self) -> Option<&'static Descriptor> {
-        // SAFETY: null, or a cache that outlives its magazines.
-        unsafe { self.cache.as_ref() }
-    }
-
-    /// The state byte of the object at an address `offset` bytes into the direct map, in a slab of the
-    /// magazine's cache whose first object is `colour` bytes behind its beginning; `None` if no object begins
-    /// there, or if that is for a slower path to find out.
+    /// The state byte of the object at an offset in the direct map, in a slab of the magazine's cache whose first
+    /// object is `colour` bytes behind its beginning; `None` if no object begins there, or if that is for a slower
+    /// path to find out.
     #[inline(always)]
-    pub(super) fn state_inside(&self, at: *mut u8, offset: usize, colour: u32) -> Option<State> {
-        let behind = u64::from((offset as u32).wrapping_sub(colour) & self.mask);
+    pub(super) fn state_at(&self, offset: usize, colour: u32) -> Option<State> {
+        let behind = (offset as u32).wrapping_sub(colour) & self.mask;
+        let first = offset.wrapping_sub(behind as usize);
         // See `Layout`.
-        let product = behind * u64::from(self.reciprocal);
-        if product as u32 >= self.reciprocal {
+        let product = u64::from(behind) * u64::from(self.reciprocal);
+        if product as u32 >= self.bound {
             return None;
         }
-        // The state byte is one behind the states' beginning for every object that `at` is behind the first.
-        let less = behind - (product >> 32);
-        let state = at.wrapping_add(self.states_at as usize).wrapping_sub(less as usize);
-        // SAFETY: the caller's frame is a slab's of this cache, and `at` is `behind` bytes behind its first
+        let states = self.states_base.wrapping_add(first >> (self.states_shift & 63));
+        let state = states.wrapping_add((product >> 32) as usize);
+        // SAFETY: the caller's frame is a slab's of this cache, and `offset` is `behind` bytes behind its first
         // object, a multiple of the stride, which has a state byte: `Layout` has no colour for which an address
-        // before the first object would wrap around to one. The state bytes are inside, or the reciprocal would be 0.
-        Some(unsafe { State::new(state.cast()) })
+        // before the first object would wrap around to one. Direct map and table were exposed.
+        Some(unsafe { State::new(ptr::with_exposed_provenance(state)) })
     }
 }

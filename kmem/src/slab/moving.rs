@@ -20,7 +20,7 @@
 
 use super::{
     KmemCache, Objects,
-    cache::{Descriptor, Lists, NONE, Root},
+    cache::{Descriptor, Lists, NONE},
     magazine::Object,
     node::Slab,
     state,
@@ -103,7 +103,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// Pulls the objects of a cache together, if they can be moved and the context allows it. Caches that look for
     /// mistakes are left alone: where their objects are is part of what they show.
-    pub(super) fn pack(&self, root: &'static Root, d: &'static Descriptor) {
+    pub(super) fn pack(&self, d: &'static Descriptor) {
         let mover = *d.mover.lock(self.pages.platform());
         let Some(mover) = mover.filter(|_| self.pages.context().may_sleep() && !self.bare(d))
         else {
@@ -122,7 +122,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                         self.offer(d, &mut lists, most)
                     };
                     if let Some(offered) = offered {
-                        self.empty(root, d, offered, mover);
+                        self.empty(d, offered, mover);
                     }
                 }
             }
@@ -143,17 +143,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Moves the objects of a slab, from the offered one on, into others.
-    fn empty(
-        &self,
-        root: &'static Root,
-        d: &'static Descriptor,
-        mut offered: Offered,
-        mover: Mover,
-    ) {
+    fn empty(&self, d: &'static Descriptor, mut offered: Offered, mover: Mover) {
         loop {
-            let result = self
-                .place_beside(d, &offered.slab)
-                .map(|to| self.move_to(root, d, &offered, to, mover));
+            let result =
+                self.place_beside(d, &offered.slab).map(|to| self.move_to(d, &offered, to, mover));
             // Before the slab may go with this one.
             let next = match result {
                 Some(MoveResult::Refused) | None => None,
@@ -164,7 +157,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             if !(stays && object.state.exchange(state::MOVING, state::LIVE)) {
                 let freed_too = !object.state.exchange(state::MOVING, state::CACHED);
                 object.state.set(state::CACHED);
-                self.give_home(root, d, &offered.slab, object);
+                self.give_home(d, &offered.slab, object);
                 if freed_too && result == Some(MoveResult::Moved) {
                     // The callback says that nothing refers to it, and yet it was freed.
                     self.pages
@@ -181,7 +174,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Has an object moved. The new one is the user's then, or free again.
     fn move_to(
         &self,
-        root: &'static Root,
         d: &'static Descriptor,
         offered: &Offered,
         to: Object,
@@ -193,7 +185,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let result = unsafe { f(from.at, to.at, private) };
         if result != MoveResult::Moved {
             to.state.set(state::CACHED);
-            self.give_home(root, d, &self.slab(d, self.frame_of(to.at)), to);
+            self.give_home(d, &self.slab(d, self.frame_of(to.at)), to);
         }
         result
     }

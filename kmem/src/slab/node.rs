@@ -2,8 +2,7 @@
 //!
 //! # Implementation
 //! A slab is named by its first frame. Its frames' owners name the cache and the slab's colour; its links
-//! and the number of its free objects are in its first frame's `Page`, and where its state bytes are
-//! outside, their address is in the second one's.
+//! and the number of its free objects are in its first frame's `Page`.
 //!
 //! # Locking
 //! The node's lock guards lists and state bytes that are FREE. Nothing is called with it held.
@@ -11,7 +10,7 @@
 use super::{
     Objects, SlabFlags,
     cache::{Descriptor, Internal, List, Lists, NONE, Root},
-    layout::{COLOUR_UNIT, Layout, MAX_COLOURS, OUTSIDE},
+    layout::{COLOUR_UNIT, MAX_COLOURS, OUTSIDE},
     magazine::Object,
     shuffle::Shuffle,
     state::{self, State},
@@ -25,11 +24,8 @@ use crate::{
     types::Pfn,
 };
 use core::{
-    ptr::NonNull,
-    sync::atomic::{
-        Ordering::{Acquire, Relaxed, Release},
-        fence,
-    },
+    ptr::{self, NonNull},
+    sync::atomic::Ordering::Relaxed,
 };
 
 /// Bits of a frame's owner that are the cache's number; the rest is the colour.
@@ -148,42 +144,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let start: *mut u8 = core::ptr::with_exposed_provenance_mut(addr);
         let owner = map.owner_at(map.direct_offset(addr), P::PAGE_SHIFT);
         let first = start.wrapping_add((d.layout.lead + colour_offset(owner)) as usize);
-        let states = if d.layout.states_at == OUTSIDE {
-            // Null only where the slab goes meanwhile.
-            self.states_outside(head, owner).unwrap_or_default()
-        } else {
-            first.wrapping_add(d.layout.states_at as usize)
-        };
+        let (base, shift) = d.layout.states_place(map);
+        let states = base.wrapping_add(map.direct_offset(first.addr()) >> shift);
+        let states = ptr::with_exposed_provenance_mut(states);
         // A slab is not at address 0.
         Slab { head, first: NonNull::new(first).unwrap_or(NonNull::dangling()), states }
-    }
-
-    /// The state bytes of a slab that has them outside, if its frames still have that owner.
-    fn states_outside(&self, head: u32, owner: u16) -> Option<*mut u8> {
-        let map = self.pages.map();
-        let (high, low) = map.page_in_map(head + 1).lru();
-        // Acquire pairs with the Release in `release`: if what was read is not the address, because an object
-        // is freed twice and its slab goes meanwhile, then the frames have lost their owner.
-        fence(Acquire);
-        let offset = map.direct_offset(map.direct_address(head, P::PAGE_SHIFT));
-        let still = owner != 0 && map.owner_at(offset, P::PAGE_SHIFT) == owner;
-        let addr = u64::from(high) << 32 | u64::from(low);
-        still.then(|| core::ptr::with_exposed_provenance_mut(addr as usize))
-    }
-
-    /// The state byte of object `i` of the slab that an offset in the direct map is in, which has
-    /// them outside; `None` if the slab, which had that owner, goes meanwhile.
-    pub(super) fn state_outside(
-        self,
-        offset: usize,
-        owner: u16,
-        layout: &Layout,
-        i: u32,
-    ) -> Option<State> {
-        let head = self.pages.map().frame_at(offset, P::PAGE_SHIFT) & !((1 << layout.order) - 1);
-        let at = self.states_outside(head, owner)?;
-        // SAFETY: `grow` put the address of as many bytes there as the slab has objects.
-        Some(unsafe { State::new(at.wrapping_add(i as usize).cast()) })
     }
 
     /// The object of a cache at an address; `None` where none begins.
@@ -194,9 +159,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         at: NonNull<u8>,
     ) -> Option<(Slab, Object)> {
         let slab = self.slab(d, pfn);
-        if slab.states.is_null() {
-            return None;
-        }
         let i = d.layout.index(at.addr().get().wrapping_sub(slab.first.addr().get()) as u32)?;
         let object = Object { at, state: slab.state(i) };
         Some((slab, object))
@@ -384,7 +346,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Makes a slab and puts it on its node's list of empty ones; returns the node.
     pub(super) fn grow(
         &self,
-        root: &'static Root,
         d: &'static Descriptor,
         gfp: Gfp,
         node: Option<usize>,
@@ -402,29 +363,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if order > 1 {
             flags -= Gfp::NOFAIL;
         }
-        let states = if d.layout.states_at == OUTSIDE {
-            self.internal(root, Internal::states(d.layout.nr), gfp)?
-        } else {
-            core::ptr::null_mut()
-        };
-        let made = self.pages.alloc_pages_node(node.map_or(-1, |n| n as i32), flags, order);
-        let page = match made {
-            Ok(page) => page,
-            Err(e) => {
-                self.drop_states(root, d, states);
-                return Err(e);
-            }
-        };
+        let page = self.pages.alloc_pages_node(node.map_or(-1, |n| n as i32), flags, order)?;
         let pfn = self.pages.page_to_pfn(page).unwrap_or_default();
         let Some(start) = self.pages.platform().direct_map(pfn) else {
             // A machine whose frames have no contents has no objects.
-            self.drop_states(root, d, states);
             let _ = self.pages.__free_pages(page, order);
             return Err(AllocError::NoMemory);
         };
         let node = self.node_of(pfn.0);
         let Some(at) = d.nodes.get(node) else {
-            self.drop_states(root, d, states);
             let _ = self.pages.__free_pages(page, order);
             return Err(AllocError::NoMemory);
         };
@@ -434,10 +381,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             lists.colour = (lists.colour + d.layout.colour_step) % d.layout.colours;
             lists.colour
         };
-        if d.layout.states_at == OUTSIDE {
-            let addr = states.expose_provenance() as u64;
-            map.page_in_map(pfn.0 + 1).set_lru((addr >> 32) as u32, addr as u32);
-        }
         page.mark_slab(true);
         map.set_owner(pfn.0, 1 << order, d.id | (colour << OWNER_BITS) as u16);
         let _ = start.as_ptr().expose_provenance();
@@ -472,15 +415,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
     }
 
-    fn drop_states(&self, root: &'static Root, d: &Descriptor, states: *mut u8) {
-        if !states.is_null() {
-            self.internal_free(root, Internal::states(d.layout.nr), states);
-        }
-    }
-
     /// Gives a slab's pages back. It is on no list. One that is not empty after all is reported and left
     /// alone for ever.
-    pub(super) fn release(&self, root: &'static Root, d: &'static Descriptor, head: u32) {
+    pub(super) fn release(&self, d: &'static Descriptor, head: u32) {
         let map = self.pages.map();
         let slab = self.slab(d, head);
         if Self::count_free(d, &slab) != d.layout.nr {
@@ -492,12 +429,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         self.inspect_leaving(d, &slab);
         map.set_owner(head, 1 << d.layout.order, 0);
-        // Release pairs with the Acquire in `states_outside`.
-        fence(Release);
-        if d.layout.states_at == OUTSIDE {
-            map.page_in_map(head + 1).set_lru(0, 0);
-            self.drop_states(root, d, slab.states);
-        }
         let page = map.page_in_map(head);
         page.set_free_objects(0);
         page.set_lru(0, 0);
@@ -520,7 +451,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     ) -> Result<*mut u8, AllocError> {
         let d = root.internal(which);
         // Failing is no reason for a report: the request goes on without.
-        self.alloc_locked(root, d, gfp | Gfp::NOWARN, None).map(|object| object.at.as_ptr())
+        self.alloc_locked(d, gfp | Gfp::NOWARN, None).map(|object| object.at.as_ptr())
     }
 
     pub(super) fn internal_free(&self, root: &'static Root, which: Internal, at: *mut u8) {
@@ -530,14 +461,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             && let Some(at) = NonNull::new(at)
             && let Some((slab, object)) = self.object_at(d, pfn, at)
         {
-            self.give_home(root, d, &slab, object);
+            self.give_home(d, &slab, object);
         }
     }
 
     /// Takes one object straight from a node's slabs, live, making a slab if there is none.
     pub(super) fn alloc_locked(
         &self,
-        root: &'static Root,
         d: &'static Descriptor,
         gfp: Gfp,
         node: Option<usize>,
@@ -552,7 +482,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             // request of a node whose slabs come from elsewhere would make another one.
             let patient = Gfp::DIRECT_RECLAIM | RETRIES;
             let spare = (gfp - patient) | Gfp::THISNODE | Gfp::NOWARN;
-            if self.grow(root, d, spare, Some(at)).is_ok()
+            if self.grow(d, spare, Some(at)).is_ok()
                 && let Some(object) = self.take_one(d, at)
             {
                 return Ok(object);
@@ -562,7 +492,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             }
         }
         loop {
-            let e = match self.grow(root, d, gfp, node) {
+            let e = match self.grow(d, gfp, node) {
                 Ok(grown) => match self.take_one(d, grown) {
                     Some(object) => return Ok(object),
                     None => continue,
@@ -601,13 +531,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Puts a cached object back in its slab, on whatever node that is.
-    pub(super) fn give_home(
-        &self,
-        root: &'static Root,
-        d: &'static Descriptor,
-        slab: &Slab,
-        object: Object,
-    ) {
+    pub(super) fn give_home(&self, d: &'static Descriptor, slab: &Slab, object: Object) {
         let Some(node) = d.nodes.get(self.node_of(slab.head)) else { return };
         let (wrong, emptied) = {
             let mut lists = node.lists.lock(self.pages.platform());
@@ -618,7 +542,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             self.pages.misuse(wrong);
         }
         if let Some(head) = emptied {
-            self.release(root, d, head);
+            self.release(d, head);
         }
     }
 

@@ -13,7 +13,7 @@ use super::{
     cache::{Descriptor, Root},
     magazine::{Magazine, Object},
     node::{Slab, colour_offset, number},
-    state::{self, State},
+    state,
 };
 use crate::{
     context::Path,
@@ -193,7 +193,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     return Ok(object);
                 }
             }
-            match self.alloc_locked(root, d, asked, node) {
+            match self.alloc_locked(d, asked, node) {
                 // One that turns out to be damaged is not given out.
                 Ok(object) if self.bare(d) => {
                     if self.outgoing(d, &object) {
@@ -252,25 +252,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(always)]
     #[track_caller]
     pub(super) fn free(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
-        let inside = |m: &Magazine, offset, of| m.state_inside(at, offset, colour_offset(of));
-        if self.put_hot(at, cache, true, inside) { Ok(()) } else { self.free_warm(at, cache) }
+        if self.put_hot(at, cache, true) { Ok(()) } else { self.free_warm(at, cache) }
     }
 
-    /// The fast path for callers in atomic context, and for objects whose state bytes are outside of their slab.
+    /// The fast path for callers in atomic context.
     #[cold]
     #[inline(never)]
     #[track_caller]
     fn free_warm(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
-        let either = |m: &Magazine, offset: usize, of| {
-            let state = m.state_inside(at, offset, colour_offset(of));
-            if state.is_some() || self.pages.nr_nodes() > 1 {
-                return state;
-            }
-            let layout = &m.cache()?.layout;
-            let behind = (offset as u32).wrapping_sub(colour_offset(of)) & layout.mask;
-            self.state_outside(offset, of, layout, layout.index(behind)?)
-        };
-        if self.put_hot(at, cache, false, either) { Ok(()) } else { self.free_slow(at, cache) }
+        if self.put_hot(at, cache, false) { Ok(()) } else { self.free_slow(at, cache) }
     }
 
     /// Frees an object whose only owner the caller is.
@@ -303,13 +293,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Frees a plain object to the CPU's magazine; `false`, and nothing changed, if it is not plain, there
     /// is no place or, with `process`, the caller is in atomic context.
     #[inline(always)]
-    fn put_hot(
-        self,
-        at: *mut u8,
-        cache: Option<&Descriptor>,
-        process: bool,
-        state_of: impl FnOnce(&Magazine, usize, u16) -> Option<State>,
-    ) -> bool {
+    fn put_hot(self, at: *mut u8, cache: Option<&Descriptor>, process: bool) -> bool {
         let p = self.pages.platform();
         let Some(cpu) = p.get_cpu_fast() else { return false };
         let mut done = false;
@@ -323,7 +307,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let of = owner.load(Relaxed);
             let m = self.loaded(cpu, number(of));
             if cache.is_none_or(|d| m.is_of(d))
-                && let Some(state) = state_of(m, offset, of)
+                && let Some(state) = m.state_at(offset, colour_offset(of))
                 && let Some(room) = m.room()
                 && state.free()
             {
@@ -351,8 +335,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let map = self.pages.map();
         let offset = map.direct_offset(addr);
         let owner = map.owner_at(offset, P::PAGE_SHIFT);
-        let found = self.root().and_then(|root| Some((root, root.cache(number(owner))?)));
-        let (Some((root, d)), Some(pfn)) = (found, map.owned_frame(offset, P::PAGE_SHIFT)) else {
+        let found = self.root().and_then(|root| root.cache(number(owner)));
+        let (Some(d), Some(pfn)) = (found, map.owned_frame(offset, P::PAGE_SHIFT)) else {
             return match cache {
                 Some(_) => Err(self.pages.misuse(Misuse::NotAnObject { addr })),
                 None => self.free_large(at),
@@ -378,7 +362,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             // Freed twice, and its slab went meanwhile: that byte was somebody else's.
             object.state.set(state::LIVE);
         } else if live {
-            return self.put_slow(root, d, &slab, object);
+            return self.put_slow(d, &slab, object);
         } else if object.state.exchange(state::MOVING, state::GONE) {
             // Who moves it puts it back.
             return Ok(());
@@ -388,19 +372,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// Puts an object that was just freed in a magazine, or else in its slab.
     #[track_caller]
-    fn put_slow(
-        &self,
-        root: &'static Root,
-        d: &'static Descriptor,
-        slab: &Slab,
-        object: Object,
-    ) -> Result<(), Misuse> {
+    fn put_slow(&self, d: &'static Descriptor, slab: &Slab, object: Object) -> Result<(), Misuse> {
         let p = self.pages.platform();
         if let Some(cpu) = p.get_cpu() {
             let local = self.node_of(slab.head) == cpu.node();
             let mut put = false;
             if local && let Some(owned) = self.pages.own(cpu, Path::ObjFree) {
-                put = self.push_flushed(cpu, root, d, object);
+                put = self.push_flushed(cpu, d, object);
                 self.pages.disown(owned);
             }
             p.put_cpu(cpu);
@@ -411,7 +389,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if self.bare(d) {
             self.incoming(d, &object)?;
         }
-        self.give_home(root, d, slab, object);
+        self.give_home(d, slab, object);
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use kmem_trace::slab::{Held, LinuxSlab};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// One cache at one moment.
 #[derive(Clone, Copy, Debug, Default, Serialize)]

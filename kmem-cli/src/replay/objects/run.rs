@@ -9,6 +9,7 @@
 //! looked at whenever they are more than ever before, so that the peak is known cache by cache.
 
 use super::plan::{Cache, Op, Plan, Source, What};
+use super::result::PAGE;
 use anyhow::{Context, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use kmem::{
@@ -37,9 +38,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Frames of all slabs.
+    /// Frames of all slabs, and what the states of objects take outside of them.
     pub fn frames(&self) -> u64 {
-        self.caches.iter().map(|c| c.slabs * u64::from(c.frames_per_slab)).sum()
+        let slabs: u64 = self.caches.iter().map(|c| c.slabs * u64::from(c.frames_per_slab)).sum();
+        let table: u64 = self.caches.iter().map(|c| c.table_bytes).sum();
+        slabs + table.div_ceil(PAGE)
     }
 }
 

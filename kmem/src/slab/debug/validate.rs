@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::Acquire;
 
 use super::super::{
     KmemCache, Objects,
-    cache::{Descriptor, List, Lists, Root},
+    cache::{Descriptor, List, Lists},
     magazine::Object,
     state,
 };
@@ -109,7 +109,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Gives back the slabs of a dying cache in which nothing is but free and quarantined objects.
-    pub(in super::super) fn end_quarantine(&self, root: &'static Root, d: &'static Descriptor) {
+    pub(in super::super) fn end_quarantine(&self, d: &'static Descriptor) {
         for node in d.nodes {
             loop {
                 let mut lists = node.lists.lock(self.pages.platform());
@@ -143,7 +143,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 let emptied = self.pop_empty(d, &mut lists);
                 drop(lists);
                 if let Some(head) = emptied {
-                    self.release(root, d, head);
+                    self.release(d, head);
                 }
             }
         }
