@@ -161,6 +161,7 @@ impl MemMap {
     }
 
     /// The frame that an offset in the direct map is in, if it has an owner.
+    #[inline]
     pub(crate) fn owned_frame(&self, offset: usize, page_shift: u32) -> Option<u32> {
         (self.owner_at(offset, page_shift) != 0).then(|| self.frame_at(offset, page_shift))
     }

@@ -419,11 +419,13 @@ impl Page {
     }
 
     /// Free objects, of a slab's first page.
+    #[inline]
     pub(crate) fn free_objects(&self) -> u32 {
         self.index.load(Ordering::Relaxed)
     }
 
     /// Sets what [`free_objects`](Self::free_objects) says. For the holder of the node's lock.
+    #[inline]
     pub(crate) fn set_free_objects(&self, nr: u32) {
         self.index.store(nr, Ordering::Relaxed);
     }
@@ -441,27 +443,46 @@ impl Page {
     }
 
     /// Where to go on looking for free objects, of a slab's first page.
+    #[inline]
     pub(crate) fn next_object(&self) -> u32 {
-        self.private.load(Ordering::Relaxed)
+        self.private.load(Ordering::Relaxed) % (1 << SHELF_AT)
     }
 
     /// Sets what [`next_object`](Self::next_object) says. For the holder of the node's lock.
+    #[inline]
     pub(crate) fn set_next_object(&self, i: u32) {
-        self.private.store(i, Ordering::Relaxed);
+        self.private.store(i | (self.shelf() as u32) << SHELF_AT, Ordering::Relaxed);
+    }
+
+    /// Which CPUs a slab is for, of its first page.
+    #[inline]
+    pub(crate) fn shelf(&self) -> usize {
+        (self.private.load(Ordering::Relaxed) >> SHELF_AT) as usize
+    }
+
+    /// Sets what [`shelf`](Self::shelf) says. For the holder of the node's lock.
+    #[inline]
+    pub(crate) fn set_shelf(&self, shelf: usize) {
+        self.private.store(self.next_object() | (shelf as u32) << SHELF_AT, Ordering::Relaxed);
     }
 
     /// The list links: next and previous frame number, as the list's owner set them.
+    #[inline]
     pub fn lru(&self) -> (u32, u32) {
         (self.lru_next.load(Ordering::Relaxed), self.lru_prev.load(Ordering::Relaxed))
     }
 
     /// Sets the list links. For the owner of the list, which is always a layer of the core: a list
     /// that others could bend would lead anywhere.
+    #[inline]
     pub(crate) fn set_lru(&self, next: u32, prev: u32) {
         self.lru_next.store(next, Ordering::Relaxed);
         self.lru_prev.store(prev, Ordering::Relaxed);
     }
 }
+
+/// Where in a slab's `private` word its shelf is noted.
+const SHELF_AT: u32 = 28;
 
 impl fmt::Debug for Page {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

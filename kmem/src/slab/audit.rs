@@ -6,7 +6,7 @@
 
 use super::{
     Objects, SlabFlags,
-    cache::{Descriptor, List, MAX_CACHES, NONE},
+    cache::{Descriptor, List, MAX_CACHES, NONE, SHELVES},
     layout::OUTSIDE,
     magazine::Magazine,
     state,
@@ -146,7 +146,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         };
         for node in d.nodes {
             let lists = node.lists.lock(self.pages.platform());
-            let active = u64::from(lists.partial.nr) + u64::from(lists.full.nr);
+            let active = lists.in_use().map(|list| u64::from(list.nr)).sum::<u64>();
             let slabs = active + u64::from(lists.empty.nr);
             let objects = slabs * u64::from(d.layout.nr);
             info.active_slabs += active;
@@ -155,11 +155,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             info.active_objects += objects - lists.free;
             info.grown += lists.grown;
             info.released += lists.released;
-            let mut m = lists.full_magazines;
-            // SAFETY: null or a magazine in the depot, which nobody changes under the lock.
-            while let Some(full) = unsafe { m.as_ref() } {
-                info.cached_objects += u64::from(full.nr());
-                m = full.next.load(Relaxed);
+            for mut m in lists.full_magazines {
+                // SAFETY: null or a magazine in the depot, which nobody changes under the lock.
+                while let Some(full) = unsafe { m.as_ref() } {
+                    info.cached_objects += u64::from(full.nr());
+                    m = full.next.load(Relaxed);
+                }
             }
         }
         if d.layout.states_at == OUTSIDE {
@@ -243,10 +244,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let lists = node.lists.lock(self.pages.platform());
             let mut free = 0;
             let mut bad = None;
-            for list in [&lists.partial, &lists.full, &lists.empty] {
+            for list in lists.all() {
                 let mut seen = 0;
                 self.walk(list, |head| {
                     seen += 1;
+                    let page = self.pages.map().page_in_map(head);
                     let of = |state| self.count(d, head, state);
                     let here = of(state::FREE);
                     free += u64::from(here);
@@ -259,9 +261,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     } else if here == d.layout.nr {
                         &lists.empty
                     } else {
-                        &lists.partial
+                        &lists.partial[page.shelf() % SHELVES]
                     };
-                    let counted = self.pages.map().page_in_map(head).free_objects();
+                    let counted = page.free_objects();
                     if !core::ptr::eq(list, listed) || counted != here {
                         bad = Some(head);
                     }
@@ -308,7 +310,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let mut listed = [const { None }; LISTED as usize];
         for node in d.nodes {
             let lists = node.lists.lock(p);
-            for list in [&lists.partial, &lists.full] {
+            for list in lists.in_use() {
                 self.walk(list, |head| {
                     self.each_live(d, head, |object| {
                         if let Some(at) = listed.get_mut(live as usize) {

@@ -9,8 +9,9 @@ use super::{
     SlabFlags,
     debug::Sites,
     layout::{Areas, Layout},
-    magazine::{MAGAZINES, Magazine},
+    magazine::{MAGAZINES, Magazine, first_class},
     moving::Mover,
+    node::Whose,
 };
 use crate::{error::Name, sync::IrqLock};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed};
@@ -69,15 +70,20 @@ impl List {
     pub(super) const EMPTY: List = List { first: NONE, last: NONE, nr: 0 };
 }
 
+/// Shelves of a node. CPUs whose numbers leave the same remainder have one together.
+pub(super) const SHELVES: usize = 4;
+
 /// What a node's lock guards.
 pub(super) struct Lists {
-    pub(super) partial: List,
+    /// By shelf: CPUs that have one of their own share no cache lines of state bytes, as long as there is memory.
+    pub(super) partial: [List; SHELVES],
     pub(super) full: List,
     pub(super) empty: List,
     /// Objects that lie free in slabs.
     pub(super) free: u64,
     pub(super) colour: u32,
-    pub(super) full_magazines: *const Magazine,
+    /// By shelf, too.
+    pub(super) full_magazines: [*const Magazine; SHELVES],
     pub(super) nr_full_magazines: u32,
     pub(super) empty_magazines: *const Magazine,
     pub(super) nr_empty_magazines: u32,
@@ -89,16 +95,28 @@ pub(super) struct Lists {
 // SAFETY: the pointers are to magazines in the depot, which belong to whoever holds the lock.
 unsafe impl Send for Lists {}
 
+impl Lists {
+    /// The lists of slabs.
+    pub(super) fn all(&self) -> impl Iterator<Item = &List> {
+        self.in_use().chain([&self.empty])
+    }
+
+    /// Those of slabs with an object that is not in it.
+    pub(super) fn in_use(&self) -> impl Iterator<Item = &List> {
+        self.partial.iter().chain([&self.full])
+    }
+}
+
 impl Node {
     pub(super) const fn new() -> Node {
         Node {
             lists: IrqLock::new(Lists {
-                partial: List::EMPTY,
+                partial: [List::EMPTY; SHELVES],
                 full: List::EMPTY,
                 empty: List::EMPTY,
                 free: 0,
                 colour: 0,
-                full_magazines: core::ptr::null(),
+                full_magazines: [core::ptr::null(); SHELVES],
                 nr_full_magazines: 0,
                 empty_magazines: core::ptr::null(),
                 nr_empty_magazines: 0,
@@ -125,6 +143,12 @@ pub(crate) struct CpuCache {
 }
 
 impl CpuCache {
+    /// Whose slabs the CPU takes: its own once its traffic made its magazines grow.
+    pub(super) fn whose(&self) -> Whose {
+        let grew = self.class.load(Relaxed) as usize > first_class(self.cache.layout.stride);
+        if grew { Whose::Own } else { Whose::Few }
+    }
+
     pub(super) fn previous(&self) -> &'static Magazine {
         // SAFETY: a magazine of the CPU's, which lives until it is taken off here.
         unsafe { &*self.previous.load(Relaxed) }

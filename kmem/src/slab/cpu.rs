@@ -2,7 +2,8 @@
 //!
 //! # Implementation
 //! Empty: the previous one if it has objects, else a full one from the depot, else the loaded one is
-//! filled from the node's slabs. Full: the previous one if it is empty, else an empty one from the depot,
+//! filled from the node's slabs. Slabs and full magazines lie on *shelves*, so that a CPU gets back what it had
+//! before; those of others only when its own shelf is bare. Full: the previous one if it is empty, else an empty one from the depot,
 //! else the older half goes back to the slabs: a free never asks for memory. Magazines are made on the
 //! way of an allocation, when the caller owns nothing.
 //!
@@ -14,8 +15,9 @@
 
 use super::{
     Objects,
-    cache::{CpuCache, Descriptor, Internal, Lists, MAX_CACHES, Root},
+    cache::{CpuCache, Descriptor, Internal, Lists, MAX_CACHES, Root, SHELVES},
     magazine::{MAGAZINES, Magazine, NOTHING, Object, first_class},
+    node::{Shelf, Whose, shelf_of},
     state,
 };
 use crate::{
@@ -211,14 +213,21 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             cc.swings.store(cc.swings.load(Relaxed) + 1, Relaxed);
         }
         let mut lists = d.nodes.get(cpu.node())?.lists.lock(self.pages.platform());
-        if let Some(full) = pop_full(&mut lists) {
+        let shelf = shelf_of(cpu);
+        let full = pop_full(&mut lists, shelf).or_else(|| {
+            let spare = cc.whose() != Whose::Own || lists.nr_full_magazines > DEPOT / 2;
+            let bare = lists.partial[shelf].nr == 0 && spare;
+            if bare { pop_any_full(&mut lists) } else { None }
+        });
+        if let Some(full) = full {
             push_empty(&mut lists, loaded);
             self.load(cpu, cc, full);
             return full.pop();
         }
         // Where frees come in between, half of it, so that the next one finds room.
         let want = if swung { loaded.cap().div_ceil(2) } else { loaded.cap() };
-        self.take(d, &mut lists, want, state::CACHED, |object| {
+        let shelf = Shelf { at: shelf, whose: cc.whose() };
+        self.take(d, &mut lists, shelf, want, state::CACHED, |object| {
             loaded.push(object);
         });
         loaded.pop()
@@ -257,7 +266,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 && let Some(empty) = pop_empty(&mut lists)
             {
                 // The previous one is the older.
-                push_full(&mut lists, previous);
+                push_full(&mut lists, shelf_of(cpu), previous);
                 cc.previous.store(loaded.place(), Relaxed);
                 self.load(cpu, cc, empty);
                 return empty.push(object);
@@ -419,7 +428,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let Some(at) = d.nodes.get(node) else { return };
         let lock = || at.lists.lock(self.pages.platform());
         loop {
-            let full = pop_full(&mut lock());
+            let full = pop_any_full(&mut lock());
             let Some(m) = full else { break };
             self.flush(d, m, m.nr());
             self.free_magazine(root, m);
@@ -440,17 +449,21 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 }
 
-fn pop_full(lists: &mut Lists) -> Option<&'static Magazine> {
+fn pop_any_full(lists: &mut Lists) -> Option<&'static Magazine> {
+    (0..SHELVES).find_map(|shelf| pop_full(lists, shelf))
+}
+
+fn pop_full(lists: &mut Lists, shelf: usize) -> Option<&'static Magazine> {
     // SAFETY: null or a magazine in the depot, which is ours under the lock.
-    let m = unsafe { lists.full_magazines.as_ref() }?;
-    lists.full_magazines = m.next.load(Relaxed);
+    let m = unsafe { lists.full_magazines[shelf].as_ref() }?;
+    lists.full_magazines[shelf] = m.next.load(Relaxed);
     lists.nr_full_magazines -= 1;
     Some(m)
 }
 
-fn push_full(lists: &mut Lists, m: &'static Magazine) {
-    m.next.store(lists.full_magazines.cast_mut(), Relaxed);
-    lists.full_magazines = m;
+fn push_full(lists: &mut Lists, shelf: usize, m: &'static Magazine) {
+    m.next.store(lists.full_magazines[shelf].cast_mut(), Relaxed);
+    lists.full_magazines[shelf] = m;
     lists.nr_full_magazines += 1;
 }
 

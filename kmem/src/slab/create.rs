@@ -452,7 +452,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let slabs = || {
             d.nodes.iter().map(|n| {
                 let lists = n.lists.lock(p);
-                u64::from(lists.partial.nr) + u64::from(lists.full.nr) + u64::from(lists.empty.nr)
+                lists.all().map(|list| u64::from(list.nr)).sum::<u64>()
             })
         };
         if !answered || slabs().sum::<u64>() > 0 {

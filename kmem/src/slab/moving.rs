@@ -20,9 +20,9 @@
 
 use super::{
     KmemCache, Objects,
-    cache::{Descriptor, Lists, NONE},
+    cache::{Descriptor, List, NONE, SHELVES},
     magazine::Object,
-    node::Slab,
+    node::{Shelf, Slab, Whose},
     state,
 };
 use crate::{error::Misuse, page_alloc::Reclaim, platform::Platform};
@@ -115,14 +115,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let mut most = 0;
             while most + 1 < nr {
                 most = (most + step).min(nr - 1);
-                let slabs = node.lists.lock(self.pages.platform()).partial.nr;
-                for _ in 0..slabs {
-                    let offered = {
-                        let mut lists = node.lists.lock(self.pages.platform());
-                        self.offer(d, &mut lists, most)
-                    };
-                    if let Some(offered) = offered {
-                        self.empty(d, offered, mover);
+                for shelf in 0..SHELVES {
+                    let slabs = node.lists.lock(self.pages.platform()).partial[shelf].nr;
+                    for _ in 0..slabs {
+                        let offered = {
+                            let mut lists = node.lists.lock(self.pages.platform());
+                            self.offer(d, &mut lists.partial[shelf], most)
+                        };
+                        if let Some(offered) = offered {
+                            self.empty(d, offered, mover);
+                        }
                     }
                 }
             }
@@ -130,15 +132,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Offers an object of the first partial slab if that has at most so many, and makes it the last one.
-    fn offer(&self, d: &'static Descriptor, lists: &mut Lists, most: u32) -> Option<Offered> {
-        let head = lists.partial.first;
+    fn offer(&self, d: &'static Descriptor, partial: &mut List, most: u32) -> Option<Offered> {
+        let head = partial.first;
         if head == NONE {
             return None;
         }
         let used = d.layout.nr - self.pages.map().page_in_map(head).free_objects();
         let slab = self.slab(d, head);
         let index = if used <= most { offer_next(d, &slab, 0) } else { None };
-        self.rotate(&mut lists.partial);
+        self.rotate(partial);
         Some(Offered { slab, index: index? })
     }
 
@@ -195,15 +197,18 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let map = self.pages.map();
         let node = d.nodes.get(self.node_of(other.head))?;
         let mut lists = node.lists.lock(self.pages.platform());
-        for _ in 0..LOOKS.min(lists.partial.nr) {
-            let first = lists.partial.first;
-            let least = map.page_in_map(other.head).free_objects();
-            if first != other.head && map.page_in_map(first).free_objects() <= least {
-                let mut to = None;
-                self.take(d, &mut lists, 1, state::LIVE, |object| to = Some(object));
-                return to;
+        for shelf in 0..SHELVES {
+            for _ in 0..LOOKS.min(lists.partial[shelf].nr) {
+                let first = lists.partial[shelf].first;
+                let least = map.page_in_map(other.head).free_objects();
+                if first != other.head && map.page_in_map(first).free_objects() <= least {
+                    let mut to = None;
+                    let shelf = Shelf { at: shelf, whose: Whose::Any };
+                    self.take(d, &mut lists, shelf, 1, state::LIVE, |object| to = Some(object));
+                    return to;
+                }
+                self.rotate(&mut lists.partial[shelf]);
             }
-            self.rotate(&mut lists.partial);
         }
         None
     }

@@ -9,13 +9,14 @@
 
 use super::{
     Objects, SlabFlags,
-    cache::{Descriptor, Internal, List, Lists, NONE, Root},
+    cache::{Descriptor, Internal, List, Lists, NONE, Root, SHELVES},
     layout::{COLOUR_UNIT, MAX_COLOURS, OUTSIDE},
     magazine::Object,
     shuffle::Shuffle,
     state::{self, State},
 };
 use crate::{
+    context::Cpu,
     error::AllocError,
     gfp::Gfp,
     page_alloc::Reclaim,
@@ -134,6 +135,33 @@ fn search_shuffled(
     search(d, slab, i, most, to, |i| order.at(i), &mut out)
 }
 
+/// Slabs of a node's from which on its CPUs have slabs of their own.
+const MANY: u64 = 64;
+
+/// From whose shelf a CPU takes partial slabs when its own is bare. CPUs that take objects of one slab write to the same
+/// state bytes. With slabs of their own for all CPUs the layer held more pages than Linux on the recorded traces.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// From any.
+    Any,
+    /// From any, while the cache has few slabs.
+    Few,
+    /// From none, save one with slabs to spare that are half free.
+    Own,
+}
+
+/// A CPU's shelf, and whose else will do.
+#[derive(Clone, Copy)]
+pub(super) struct Shelf {
+    pub(super) at: usize,
+    pub(super) whose: Whose,
+}
+
+/// The shelf that a CPU has.
+pub(super) fn shelf_of(cpu: &Cpu) -> usize {
+    cpu.id() % SHELVES
+}
+
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// The slab of a cache that the frame belongs to. The frame is one of the cache's.
     #[inline]
@@ -211,13 +239,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// The list that a slab with so many free objects is on.
-    fn list_for<'l>(lists: &'l mut Lists, d: &Descriptor, free: u32) -> &'l mut List {
+    fn list_for<'l>(lists: &'l mut Lists, d: &Descriptor, shelf: usize, free: u32) -> &'l mut List {
         if free == 0 {
             &mut lists.full
         } else if free == d.layout.nr {
             &mut lists.empty
         } else {
-            &mut lists.partial
+            &mut lists.partial[shelf % SHELVES]
         }
     }
 
@@ -229,12 +257,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         before: u32,
         after: u32,
     ) {
-        self.pages.map().page_in_map(head).set_free_objects(after);
+        let page = self.pages.map().page_in_map(head);
+        page.set_free_objects(after);
         lists.free = lists.free + u64::from(after) - u64::from(before);
         let nr = d.layout.nr;
         if (before == 0, before == nr) != (after == 0, after == nr) {
-            self.unlink(Self::list_for(lists, d, before), head);
-            self.link(Self::list_for(lists, d, after), head);
+            self.unlink(Self::list_for(lists, d, page.shelf(), before), head);
+            self.link(Self::list_for(lists, d, page.shelf(), after), head);
         }
     }
 
@@ -256,11 +285,49 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         objects.filter(|o| o.state.get() == state::LIVE).for_each(f);
     }
 
+    /// The slab to take objects from for CPUs that have a shelf: it is theirs then, if it is partial.
+    #[inline]
+    fn next_slab(&self, d: &Descriptor, lists: &mut Lists, shelf: Shelf) -> Option<u32> {
+        match lists.partial[shelf.at % SHELVES].first {
+            NONE => self.next_elsewhere(d, lists, shelf),
+            own => Some(own),
+        }
+    }
+
+    #[cold]
+    fn next_elsewhere(&self, d: &Descriptor, lists: &mut Lists, shelf: Shelf) -> Option<u32> {
+        let Shelf { at: shelf, whose } = shelf;
+        let free = |head| self.pages.map().page_in_map(head).free_objects();
+        let any = match whose {
+            Whose::Any => true,
+            Whose::Few => lists.grown - lists.released < MANY,
+            Whose::Own => false,
+        };
+        let from = (1..SHELVES).map(|i| (shelf + i) % SHELVES).find(|i| {
+            let List { first, nr, .. } = lists.partial[*i];
+            nr > 0 && (any || nr > 1 && free(first) >= d.layout.nr / 2)
+        });
+        let Some(at) = from else {
+            let head = lists.empty.first;
+            if head == NONE {
+                return None;
+            }
+            self.pages.map().page_in_map(head).set_shelf(shelf);
+            return Some(head);
+        };
+        let head = lists.partial[at].first;
+        self.unlink(&mut lists.partial[at], head);
+        self.pages.map().page_in_map(head).set_shelf(shelf);
+        self.link(&mut lists.partial[shelf], head);
+        Some(head)
+    }
+
     /// Takes up to `want` objects out of a node's slabs, partial ones first, and makes them `to`.
     pub(super) fn take(
         &self,
         d: &Descriptor,
         lists: &mut Lists,
+        shelf: Shelf,
         want: u32,
         to: u8,
         mut out: impl FnMut(Object),
@@ -268,11 +335,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let seed = self.slabs.random.load(Relaxed);
         let mut got = 0;
         while got < want {
-            let from = if lists.partial.nr > 0 { &lists.partial } else { &lists.empty };
-            let head = from.first;
-            if head == NONE {
-                break;
-            }
+            let Some(head) = self.next_slab(d, lists, shelf) else { break };
             let slab = self.slab(d, head);
             let page = self.pages.map().page_in_map(head);
             let before = page.free_objects();
@@ -401,6 +464,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.pages.mod_node_page_state(node, Self::slab_stat(d), 1 << order);
         let mut lists = at.lists.lock(self.pages.platform());
         page.set_free_objects(d.layout.nr);
+        page.set_shelf(0);
+        page.set_next_object(0);
         lists.free += u64::from(d.layout.nr);
         lists.grown += 1;
         self.link(&mut lists.empty, pfn.0);
@@ -431,6 +496,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         map.set_owner(head, 1 << d.layout.order, 0);
         let page = map.page_in_map(head);
         page.set_free_objects(0);
+        page.set_shelf(0);
+        page.set_next_object(0);
         page.set_lru(0, 0);
         page.mark_slab(false);
         self.pages.mod_node_page_state(
@@ -473,7 +540,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         node: Option<usize>,
     ) -> Result<Object, AllocError> {
         let at = node.unwrap_or_else(|| self.here());
-        if let Some(object) = self.take_one(d, at) {
+        if let Some(object) = self.take_one(d, at, Whose::Few) {
             return Ok(object);
         }
         let bound = gfp.contains(Gfp::THISNODE);
@@ -483,7 +550,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let patient = Gfp::DIRECT_RECLAIM | RETRIES;
             let spare = (gfp - patient) | Gfp::THISNODE | Gfp::NOWARN;
             if self.grow(d, spare, Some(at)).is_ok()
-                && let Some(object) = self.take_one(d, at)
+                && let Some(object) = self.take_one(d, at, Whose::Any)
             {
                 return Ok(object);
             }
@@ -493,14 +560,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         loop {
             let e = match self.grow(d, gfp, node) {
-                Ok(grown) => match self.take_one(d, grown) {
+                Ok(grown) => match self.take_one(d, grown, Whose::Any) {
                     Some(object) => return Ok(object),
                     None => continue,
                 },
                 Err(e) => e,
             };
             // Somebody may have freed one meanwhile.
-            let found = self.take_one(d, at);
+            let found = self.take_one(d, at, Whose::Any);
             let found = if bound { found } else { found.or_else(|| self.take_elsewhere(d, at)) };
             return found.ok_or(e);
         }
@@ -508,20 +575,20 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// Takes an object of another node than `at`, the nearest that has one.
     fn take_elsewhere(&self, d: &Descriptor, at: usize) -> Option<Object> {
-        self.pages.nodes_from(at).filter(|n| *n != at).find_map(|n| self.take_one(d, n))
+        self.pages.nodes_from(at).filter(|n| *n != at).find_map(|n| self.take_one(d, n, Whose::Any))
     }
 
-    fn take_one(&self, d: &Descriptor, node: usize) -> Option<Object> {
+    fn take_one(&self, d: &Descriptor, node: usize, whose: Whose) -> Option<Object> {
         let mut found = None;
         // One that is looked at first is nobody's until then.
         let to = if d.marks() { state::CACHED } else { state::LIVE };
         let wrong = {
             let mut lists = d.nodes.get(node)?.lists.lock(self.pages.platform());
-            let from = if lists.partial.nr > 0 { &lists.partial } else { &lists.empty };
-            let wrong = Some(from.first)
-                .filter(|head| *head != NONE)
+            let shelf = Shelf { at: self.shelf(), whose };
+            let wrong = self
+                .next_slab(d, &mut lists, shelf)
                 .and_then(|head| self.mend(d, &mut lists, head));
-            self.take(d, &mut lists, 1, to, |object| found = Some(object));
+            self.take(d, &mut lists, shelf, 1, to, |object| found = Some(object));
             wrong
         };
         if let Some(wrong) = wrong {
@@ -546,8 +613,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
     }
 
+    /// The caller's shelf.
+    fn shelf(&self) -> usize {
+        self.pages.platform().this_cpu().map_or(0, shelf_of)
+    }
+
     /// The caller's node.
     pub(super) fn here(&self) -> usize {
-        self.pages.platform().this_cpu().map_or(0, crate::context::Cpu::node)
+        self.pages.platform().this_cpu().map_or(0, Cpu::node)
     }
 }

@@ -76,9 +76,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     fn each_slab(&self, lists: &Lists, mut f: impl FnMut(u32)) {
-        for list in [&lists.partial, &lists.full, &lists.empty] {
-            self.walk(list, &mut f);
-        }
+        lists.all().for_each(|list| self.walk(list, &mut f));
     }
 
     /// What is wrong with an object in its slab. The caller holds the node's lock.
@@ -124,10 +122,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     });
                     found
                 };
-                let Some(head) = only_kept(&lists.partial).or_else(|| only_kept(&lists.full))
-                else {
-                    break;
-                };
+                let Some(head) = lists.in_use().find_map(only_kept) else { break };
                 let slab = self.slab(d, head);
                 let free = self.pages.map().page_in_map(head).free_objects();
                 for object in (0..d.layout.nr).map(|i| slab.object(d, i)) {
