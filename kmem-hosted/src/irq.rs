@@ -157,6 +157,10 @@ fn serve_here(slot: &Slot, mask: Mask) {
         let pending = slot.word.take_pending();
         if pending & NMI != 0 {
             run_nmi(slot);
+            // One that landed in it waited for its end, and has no signal of its own to come.
+            while slot.word.take(NMI) != 0 {
+                run_nmi(slot);
+            }
         }
         if pending & REARM != 0 {
             rearm(slot);

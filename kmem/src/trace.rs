@@ -158,7 +158,8 @@ impl core::fmt::Display for PageId {
     }
 }
 
-/// Who is told.
+/// Who is told. Events come from any context and any path, while lists and locks may be held: a sink neither sleeps nor
+/// calls the machine it listens to.
 pub trait TraceSink: Sync {
     /// An event on CPU `cpu` (`None`: on a thread that runs on none).
     fn event(&self, cpu: Option<usize>, event: &Event);

@@ -2,8 +2,8 @@
 //!
 //! # Concepts
 //! Physical address 0 is the beginning of one private mapping. CPUs are seats. There are no interrupts, so there is
-//! nothing to mask, and a CPU whose thread does something else cannot be made to look: a kick serves a seat that
-//! is free, or any while the caller has all stopped; else the request is served at the seat's next call.
+//! nothing to mask, and a CPU whose thread does something else cannot be made to look: whoever kicks serves the
+//! request, on a seat that is free or, with all threads stopped, on another thread's.
 //!
 //! # Locking
 //! None: the memory is set before the machine is up.

@@ -288,18 +288,23 @@ extern "C" fn end_of_thread(seat: *mut c_void) {
     }
 }
 
-/// Serves as a CPU what others asked of it, if its seat is free or the caller has all stopped.
+/// Serves as a CPU what others asked of it. If its seat is another thread's, all are stopped for that: the thread may
+/// be on fast paths only, which do not look.
 pub(super) fn pose(cpu: usize) {
     let (Some(seat), Some(kmem)) = (get(cpu), bringup::machine()) else { return };
-    let stopped = gate::is_mine();
-    if !stopped && !seat.take() {
-        return;
-    }
-    let before = CURRENT.replace(seat);
-    kmem.handle_ipi();
-    CURRENT.set(before);
-    if !stopped {
+    let serve = || {
+        let before = CURRENT.replace(seat);
+        kmem.handle_ipi();
+        CURRENT.set(before);
+    };
+    if gate::is_mine() || current().is_some_and(|own| ptr::eq(own, seat)) {
+        serve();
+    } else if seat.take() {
+        serve();
         seat.free();
+    } else {
+        let _closed = gate::close();
+        serve();
     }
 }
 

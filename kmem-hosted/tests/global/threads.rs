@@ -1,10 +1,15 @@
 //! Threads: more than there are seats, many one after the other, and what they allocate at their end.
 
 use crate::{HEAP, child, is_kmem};
-use kmem::platform::Platform;
+use kmem::{
+    gfp::Gfp,
+    platform::Platform,
+    slab::{CacheError, SlabFlags},
+};
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
+    hint::black_box,
     sync::{
         Barrier,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -35,6 +40,39 @@ pub fn work(seed: u64, rounds: u64) -> bool {
         }
     }
     live.iter().all(|(key, values)| values.iter().all(|v| *v == key ^ seed))
+}
+
+/// A thread on fast paths only does not look whether others ask for its magazines.
+#[test]
+fn a_cache_goes_while_another_thread_allocates_and_frees() {
+    let (started, over) = (AtomicU32::new(0), AtomicU32::new(0));
+    thread::scope(|s| {
+        s.spawn(|| {
+            // With magazines of its own from here on.
+            let held = Box::new(1_u64);
+            while over.load(Relaxed) == 0 {
+                black_box(Box::new(*held));
+                started.store(1, Relaxed);
+            }
+        });
+        while started.load(Relaxed) == 0 {
+            thread::yield_now();
+        }
+        for _ in 0..20 {
+            let gone = HEAP.with(|kmem| {
+                let cache = kmem.kmem_cache_create("short", 100, 8, SlabFlags::NO_MERGE, None)?;
+                let at = kmem.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap();
+                // SAFETY: allocated above, and not used again.
+                unsafe { kmem.kmem_cache_free(&cache, at) }.unwrap();
+                Ok::<_, CacheError>(kmem.kmem_cache_destroy(cache).is_ok())
+            });
+            if !gone.unwrap().unwrap() {
+                over.store(1, Relaxed);
+                panic!("the cache stays");
+            }
+        }
+        over.store(1, Relaxed);
+    });
 }
 
 #[test]
