@@ -20,7 +20,7 @@ use core::{
     },
 };
 use kmem::{
-    context::Cpu,
+    context::{Cpu, Path},
     memblock::Memblock,
     platform::{IrqState, Level, Platform},
     types::Pfn,
@@ -121,7 +121,7 @@ unsafe impl Platform for Hosted {
             return;
         };
         let context = slot.cpu.context();
-        if !context.may_sleep() {
+        if !context.may_sleep() || slot.cpu.path() >= Path::PcpAlloc {
             self.report(Level::Bug, format_args!("sleeping in atomic context: {context:?}"));
             return;
         }

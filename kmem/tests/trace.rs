@@ -3,12 +3,21 @@
 
 use kmem::{
     Config, Gfp, MigrateType, Page, Pfn,
+    context::Path,
     fault::FaultPlan,
+    platform::Platform,
     trace::{Event, TraceSink},
     types::ZoneType,
 };
 use kmem_hosted::{Machine, Shape};
-use std::sync::Mutex;
+use kmem_test_support::Rig;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Mutex,
+        atomic::{AtomicPtr, AtomicU32, Ordering::SeqCst},
+    },
+};
 
 /// Keeps what it is told.
 #[derive(Default)]
@@ -371,4 +380,74 @@ fn every_event_of_a_high_memory_request_names_its_own_frame() {
         _ => panic!("{event:?}"),
     };
     assert!(log.take().iter().all(|event| zone.spanned().contains(frame(event).0)));
+}
+
+/// Does what a sink must not do, at events that come while the CPU's lists are owned.
+struct Rude {
+    machine: AtomicPtr<Machine>,
+    sleeps: bool,
+    times: AtomicU32,
+}
+
+impl TraceSink for Rude {
+    fn event(&self, _cpu: Option<usize>, event: &Event) {
+        // SAFETY: null, or the test's machine, which outlives its events.
+        let machine = unsafe { self.machine.load(SeqCst).as_ref() };
+        let Some(m) = machine.filter(|_| event.name() == "mm_page_pcpu_drain") else { return };
+        assert!(m.platform().this_cpu().unwrap().path() >= Path::PcpAlloc);
+        self.times.fetch_add(1, SeqCst);
+        if self.sleeps {
+            m.platform().wait(&AtomicU32::new(0), 0, u64::MAX);
+        } else {
+            panic!("a sink's panic");
+        }
+    }
+}
+
+fn rude(machine: &Machine, sleeps: bool) -> &'static Rude {
+    let sink: &Rude = Box::leak(Box::new(Rude {
+        machine: AtomicPtr::new(std::ptr::from_ref(machine).cast_mut()),
+        sleeps,
+        times: AtomicU32::new(0),
+    }));
+    machine.set_tracer(Some(sink));
+    sink
+}
+
+#[test]
+fn a_sink_that_would_sleep_in_the_midst_is_refused() {
+    let rig = Rig::flat();
+    let sink = rude(&rig, true);
+    rig.run(|_| {
+        let page = rig.alloc_page(Gfp::KERNEL).unwrap();
+        rig.__free_page(page).unwrap();
+        let mark = rig.mark();
+        rig.drain_this_cpu();
+        let reports = rig.since(mark);
+        assert_eq!(reports.len(), sink.times.load(SeqCst) as usize);
+        assert!(reports.iter().all(|(_, text)| text.starts_with("sleeping in atomic context")));
+        assert!(!reports.is_empty());
+    });
+    rig.set_tracer(None);
+}
+
+#[test]
+fn a_panic_in_the_midst_leaves_no_lists_owned() {
+    // What was on its way is lost, so this is no machine whose frames are counted at the end.
+    let m = Machine::without_kswapd(Shape::no_dma(64 * MIB), Config::default()).unwrap();
+    let sink = rude(&m, false);
+    m.run(|_| {
+        let page = m.alloc_page(Gfp::KERNEL).unwrap();
+        m.__free_page(page).unwrap();
+        assert!(catch_unwind(AssertUnwindSafe(|| m.drain_this_cpu())).is_err());
+        assert_eq!(sink.times.load(SeqCst), 1);
+        m.set_tracer(None);
+        let cpu = m.platform().this_cpu().unwrap();
+        assert_eq!(cpu.path(), Path::Idle);
+        // Lists that stayed owned would not be used.
+        let page = m.alloc_page(Gfp::KERNEL).unwrap();
+        m.__free_page(page).unwrap();
+        m.drain_this_cpu();
+    })
+    .unwrap();
 }

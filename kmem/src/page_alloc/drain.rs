@@ -167,11 +167,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Lets the CPU's lists go after what was asked for in `deferred` was done.
     pub(crate) fn answered(&self, owned: Owned<'_>, what: u32) {
-        let Owned { cpu, before } = owned;
+        let cpu = owned.cpu;
         // The request is done once the lists are empty, not before: whoever waits reads this.
         cpu.deferred.fetch_and(!what, AcqRel);
         compiler_fence(SeqCst);
-        cpu.restore(before);
+        owned.end();
         compiler_fence(SeqCst);
     }
 

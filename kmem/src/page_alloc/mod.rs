@@ -68,6 +68,7 @@ use crate::{
     zone::{MAX_AREAS, Watermarks, Zone, zonelist::Zonelists},
 };
 use core::{
+    mem::ManuallyDrop,
     ptr::NonNull,
     sync::atomic::Ordering::SeqCst,
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence},
@@ -128,6 +129,22 @@ struct CpuData {
 pub(crate) struct Owned<'a> {
     cpu: &'a Cpu,
     before: Before,
+}
+
+impl Owned<'_> {
+    /// Lets the lists go.
+    #[inline(always)]
+    fn end(self) {
+        let this = ManuallyDrop::new(self);
+        this.cpu.restore(this.before);
+    }
+}
+
+/// On the way of a panic only: a report that the embedder turns into one must not leave the lists owned for ever.
+impl Drop for Owned<'_> {
+    fn drop(&mut self) {
+        self.cpu.restore(self.before);
+    }
 }
 
 impl<P: Platform, R> Drop for PageAllocator<P, R> {
@@ -350,12 +367,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     pub(crate) fn disown(&self, owned: Owned<'_>) {
         // An interrupt handler on this CPU must see every change of the lists before the flag falls.
         compiler_fence(SeqCst);
-        owned.cpu.restore(owned.before);
+        let cpu = owned.cpu;
+        owned.end();
         // The flag falls before the look at `deferred`: a request that comes before the look is seen
         // by it, one that comes after is served by its own interrupt.
         compiler_fence(SeqCst);
-        if owned.cpu.deferred.load(Relaxed) != 0 {
-            self.run_deferred(owned.cpu);
+        if cpu.deferred.load(Relaxed) != 0 {
+            self.run_deferred(cpu);
         }
     }
 
