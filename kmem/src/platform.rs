@@ -116,9 +116,11 @@ pub unsafe trait Platform: Sync {
     }
 
     /// Makes CPU `cpu` call [`Kmem::handle_ipi`](crate::PageAllocator::handle_ipi) soon. For a CPU that runs
-    /// nothing the platform may make the call itself, posing as that CPU. Called from any context. A call that
-    /// lands in a fast path finds the CPU's lists owned, and the path does not look at its end: whoever waits kicks
-    /// again, and of repeated kicks some must land between the operations of a CPU that does nothing else.
+    /// nothing the platform may make the call itself, posing as that CPU. Called from any context.
+    ///
+    /// A call that lands while the CPU's lists are owned does nothing, and the fast paths do not look for requests
+    /// at their end; whoever waits kicks again every few hundred turns. So of repeated kicks some must reach a CPU
+    /// between two calls, even if it never makes others than fast ones or none at all.
     fn kick(&self, cpu: usize);
 
     /// Waits until `word` no longer holds `expected`, a wake-up on it, or `timeout_ns` nanoseconds.

@@ -4,7 +4,8 @@
 //! A fork must not happen while another thread is inside a call: the child would have that thread's half-done
 //! work and its locks, and never the thread. So before a fork the gate is closed, whoever is inside is waited for,
 //! and whoever comes waits; after it the gate opens, in both processes. The same stops all for a moment when memory
-//! has run out and what lies on other threads' seats is wanted.
+//! has run out and what lies on other threads' seats is wanted. To serve a request as one seat, only that seat's thread
+//! has to be outside: it is waited for a little, with the gate closed, so that it does not come again at once.
 //!
 //! # Implementation
 //! A caller counts itself in, then looks at the gate; the closer closes the gate, then looks at the counts. Each
@@ -38,6 +39,11 @@ use rustix::thread::{MembarrierCommand, membarrier};
 const CLOSED: u32 = 1;
 /// Callers must take the slow way: the host has no `membarrier`.
 const CAREFUL: u32 = 2;
+/// With `CLOSED`: everybody is waited for, or was.
+const ALL: u32 = 4;
+
+/// Turns for which a call that is on a seat is waited for. It may be one that waits for the caller.
+const PATIENCE: u32 = 256;
 
 static GATE: AtomicU32 = AtomicU32::new(0);
 /// The thread that closed the gate; 0 for nobody.
@@ -55,9 +61,14 @@ pub(super) fn lets_in() -> bool {
     GATE.load(Acquire) & CLOSED == 0 || is_mine()
 }
 
-/// Whether the caller closed the gate.
-pub(super) fn is_mine() -> bool {
+/// Whether the caller is the closer.
+fn is_mine() -> bool {
     CLOSER.load(Relaxed) == seats::thread()
+}
+
+/// Whether the caller has all others stopped.
+fn has_all_stopped() -> bool {
+    is_mine() && GATE.load(Relaxed) & ALL != 0
 }
 
 /// Waits outside of a closed gate.
@@ -84,23 +95,58 @@ pub(super) struct Closed(());
 /// Closes the gate and waits until no other thread is inside. The caller may be inside itself.
 pub(super) fn close() -> Closed {
     let own = seats::current();
-    while CLOSER.compare_exchange(0, seats::thread(), Acquire, Relaxed).is_err() {
-        // Whoever closed the gate may be waiting for this call to end.
-        let _out = own.map(seats::Out::new);
-        sys::relax();
-    }
-    GATE.fetch_or(CLOSED, SeqCst);
-    fence(SeqCst);
-    if GATE.load(Relaxed) & CAREFUL == 0 {
-        // Registered at bring-up, so it does not fail.
-        let _ = membarrier(MembarrierCommand::PrivateExpedited);
-    }
+    let closed = become_closer();
+    shut(CLOSED | ALL);
     for seat in seats::all() {
         while seat.is_inside() && !own.is_some_and(|own| core::ptr::eq(own, seat)) {
             sys::relax();
         }
     }
+    closed
+}
+
+fn become_closer() -> Closed {
+    let own = seats::current();
+    while CLOSER.compare_exchange(0, seats::thread(), Acquire, Relaxed).is_err() {
+        // Whoever closed the gate may be waiting for this call to end.
+        let _out = own.map(seats::Out::new);
+        sys::relax();
+    }
     Closed(())
+}
+
+fn shut(bits: u32) {
+    GATE.fetch_or(bits, SeqCst);
+    fence(SeqCst);
+    if GATE.load(Relaxed) & CAREFUL == 0 {
+        // Registered at bring-up, so it does not fail.
+        let _ = membarrier(MembarrierCommand::PrivateExpedited);
+    }
+}
+
+/// Runs `f` while no thread is on a seat of another: at once if the seat is nobody's or the caller has all
+/// stopped, else if its thread is outside of calls or gets there soon. One caller at a time does this.
+pub(super) fn beside(seat: &seats::Seat, f: impl FnOnce()) {
+    if has_all_stopped() {
+        return f();
+    }
+    if is_mine() {
+        // Asked for by what is done as one seat: whoever waits for it asks again.
+        return;
+    }
+    let _closed = become_closer();
+    if seat.take() {
+        f();
+        seat.free();
+        return;
+    }
+    shut(CLOSED);
+    for _ in 0..PATIENCE {
+        if !seat.is_inside() {
+            return f();
+        }
+        sys::relax();
+    }
 }
 
 impl Drop for Closed {
@@ -110,11 +156,13 @@ impl Drop for Closed {
 }
 
 fn open() {
-    // Release pairs with the Acquire in `close`.
-    CLOSER.store(0, Release);
     // Release pairs with the Acquire in `is_open` and `lets_in`.
-    GATE.fetch_and(!CLOSED, Release);
-    sys::futex_wake(&raw const GATE, u32::MAX);
+    let before = GATE.fetch_and(!(CLOSED | ALL), Release);
+    // Release pairs with the Acquire in `become_closer`. Last: the next closer's bits are not to be cleared.
+    CLOSER.store(0, Release);
+    if before & CLOSED != 0 {
+        sys::futex_wake(&raw const GATE, u32::MAX);
+    }
 }
 
 extern "C" fn before_fork() {

@@ -2,8 +2,8 @@
 //!
 //! # Concepts
 //! Physical address 0 is the beginning of one private mapping. CPUs are seats. There are no interrupts, so there is
-//! nothing to mask, and a CPU whose thread does something else cannot be made to look: whoever kicks serves the
-//! request, on a seat that is free or, with all threads stopped, on another thread's.
+//! nothing to mask, and a CPU whose thread does something else cannot be made to look: a kick serves the request as
+//! that CPU, with its thread kept outside of calls meanwhile.
 //!
 //! # Locking
 //! None: the memory is set before the machine is up.
@@ -40,7 +40,7 @@ pub(super) fn set_memory(base: NonNull<u8>, bytes: usize) {
 pub struct GlobalPlatform;
 
 // SAFETY: a seat is held by one thread at a time (see `seats`), which gives it up only outside of calls; whoever
-// poses as a seat holds it, or has all others stopped. Seats are a static. The direct map is one mapping, kept for
+// poses as a seat holds it, or has its thread stopped outside of calls. Seats are a static. The direct map is one mapping, kept for
 // ever; so is metadata. There are no interrupts.
 unsafe impl Platform for GlobalPlatform {
     #[inline(always)]

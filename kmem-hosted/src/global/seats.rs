@@ -59,13 +59,13 @@ impl Seat {
         }
     }
 
-    fn take(&self) -> bool {
+    pub(super) fn take(&self) -> bool {
         // Acquire pairs with the Release in `free`: what the last thread left is seen.
         !self.taken.load(Relaxed)
             && self.taken.compare_exchange(false, true, Acquire, Relaxed).is_ok()
     }
 
-    fn free(&self) {
+    pub(super) fn free(&self) {
         // Release pairs with the Acquire in `take`.
         self.taken.store(false, Release);
     }
@@ -102,8 +102,8 @@ static KEY: AtomicU32 = AtomicU32::new(0);
 thread_local! {
     /// The thread's own seat, or null.
     static OWN: Cell<*const Seat> = const { Cell::new(ptr::null()) };
-    /// The seat that the thread is on, or null: outside of calls it is on none, so that whoever stops all may pose
-    /// as it.
+    /// The seat that the thread is on, or null: outside of calls it is on none, so that whoever closed the gate may
+    /// pose as it.
     static CURRENT: Cell<*const Seat> = const { Cell::new(ptr::null()) };
     /// Whether the thread has given its seat up at its end.
     static ENDED: Cell<bool> = const { Cell::new(false) };
@@ -288,24 +288,18 @@ extern "C" fn end_of_thread(seat: *mut c_void) {
     }
 }
 
-/// Serves as a CPU what others asked of it. If its seat is another thread's, all are stopped for that: the thread may
-/// be on fast paths only, which do not look.
+/// Serves as a CPU what others asked of it, unless its thread stays in a call.
 pub(super) fn pose(cpu: usize) {
     let (Some(seat), Some(kmem)) = (get(cpu), bringup::machine()) else { return };
-    let serve = || {
-        let before = CURRENT.replace(seat);
+    let before = CURRENT.get();
+    if ptr::eq(before, seat) {
+        return kmem.handle_ipi();
+    }
+    gate::beside(seat, || {
+        CURRENT.set(seat);
         kmem.handle_ipi();
         CURRENT.set(before);
-    };
-    if gate::is_mine() || current().is_some_and(|own| ptr::eq(own, seat)) {
-        serve();
-    } else if seat.take() {
-        serve();
-        seat.free();
-    } else {
-        let _closed = gate::close();
-        serve();
-    }
+    });
 }
 
 /// Frees the seats of the threads that a forked child does not have. A thread may have been about to see that the

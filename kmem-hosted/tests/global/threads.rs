@@ -1,21 +1,18 @@
 //! Threads: more than there are seats, many one after the other, and what they allocate at their end.
 
 use crate::{HEAP, child, is_kmem};
-use kmem::{
-    gfp::Gfp,
-    platform::Platform,
-    slab::{CacheError, SlabFlags},
-};
+use kmem::{fault::FaultPlan, platform::Platform, slab::SlabFlags};
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
     hint::black_box,
     sync::{
         Barrier,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
     thread,
+    time::Duration,
 };
 
 fn seats() -> usize {
@@ -40,39 +37,6 @@ pub fn work(seed: u64, rounds: u64) -> bool {
         }
     }
     live.iter().all(|(key, values)| values.iter().all(|v| *v == key ^ seed))
-}
-
-/// A thread on fast paths only does not look whether others ask for its magazines.
-#[test]
-fn a_cache_goes_while_another_thread_allocates_and_frees() {
-    let (started, over) = (AtomicU32::new(0), AtomicU32::new(0));
-    thread::scope(|s| {
-        s.spawn(|| {
-            // With magazines of its own from here on.
-            let held = Box::new(1_u64);
-            while over.load(Relaxed) == 0 {
-                black_box(Box::new(*held));
-                started.store(1, Relaxed);
-            }
-        });
-        while started.load(Relaxed) == 0 {
-            thread::yield_now();
-        }
-        for _ in 0..20 {
-            let gone = HEAP.with(|kmem| {
-                let cache = kmem.kmem_cache_create("short", 100, 8, SlabFlags::NO_MERGE, None)?;
-                let at = kmem.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap();
-                // SAFETY: allocated above, and not used again.
-                unsafe { kmem.kmem_cache_free(&cache, at) }.unwrap();
-                Ok::<_, CacheError>(kmem.kmem_cache_destroy(cache).is_ok())
-            });
-            if !gone.unwrap().unwrap() {
-                over.store(1, Relaxed);
-                panic!("the cache stays");
-            }
-        }
-        over.store(1, Relaxed);
-    });
 }
 
 #[test]
@@ -168,5 +132,53 @@ fn threads_end() {
         child::check(LATE.load(Relaxed) == 900, || format!("{LATE:?} late allocations"))?;
         child::check(after.0 <= before.0 + 10, || format!("objects: {before:?}, {after:?}"))?;
         child::check(after.1 + 100 >= before.1, || format!("frames: {before:?}, {after:?}"))
+    });
+}
+
+/// Threads that stay on the fast paths, and threads that do nothing at all, give their magazines up when somebody wants
+/// them.
+#[test]
+fn busy_and_idle_threads_answer() {
+    child::run(|| {
+        const OTHERS: u64 = 4;
+        static READY: AtomicU64 = AtomicU64::new(0);
+        static END: AtomicBool = AtomicBool::new(false);
+        let threads = child::Threads::start(OTHERS, |n| {
+            drop(black_box(Box::new([n; 8])));
+            READY.fetch_add(1, Relaxed);
+            while !END.load(Relaxed) {
+                if n.is_multiple_of(2) {
+                    drop(black_box(Box::new([n; 8])));
+                } else {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        while READY.load(Relaxed) < OTHERS {
+            thread::yield_now();
+        }
+        let switch = |round: u32| {
+            HEAP.with(|kmem| {
+                let flags = SlabFlags::NO_MERGE;
+                let cache = kmem
+                    .kmem_cache_create("ours", 48, 0, flags, None)
+                    .map_err(|e| format!("round {round}: {e}"))?;
+                for flags in [SlabFlags::CONSISTENCY_CHECKS, SlabFlags::empty()] {
+                    kmem.kmem_cache_set_debug(&cache, flags)
+                        .map_err(|e| format!("round {round}: {flags:?}: {e}"))?;
+                }
+                kmem.kmem_cache_shrink(&cache);
+                kmem.set_failslab(FaultPlan::Nth(u64::MAX), None)
+                    .and_then(|()| kmem.set_failslab(FaultPlan::Off, None))
+                    .map_err(|e| format!("round {round}: failslab: {e}"))?;
+                kmem.kmem_cache_destroy(cache).map_err(|e| format!("round {round}: {e}"))
+            })
+            .unwrap_or(Err("no machine".into()))
+        };
+        let result = (0..20).try_for_each(switch);
+        END.store(true, Relaxed);
+        threads.join();
+        result?;
+        child::audit().map(|_| ())
     });
 }
