@@ -155,7 +155,8 @@ fn serve_here(slot: &Slot, mask: Mask) {
         slot.cpu.mask_irqs();
         compiler_fence(SeqCst);
         let pending = slot.word.take_pending();
-        if pending & NMI != 0 {
+        let mut nmi = pending & NMI;
+        while nmi != 0 {
             run_nmi(slot);
             // One that landed in it waited for its end, and has no signal of its own to come.
             while slot.word.take(NMI) != 0 {

@@ -304,6 +304,45 @@ fn an_nmi_ignores_the_mask() {
     assert_eq!(stats(&machine, 0).nmis + stats(&machine, 1).nmis, 2);
 }
 
+/// An NMI that lands in one that was found before its signal came is taken after it, not with the next.
+#[test]
+fn an_nmi_that_lands_in_an_nmi_follows_it() {
+    let (machine, to) = shared(1);
+    let runs = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&runs);
+    machine.set_nmi_handler(Arc::new(move |_atomic, cpu| {
+        if count.fetch_add(1, SeqCst) == 0 {
+            to.with(|m| {
+                m.send_nmi(cpu);
+                true
+            });
+        }
+    }));
+    machine
+        .run(|_process| {
+            // SAFETY: sets of signals, valid for the calls; the thread's mask is put back below.
+            let before = unsafe {
+                let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+                libc::sigfillset(&raw mut all);
+                libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before);
+                before
+            };
+            let state = machine.local_irq_save();
+            // So that the restore looks at what is pending.
+            machine.raise_softirq(1);
+            machine.send_nmi(0);
+            let early = runs.load(SeqCst);
+            machine.local_irq_restore(state);
+            let after = runs.load(SeqCst);
+            // SAFETY: as above.
+            unsafe {
+                libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+            }
+            assert_eq!((early, after, runs.load(SeqCst)), (0, 2, 2));
+        })
+        .unwrap();
+}
+
 #[test]
 fn interrupts_of_the_outer_machine_are_served_inside_the_inner() {
     let ((a, to_a), (b, to_b)) = (shared(1), shared(1));
