@@ -158,10 +158,8 @@ fn serve_here(slot: &Slot, mask: Mask) {
         let mut nmi = pending & NMI;
         while nmi != 0 {
             run_nmi(slot);
-            // One that landed in it waited for its end, and has no signal of its own to come.
-            while slot.word.take(NMI) != 0 {
-                run_nmi(slot);
-            }
+            // One that landed meanwhile was left to this.
+            nmi = slot.word.take(NMI);
         }
         if pending & REARM != 0 {
             rearm(slot);

@@ -158,9 +158,12 @@ impl core::fmt::Display for PageId {
     }
 }
 
-/// Who is told. Events come from any context and any path, while lists and locks may be held: a sink neither sleeps nor
-/// calls the machine it listens to.
+/// Who is told.
 pub trait TraceSink: Sync {
     /// An event on CPU `cpu` (`None`: on a thread that runs on none).
+    ///
+    /// Context: that of the operation, often with the CPU's lists owned, interrupts masked or a lock held. It
+    /// must not sleep, by [`Platform::wait`](crate::platform::Platform::wait) or otherwise, whatever the context says,
+    /// and must not allocate from the machine or free to it.
     fn event(&self, cpu: Option<usize>, event: &Event);
 }

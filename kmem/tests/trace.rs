@@ -14,8 +14,11 @@ use kmem_test_support::Rig;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Mutex,
-        atomic::{AtomicPtr, AtomicU32, Ordering::SeqCst},
+        Arc, Mutex, Weak,
+        atomic::{
+            AtomicPtr, AtomicU32, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
 };
 
@@ -382,10 +385,48 @@ fn every_event_of_a_high_memory_request_names_its_own_frame() {
     assert!(log.take().iter().all(|event| zone.spanned().contains(frame(event).0)));
 }
 
-/// Does what a sink must not do, at events that come while the CPU's lists are owned.
+/// A sink that does what it must not.
+struct Sleeper {
+    machine: Weak<Machine>,
+    slept: AtomicU64,
+}
+
+impl TraceSink for Sleeper {
+    fn event(&self, _cpu: Option<usize>, _event: &Event) {
+        if let Some(m) = self.machine.upgrade() {
+            m.platform().wait(&AtomicU32::new(0), 0, 1);
+            self.slept.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+#[test]
+fn nobody_sleeps_inside_the_allocator() {
+    let rig = Rig::flat();
+    let sink: &Sleeper = Box::leak(Box::new(Sleeper {
+        machine: Arc::downgrade(rig.machine()),
+        slept: AtomicU64::new(0),
+    }));
+    rig.set_tracer(Some(sink));
+    let mark = rig.mark();
+    rig.run(|_| {
+        let pages: Vec<_> = (0..200).map(|_| rig.alloc_page(Gfp::KERNEL).unwrap()).collect();
+        pages.into_iter().for_each(|page| rig.__free_page(page).unwrap());
+        assert_eq!(rig.platform().this_cpu().unwrap().path(), Path::Idle);
+    });
+    rig.set_tracer(None);
+    let reports = rig.since(mark);
+    assert!(sink.slept.load(Relaxed) > 400);
+    assert!(
+        reports.iter().any(|(_, text)| text.contains("sleeping inside the allocator")),
+        "{reports:?}"
+    );
+    assert!(reports.iter().all(|(_, text)| text.contains("sleeping in")), "{reports:?}");
+}
+
+/// Panics at an event that comes while the CPU's lists are owned.
 struct Rude {
     machine: AtomicPtr<Machine>,
-    sleeps: bool,
     times: AtomicU32,
 }
 
@@ -396,18 +437,13 @@ impl TraceSink for Rude {
         let Some(m) = machine.filter(|_| event.name() == "mm_page_pcpu_drain") else { return };
         assert!(m.platform().this_cpu().unwrap().path() >= Path::PcpAlloc);
         self.times.fetch_add(1, SeqCst);
-        if self.sleeps {
-            m.platform().wait(&AtomicU32::new(0), 0, u64::MAX);
-        } else {
-            panic!("a sink's panic");
-        }
+        panic!("a sink's panic");
     }
 }
 
-fn rude(machine: &Machine, sleeps: bool) -> &'static Rude {
+fn rude(machine: &Machine) -> &'static Rude {
     let sink: &Rude = Box::leak(Box::new(Rude {
         machine: AtomicPtr::new(std::ptr::from_ref(machine).cast_mut()),
-        sleeps,
         times: AtomicU32::new(0),
     }));
     machine.set_tracer(Some(sink));
@@ -415,27 +451,10 @@ fn rude(machine: &Machine, sleeps: bool) -> &'static Rude {
 }
 
 #[test]
-fn a_sink_that_would_sleep_in_the_midst_is_refused() {
-    let rig = Rig::flat();
-    let sink = rude(&rig, true);
-    rig.run(|_| {
-        let page = rig.alloc_page(Gfp::KERNEL).unwrap();
-        rig.__free_page(page).unwrap();
-        let mark = rig.mark();
-        rig.drain_this_cpu();
-        let reports = rig.since(mark);
-        assert_eq!(reports.len(), sink.times.load(SeqCst) as usize);
-        assert!(reports.iter().all(|(_, text)| text.starts_with("sleeping in atomic context")));
-        assert!(!reports.is_empty());
-    });
-    rig.set_tracer(None);
-}
-
-#[test]
 fn a_panic_in_the_midst_leaves_no_lists_owned() {
     // What was on its way is lost, so this is no machine whose frames are counted at the end.
     let m = Machine::without_kswapd(Shape::no_dma(64 * MIB), Config::default()).unwrap();
-    let sink = rude(&m, false);
+    let sink = rude(&m);
     m.run(|_| {
         let page = m.alloc_page(Gfp::KERNEL).unwrap();
         m.__free_page(page).unwrap();
