@@ -14,19 +14,23 @@
 
 use core::{
     fmt::{self, Write},
+    mem,
     sync::atomic::{
         AtomicU8, AtomicUsize,
         Ordering::{Acquire, Relaxed, Release},
     },
 };
 use kmem::platform::Level;
-use std::sync::{Arc, OnceLock};
+use std::{
+    panic::{self, AssertUnwindSafe},
+    sync::{Arc, OnceLock},
+};
 
 /// Bytes of a report that are kept.
 pub const REPORT_MAX: usize = 1008;
 
 /// What a sink is called with; it runs in any context, interrupts included, and must be
-/// async-signal-safe.
+/// async-signal-safe. A panic of its goes no further than the sink: whoever reported may be in the middle of things.
 pub type Sink = dyn Fn(Level, &str) + Send + Sync;
 
 /// Where a machine's reports go.
@@ -50,7 +54,15 @@ impl Reports {
                 let mut line = Line::new();
                 // As in `print`.
                 let _ = line.write_fmt(message);
-                sink(level, line.as_str());
+                let call = AssertUnwindSafe(|| sink(level, line.as_str()));
+                if let Err(panic) = panic::catch_unwind(call) {
+                    // To drop it could panic once more.
+                    mem::forget(panic);
+                    print(
+                        Level::Bug,
+                        format_args!("the report sink panicked at: {}", line.as_str()),
+                    );
+                }
             }
             None => print(level, message),
         }

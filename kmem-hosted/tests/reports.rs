@@ -51,3 +51,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_sink_that_panics_harms_nobody() {
+    let machine = Hosted::new(Shape::x86_64(1 << 20)).unwrap();
+    machine.set_report_sink(Arc::new(|_, text: &str| panic!("no room for {text}")));
+    machine
+        .run(|_process| {
+            machine.report(Level::Info, format_args!("a report"));
+            assert!(machine.this_cpu().unwrap().context().may_sleep());
+        })
+        .unwrap();
+}

@@ -227,6 +227,8 @@ pub(crate) const DEFER_OBJECTS: u32 = 2;
 /// The CPU is at it. A request made meanwhile is one for another time round: what it is about may come too
 /// late for this one.
 pub(crate) const DEFER_OBJECTS_BUSY: u32 = 4;
+/// A misuse is to panic once the CPU's lists are let go. Set by the CPU itself.
+pub(crate) const DEFER_PANIC: u32 = 8;
 
 /// Caches of objects that a machine can have, those for kmalloc and the slab layer's own included.
 pub(crate) const MAX_CACHES: usize = 512;

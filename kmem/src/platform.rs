@@ -138,6 +138,7 @@ pub unsafe trait Platform: Sync {
     /// Nanoseconds since some fixed moment, never running backwards on one CPU.
     fn now_ns(&self) -> u64;
 
-    /// A report for people. Called from any context, interrupts included, never with a lock held.
+    /// A report for people. Called from any context, interrupts included, never with a lock held, but maybe with
+    /// the CPU's lists owned: it must not sleep and must not unwind.
     fn report(&self, level: Level, message: fmt::Arguments<'_>);
 }

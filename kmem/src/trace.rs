@@ -164,6 +164,6 @@ pub trait TraceSink: Sync {
     ///
     /// Context: that of the operation, often with the CPU's lists owned, interrupts masked or a lock held. It
     /// must not sleep, by [`Platform::wait`](crate::platform::Platform::wait) or otherwise, whatever the context says,
-    /// and must not allocate from the machine or free to it.
+    /// must not unwind, and must not allocate from the machine or free to it.
     fn event(&self, cpu: Option<usize>, event: &Event);
 }

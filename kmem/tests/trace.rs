@@ -15,10 +15,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, Weak,
-        atomic::{
-            AtomicPtr, AtomicU32, AtomicU64,
-            Ordering::{Relaxed, SeqCst},
-        },
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -424,49 +421,45 @@ fn nobody_sleeps_inside_the_allocator() {
     assert!(reports.iter().all(|(_, text)| text.contains("sleeping in")), "{reports:?}");
 }
 
-/// Panics at an event that comes while the CPU's lists are owned.
-struct Rude {
-    machine: AtomicPtr<Machine>,
-    times: AtomicU32,
+/// A sink that frees twice.
+struct Misuser {
+    machine: Weak<Machine>,
+    free: Pfn,
+    misuses: AtomicU64,
 }
 
-impl TraceSink for Rude {
+impl TraceSink for Misuser {
     fn event(&self, _cpu: Option<usize>, event: &Event) {
-        // SAFETY: null, or the test's machine, which outlives its events.
-        let machine = unsafe { self.machine.load(SeqCst).as_ref() };
-        let Some(m) = machine.filter(|_| event.name() == "mm_page_pcpu_drain") else { return };
-        assert!(m.platform().this_cpu().unwrap().path() >= Path::PcpAlloc);
-        self.times.fetch_add(1, SeqCst);
-        panic!("a sink's panic");
+        if let (Event::PagePcpuDrain { .. }, Some(m)) = (event, self.machine.upgrade()) {
+            assert_eq!(m.platform().this_cpu().unwrap().path(), Path::Drain);
+            m.__free_page(m.pfn_to_page(self.free).unwrap()).unwrap_err();
+            self.misuses.fetch_add(1, Relaxed);
+        }
     }
 }
 
-fn rude(machine: &Machine) -> &'static Rude {
-    let sink: &Rude = Box::leak(Box::new(Rude {
-        machine: AtomicPtr::new(std::ptr::from_ref(machine).cast_mut()),
-        times: AtomicU32::new(0),
-    }));
-    machine.set_tracer(Some(sink));
-    sink
-}
-
 #[test]
-fn a_panic_in_the_midst_leaves_no_lists_owned() {
-    // What was on its way is lost, so this is no machine whose frames are counted at the end.
-    let m = Machine::without_kswapd(Shape::no_dma(64 * MIB), Config::default()).unwrap();
-    let sink = rude(&m);
-    m.run(|_| {
-        let page = m.alloc_page(Gfp::KERNEL).unwrap();
-        m.__free_page(page).unwrap();
-        assert!(catch_unwind(AssertUnwindSafe(|| m.drain_this_cpu())).is_err());
-        assert_eq!(sink.times.load(SeqCst), 1);
-        m.set_tracer(None);
-        let cpu = m.platform().this_cpu().unwrap();
-        assert_eq!(cpu.path(), Path::Idle);
-        // Lists that stayed owned would not be used.
-        let page = m.alloc_page(Gfp::KERNEL).unwrap();
-        m.__free_page(page).unwrap();
-        m.drain_this_cpu();
-    })
-    .unwrap();
+fn a_misuse_inside_the_allocator_panics_once_all_is_whole() {
+    let rig = Rig::flat();
+    rig.run(|_| {
+        let pages: Vec<_> = (0..20).map(|_| rig.alloc_page(Gfp::KERNEL).unwrap()).collect();
+        let sink: &Misuser = Box::leak(Box::new(Misuser {
+            machine: Arc::downgrade(rig.machine()),
+            free: rig.page_to_pfn(pages[0]).unwrap(),
+            misuses: AtomicU64::new(0),
+        }));
+        pages.into_iter().for_each(|page| rig.__free_page(page).unwrap());
+        rig.set_tracer(Some(sink));
+        rig.set_panic_on_misuse(true);
+        let drain = AssertUnwindSafe(|| rig.drain_this_cpu());
+        catch_unwind(drain).unwrap_err();
+        rig.set_panic_on_misuse(false);
+        rig.set_tracer(None);
+        assert!(sink.misuses.load(Relaxed) >= 20, "it went on to the end");
+        assert_eq!(rig.platform().this_cpu().unwrap().path(), Path::Idle);
+        assert_eq!(rig.drain_this_cpu(), 0);
+        let page = rig.alloc_page(Gfp::KERNEL).unwrap();
+        rig.__free_page(page).unwrap();
+        assert!(rig.drain_this_cpu() > 0, "the lists are in use again");
+    });
 }

@@ -13,7 +13,7 @@ use super::{
     slow::Reclaim,
 };
 use crate::{
-    context::{Cpu, DEFER_DRAIN, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, Path},
+    context::{Cpu, DEFER_DRAIN, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, DEFER_PANIC, Path},
     error::Misuse,
     platform::Platform,
     trace::Event,
@@ -163,15 +163,20 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             self.drain_owned(cpu);
             self.answered(owned, DEFER_DRAIN);
         }
+        assert!(
+            cpu.deferred.fetch_and(!DEFER_PANIC, Relaxed) & DEFER_PANIC == 0,
+            "a misuse was found while CPU {}'s lists were owned",
+            cpu.id()
+        );
     }
 
     /// Lets the CPU's lists go after what was asked for in `deferred` was done.
     pub(crate) fn answered(&self, owned: Owned<'_>, what: u32) {
-        let cpu = owned.cpu;
+        let Owned { cpu, before } = owned;
         // The request is done once the lists are empty, not before: whoever waits reads this.
         cpu.deferred.fetch_and(!what, AcqRel);
         compiler_fence(SeqCst);
-        owned.end();
+        cpu.restore(before);
         compiler_fence(SeqCst);
     }
 

@@ -53,7 +53,7 @@ pub use bringup::{BringUpError, Config};
 pub use slow::{Reclaim, ReclaimRequest};
 
 use crate::{
-    context::{Before, Context, Cpu, IdleWord, Path, Task},
+    context::{Before, Context, Cpu, DEFER_PANIC, IdleWord, Path, Task},
     error::Misuse,
     fault::{Fault, FaultPlan},
     gfp::Gfp,
@@ -68,7 +68,6 @@ use crate::{
     zone::{MAX_AREAS, Watermarks, Zone, zonelist::Zonelists},
 };
 use core::{
-    mem::ManuallyDrop,
     ptr::NonNull,
     sync::atomic::Ordering::SeqCst,
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence},
@@ -129,22 +128,6 @@ struct CpuData {
 pub(crate) struct Owned<'a> {
     cpu: &'a Cpu,
     before: Before,
-}
-
-impl Owned<'_> {
-    /// Lets the lists go.
-    #[inline(always)]
-    fn end(self) {
-        let this = ManuallyDrop::new(self);
-        this.cpu.restore(this.before);
-    }
-}
-
-/// On the way of a panic only: a report that the embedder turns into one must not leave the lists owned for ever.
-impl Drop for Owned<'_> {
-    fn drop(&mut self) {
-        self.cpu.restore(self.before);
-    }
 }
 
 impl<P: Platform, R> Drop for PageAllocator<P, R> {
@@ -367,13 +350,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     pub(crate) fn disown(&self, owned: Owned<'_>) {
         // An interrupt handler on this CPU must see every change of the lists before the flag falls.
         compiler_fence(SeqCst);
-        let cpu = owned.cpu;
-        owned.end();
+        owned.cpu.restore(owned.before);
         // The flag falls before the look at `deferred`: a request that comes before the look is seen
         // by it, one that comes after is served by its own interrupt.
         compiler_fence(SeqCst);
-        if cpu.deferred.load(Relaxed) != 0 {
-            self.run_deferred(cpu);
+        if owned.cpu.deferred.load(Relaxed) != 0 {
+            self.run_deferred(owned.cpu);
         }
     }
 
@@ -479,7 +461,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
     }
 
-    /// Whether a misuse panics after it was reported (`PanicOnMisuse`). Off by default.
+    /// Whether a misuse panics after it was reported (`PanicOnMisuse`). Off by default. One that is found while the
+    /// CPU's lists are owned panics when they are let go, so that a caller who catches it finds them whole.
     pub fn set_panic_on_misuse(&self, on: bool) {
         self.panic_on_misuse.store(on, Relaxed);
     }
@@ -502,7 +485,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             format_args!("BUG: {}: {what}, at {}:{}{more}", what.subject(), at.file(), at.line()),
         );
         if self.panic_on_misuse.load(Relaxed) {
-            panic!("{what}");
+            match self.p.this_cpu().filter(|cpu| cpu.path_raw() >= Path::FIRST_OWNER) {
+                Some(cpu) => _ = cpu.deferred.fetch_or(DEFER_PANIC, Relaxed),
+                None => panic!("{what}"),
+            }
         }
         what
     }
