@@ -2,7 +2,7 @@
 
 use kmem::{Gfp, Misuse, slab::SlabFlags};
 use kmem_test_support::Rig;
-use std::ptr::NonNull;
+use std::{collections::BTreeSet, ptr::NonNull};
 
 #[test]
 fn freed_twice_wherever_it_lies() {
@@ -133,4 +133,43 @@ fn caches_of_another_machine() {
     });
     let foreign = rig.run(|_| rig.kmem_cache_destroy(foreign).unwrap_err().cache);
     other.run(|_| other.kmem_cache_destroy(foreign).unwrap());
+}
+
+/// Of objects of a KiB and more the states lie in a table: no other address in a slab leads to one, whatever the slab's
+/// colour.
+#[test]
+fn addresses_beside_large_objects() {
+    let rig = Rig::flat();
+    rig.run(|_| {
+        for size in (1024..4800).step_by(64) {
+            let cache = rig.kmem_cache_create("large", size, 0, SlabFlags::NO_MERGE, None).unwrap();
+            let bytes = rig.kmem_cache_info(&cache).frames_per_slab as usize * 4096;
+            let held: Vec<_> =
+                (0..48).map(|_| rig.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap()).collect();
+            let objects: BTreeSet<usize> = held.iter().map(|at| at.addr().get()).collect();
+            let slabs: BTreeSet<usize> = objects.iter().map(|at| at & !(bytes - 1)).collect();
+            for slab in slabs {
+                // One slab lies behind the other in the direct map: an address before this one counts, too.
+                for at in (slab..slab + bytes).step_by(64).filter(|at| !objects.contains(at)) {
+                    let at = std::ptr::with_exposed_provenance_mut::<u8>(at);
+                    // SAFETY: it is found out.
+                    let refused = unsafe { rig.kfree(at) };
+                    assert!(
+                        matches!(
+                            refused,
+                            Err(Misuse::InsideObject { .. } | Misuse::ObjectFree { .. })
+                        ),
+                        "size {size}, {} bytes into a slab: {refused:?}",
+                        at.addr() - slab
+                    );
+                }
+            }
+            for at in held {
+                // SAFETY: not used after.
+                unsafe { rig.kmem_cache_free(&cache, at).unwrap() };
+            }
+            rig.kmem_cache_destroy(cache).unwrap();
+        }
+        rig.audit_objects().unwrap();
+    });
 }
