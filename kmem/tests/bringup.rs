@@ -137,7 +137,7 @@ fn backed(ranges: &[(u64, u64, u32)]) -> usize {
     let frames: u64 = ranges.iter().map(|(_, size, _)| size >> 12).sum();
     assert_eq!(kmem.totalram_pages(), frames);
     let asked = kmem.platform().sparse.lock().unwrap();
-    assert_eq!(asked.len(), 5, "pages, owners, bits, descriptors and links");
+    assert_eq!(asked.len(), 6, "pages, owners, states, bits, descriptors and links");
     asked.iter().map(|(_, used)| used).sum()
 }
 
@@ -145,8 +145,8 @@ fn backed(ranges: &[(u64, u64, u32)]) -> usize {
 fn holes_cost_no_metadata() {
     let per_frame = size_of::<Page>();
     let compact = backed(&[(0, 32 * MIB, 0)]);
-    // 32 bytes a frame, two for its owner, and less than one for the pageblocks.
-    assert!((8192 * (per_frame + 2)..8192 * (per_frame + 3)).contains(&compact), "{compact}");
+    // 32 bytes a frame, two for its owner, four for large objects' states, and less than one for the pageblocks.
+    assert!((8192 * (per_frame + 6)..8192 * (per_frame + 7)).contains(&compact), "{compact}");
     // The same memory in four banks over a gigabyte, and over a fourth of a node's worth each.
     let banks = [0, 1, 2, 3].map(|n| (n * 256 * MIB, 8 * MIB, 0));
     assert_eq!(backed(&banks), compact);

@@ -24,8 +24,11 @@ fn check(name: &str, [events, allocs, prior]: [u64; 3], [start, peak, end]: [u64
     let sum = |of: &Value, when: &str, what: &str| -> u64 {
         caches(of).iter().map(|c| number(&c[when][what])).sum()
     };
-    let tables = number(&slab["pages_tables"]);
     for when in ["peak", "end"] {
+        // In no slab, and so no cache's: tables, and the states of objects of a KiB and more.
+        let states = number(&slab[format!("pages_states_{when}")]);
+        assert!(states > 0);
+        let tables = number(&slab["pages_tables"]) + states;
         let (pages, waste) = (format!("pages_{when}"), format!("waste_bytes_{when}"));
         assert_eq!(number(&slab[&pages]), sum(slab, when, "pages") + tables);
         assert_eq!(number(&slab[&waste]), sum(slab, when, "waste_bytes") + tables * 4096);

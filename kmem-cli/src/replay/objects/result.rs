@@ -107,6 +107,10 @@ pub struct SlabResult {
     pub pages_end_own: u64,
     /// Of these, the layer's tables, which are in no slab.
     pub pages_tables: u64,
+    /// Of those at the peak, what the states of large objects take in the machine's table.
+    pub pages_states_peak: u64,
+    /// The same at the end.
+    pub pages_states_end: u64,
     /// Bytes in slabs and tables that are no live object's, at the peak.
     pub waste_bytes_peak: u64,
     /// The same at the end.
@@ -164,6 +168,7 @@ impl SlabResult {
         let mut caches: Vec<CacheUse> = caches.into_values().collect();
         largest_first(&mut caches);
         let tables = run.own_frames;
+        let (states_peak, states_end) = (run.peak.state_frames(), run.end.state_frames());
         let seconds = run.elapsed.as_secs_f64();
         let empty = |s: &Snapshot| -> u64 {
             let caches = s.caches.iter();
@@ -189,10 +194,12 @@ impl SlabResult {
             peak_row: run.peak.row,
             pages_end: run.end.frames() + tables,
             pages_end_empty: empty(&run.end),
-            pages_end_own: own + tables,
+            pages_end_own: own + tables + states_end,
             pages_tables: tables,
-            waste_bytes_peak: waste(&caches, |c| c.peak) + tables * PAGE,
-            waste_bytes_end: waste(&caches, |c| c.end) + tables * PAGE,
+            pages_states_peak: states_peak,
+            pages_states_end: states_end,
+            waste_bytes_peak: waste(&caches, |c| c.peak) + (tables + states_peak) * PAGE,
+            waste_bytes_end: waste(&caches, |c| c.end) + (tables + states_end) * PAGE,
             pages_left: run.frames_left,
             known_free: None,
             caches,

@@ -41,8 +41,12 @@ impl Snapshot {
     /// Frames of all slabs, and what the states of objects take outside of them.
     pub fn frames(&self) -> u64 {
         let slabs: u64 = self.caches.iter().map(|c| c.slabs * u64::from(c.frames_per_slab)).sum();
-        let table: u64 = self.caches.iter().map(|c| c.table_bytes).sum();
-        slabs + table.div_ceil(PAGE)
+        slabs + self.state_frames()
+    }
+
+    /// Frames that the states of large objects take in the machine's table.
+    pub fn state_frames(&self) -> u64 {
+        self.caches.iter().map(|c| c.table_bytes).sum::<u64>().div_ceil(PAGE)
     }
 }
 
