@@ -52,6 +52,9 @@ impl BareMetal {
 // frame at its own address. Tables come from boot memory, which is handed out once, and are filled
 // with zeros. A cleared interrupt flag keeps handlers away; exceptions and NMI end the machine.
 unsafe impl Platform for BareMetal {
+    // The segment's base is zero, and so is the CPU's number.
+    const PER_CPU_SEGMENT: bool = true;
+
     fn this_cpu(&self) -> Option<&Cpu> {
         Some(&CPU)
     }

@@ -190,6 +190,31 @@ pub enum Misuse {
         /// The address.
         addr: usize,
     },
+    /// Nothing is allocated at the per-CPU address; it may have been freed before.
+    PerCpuFree {
+        /// The address.
+        addr: usize,
+    },
+    /// The per-CPU address is inside of what was allocated at another one.
+    InsidePerCpu {
+        /// The address.
+        addr: usize,
+    },
+    /// The address is no per-CPU address that was given out.
+    NotPerCpu {
+        /// The address.
+        addr: usize,
+    },
+    /// The address of one CPU's instance was used on another one \[U3\].
+    Migrated {
+        /// The CPU whose instance it is.
+        from: usize,
+        /// The CPU it was used on, if any.
+        to: Option<usize>,
+    },
+    /// The number of the running CPU was asked for where the caller can come to another one at any time
+    /// \[U3\].
+    Preemptible,
 }
 
 /// The name of a cache, at most 31 bytes.
@@ -250,6 +275,11 @@ impl Misuse {
             | Misuse::WrittenAfterFree { .. }
             | Misuse::NotAnObject { .. } => "Bad object",
             Misuse::SlabDamaged { .. } => "Bad slab",
+            Misuse::PerCpuFree { .. }
+            | Misuse::InsidePerCpu { .. }
+            | Misuse::NotPerCpu { .. }
+            | Misuse::Migrated { .. } => "Bad per-CPU address",
+            Misuse::Preemptible => "Bad context",
             _ => "Bad page state",
         }
     }
@@ -305,6 +335,20 @@ impl fmt::Display for Misuse {
                 )
             }
             Misuse::NotAnObject { addr } => write!(f, "address {addr:#x} is not that of an object"),
+            Misuse::PerCpuFree { addr } => {
+                write!(f, "nothing is allocated at per-CPU address {addr:#x} (double free?)")
+            }
+            Misuse::InsidePerCpu { addr } => {
+                write!(f, "per-CPU address {addr:#x} is inside of what begins elsewhere")
+            }
+            Misuse::NotPerCpu { addr } => write!(f, "address {addr:#x} is no per-CPU address"),
+            Misuse::Migrated { from, to: Some(to) } => {
+                write!(f, "the instance of CPU {from} was used on CPU {to}")
+            }
+            Misuse::Migrated { from, to: None } => {
+                write!(f, "the instance of CPU {from} was used on no CPU")
+            }
+            Misuse::Preemptible => f.write_str("using smp_processor_id() in preemptible code"),
         }
     }
 }

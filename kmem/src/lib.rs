@@ -14,6 +14,7 @@
 //!   page_alloc                     per-CPU lists, fast path, slow path
 //!   slab                           caches, magazines, kmalloc, and what looks for mistakes with objects
 //!   reclaim                        shrinkers, kswapd, OOM: behind the slow path, through a trait
+//!   percpu                         an instance for each CPU
 //!   proc                           the machine as Linux's /proc texts
 //!   kmem                           one machine
 //!   alloc                          owners of its memory, allocators without a size
@@ -32,6 +33,7 @@ pub mod page;
 pub mod page_alloc;
 pub mod page_state;
 mod pageblock;
+pub mod percpu;
 pub mod platform;
 pub mod proc;
 pub mod reclaim;

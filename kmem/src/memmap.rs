@@ -25,6 +25,13 @@ use core::sync::atomic::{AtomicU8, AtomicU16, Ordering::Relaxed};
 /// Bytes of memory, as a power of two, that one byte of the table of large objects' states is for.
 pub(crate) const STATE_SHIFT: u32 = 10;
 
+/// A cache's number that no cache gets: frames whose owners have it in their low bits are not the slab layer's.
+pub(crate) const NO_CACHE: u16 = 511;
+/// Owner of the frames of a chunk of per-CPU data; their pages' `private` names the frame of its description.
+pub(crate) const OWNER_PERCPU: u16 = NO_CACHE | 1 << 9;
+/// Owner of a frame that describes a chunk of per-CPU data.
+pub(crate) const OWNER_PERCPU_CHUNK: u16 = NO_CACHE | 2 << 9;
+
 /// The tables of one machine. A copy in a local is what a loop over many pages works with.
 #[derive(Clone, Copy)]
 pub(crate) struct MemMap {

@@ -49,6 +49,12 @@ pub unsafe trait Platform: Sync {
     /// Such a platform implements [`get_cpu`](Platform::get_cpu) and [`put_cpu`](Platform::put_cpu).
     const PREEMPTIBLE: bool = false;
 
+    /// Whether the base of the processor's GS segment is, on each CPU, its number times
+    /// [`Kmem::per_cpu_stride`](crate::Kmem::per_cpu_stride) (x86-64), so that a `this_cpu` operation is one
+    /// instruction \[U1\]. On a machine with one CPU that is a base of zero. The bound of the trait's promises covers
+    /// it: it must be so whenever a `this_cpu` operation runs.
+    const PER_CPU_SEGMENT: bool = false;
+
     /// The CPU the caller runs on; `None` when it runs on none (a thread that never attached, or one
     /// that is being torn down). Such callers are served, without per-CPU lists.
     fn this_cpu(&self) -> Option<&Cpu>;

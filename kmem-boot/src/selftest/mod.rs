@@ -11,6 +11,7 @@ mod exhaust;
 mod machine;
 mod misuse;
 mod orders;
+mod percpu;
 mod random;
 mod storm;
 
@@ -57,11 +58,12 @@ use {check, fail};
 
 type Test = (&'static str, fn(&mut Bench) -> Verdict);
 
-const TESTS: [Test; 9] = [
+const TESTS: [Test; 10] = [
     ("machine", machine::run),
     ("orders", orders::run),
     ("bulk", bulk::run),
     ("random", random::run),
+    ("percpu", percpu::run),
     ("misuse", misuse::run),
     ("exhaustion", exhaust::run),
     ("interrupt storm", storm::timer),

@@ -15,6 +15,7 @@ use super::{
     Bench, Failed, Verdict,
     block::{Block, Chain},
     check, fail,
+    percpu::COUNT,
 };
 use crate::{
     KMEM, apic, clock,
@@ -87,6 +88,9 @@ pub fn on_interrupt(source: Source) {
         }
         Source::Timer if !storm => {
             TICKS.fetch_add(1, Relaxed);
+            if let Some(kmem) = KMEM.get() {
+                kmem.this_cpu_inc(&COUNT);
+            }
             return apic::arm(TICK_NS);
         }
         Source::Timer | Source::Step => {}

@@ -30,6 +30,7 @@ mod home;
 mod kbox;
 mod kvec;
 mod pages;
+mod percpu;
 
 pub use crate::{error::AllocError, gfp::Gfp as Flags};
 pub use allocator::Allocator;
@@ -38,3 +39,4 @@ pub use home::{Home, Kmalloc, Seat};
 pub use kbox::KBox;
 pub use kvec::{IntoIter, KVec};
 pub use pages::Pages;
+pub use percpu::PerCpu;

@@ -130,6 +130,10 @@ pub enum GfpError {
     NoSuchNode,
     /// The cache belongs to another machine.
     ForeignCache,
+    /// Nothing, or more than there is of one piece.
+    BadSize,
+    /// The alignment is not a power of two, or more than a frame.
+    BadAlignment,
 }
 
 impl core::fmt::Display for GfpError {
@@ -143,6 +147,8 @@ impl core::fmt::Display for GfpError {
             GfpError::TwoMobilities => "__GFP_MOVABLE and __GFP_RECLAIMABLE in one mask",
             GfpError::NoSuchNode => "no such node",
             GfpError::ForeignCache => "a cache of another machine",
+            GfpError::BadSize => "illegal size",
+            GfpError::BadAlignment => "illegal alignment",
         })
     }
 }

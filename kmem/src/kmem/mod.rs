@@ -9,10 +9,12 @@
 
 mod debug;
 mod objects;
+mod percpu;
 
 use crate::{
     memblock::Memblock,
     page_alloc::{BringUpError, Config, PageAllocator},
+    percpu::Space,
     platform::Platform,
     reclaim::{OomHandler, Shrinker, ShrinkerError, ShrinkerId, Vmscan},
     slab::pattern,
@@ -22,6 +24,7 @@ use core::ops::Deref;
 /// The memory manager of one machine.
 pub struct Kmem<P: Platform> {
     pages: PageAllocator<P, Vmscan>,
+    percpu: Space,
 }
 
 impl<P: Platform> Kmem<P> {
@@ -29,14 +32,19 @@ impl<P: Platform> Kmem<P> {
     ///
     /// # Errors
     /// [`BringUpError`].
-    pub fn bring_up(platform: P, boot: Memblock, config: &Config) -> Result<Kmem<P>, BringUpError> {
+    pub fn bring_up(
+        platform: P,
+        mut boot: Memblock,
+        config: &Config,
+    ) -> Result<Kmem<P>, BringUpError> {
         if let Some(Err((at, why))) = config.slab_debug.map(pattern::check) {
             return Err(BringUpError::SlabDebug(at, why));
         }
+        let percpu = Space::bring_up(&platform, &mut boot, config.max_order)?;
         let reclaim = Vmscan::configured(config);
         let pages = PageAllocator::bring_up(platform, boot, config, reclaim)?;
         pages.reclaim().objects(&pages).attach_cpus();
-        let kmem = Kmem { pages };
+        let kmem = Kmem { pages, percpu };
         // Nobody has magazines yet who could refuse.
         let _ = kmem.set_init_on_alloc(config.init_on_alloc);
         let _ = kmem.set_init_on_free(config.init_on_free);

@@ -128,6 +128,8 @@ pub enum BringUpError {
     PageShift(u32),
     /// `slab_debug` cannot be read: from which byte on, and why.
     SlabDebug(usize, &'static str),
+    /// Static per-CPU variables of so many bytes do not fit, or there are too many CPUs for so small blocks.
+    PerCpu(usize),
 }
 
 impl fmt::Display for BringUpError {
@@ -146,6 +148,7 @@ impl fmt::Display for BringUpError {
             BringUpError::NoMetadata(n) => write!(f, "no memory for a table of {n} bytes"),
             BringUpError::Boot(e) => write!(f, "boot allocator: {e}"),
             BringUpError::SlabDebug(at, why) => write!(f, "slab_debug at byte {at}: {why}"),
+            BringUpError::PerCpu(n) => write!(f, "no room for {n} bytes of per-CPU variables"),
             BringUpError::PageShift(n) => write!(f, "frames of 2^{n} bytes are not supported"),
         }
     }

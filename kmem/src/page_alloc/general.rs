@@ -105,6 +105,16 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         AllocError::Context
     }
 
+    /// Refuses a request that its context does not allow.
+    #[track_caller]
+    pub(crate) fn check_context(&self, gfp: Gfp) -> Result<(), AllocError> {
+        let context = self.context();
+        if context.in_nmi() || (self.allowed(gfp).may_block() && !context.may_sleep()) {
+            return Err(self.refuse_context(gfp, 0));
+        }
+        Ok(())
+    }
+
     /// Checks a request and decides it; the boot mask, scopes, policy and cpuset are in the result.
     #[track_caller]
     pub(super) fn decide(

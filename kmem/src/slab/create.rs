@@ -6,9 +6,7 @@
 
 use super::{
     Objects, SlabFlags,
-    cache::{
-        CpuCache, Ctor, Descriptor, FIRST_ORDINARY, Internal, MAX_CACHES, NR_INTERNAL, Node, Root,
-    },
+    cache::{CpuCache, Ctor, Descriptor, FIRST_ORDINARY, Internal, NR_INTERNAL, Node, Root},
     debug::{MARKED, flags_for},
     layout::{Areas, Layout},
     magazine::most_class,
@@ -16,6 +14,7 @@ use super::{
 use crate::{
     error::Name,
     gfp::Gfp,
+    memmap::NO_CACHE,
     page_alloc::Reclaim,
     platform::{Level, Platform},
     sync::IrqLock,
@@ -340,7 +339,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let free = |id: &usize| root.caches[*id].load(Relaxed).is_null();
             let id = match wanted.id {
                 Some(id) => Some(id).filter(free),
-                None => (FIRST_ORDINARY..MAX_CACHES).find(free),
+                None => (FIRST_ORDINARY..usize::from(NO_CACHE)).find(free),
             };
             if let Some(id) = id {
                 // SAFETY: an object of the size of a descriptor, just given to us.

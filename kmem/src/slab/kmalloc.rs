@@ -206,7 +206,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
         node: Option<usize>,
     ) -> Result<NonNull<u8>, AllocError> {
-        self.check_context(gfp)?;
+        self.pages.check_context(gfp)?;
         let there = self.root().and_then(|root| root.cache(id(size, gfp)));
         let made = there.or_else(|| self.make_kmalloc_cache(class(size), kind(gfp), gfp));
         let d = made.ok_or(AllocError::NoMemory)?;

@@ -19,6 +19,7 @@ use crate::{
     context::Cpu,
     error::AllocError,
     gfp::Gfp,
+    memmap::NO_CACHE,
     page_alloc::Reclaim,
     page_state::NodeStat,
     platform::{Level, Platform},
@@ -31,8 +32,11 @@ use core::{
 
 /// Bits of a frame's owner that are the cache's number; the rest is the colour.
 const OWNER_BITS: u32 = 9;
-const _: () =
-    assert!(super::cache::MAX_CACHES == 1 << OWNER_BITS && MAX_COLOURS <= 1 << (16 - OWNER_BITS));
+const _: () = assert!(
+    super::cache::MAX_CACHES == 1 << OWNER_BITS
+        && NO_CACHE == (1 << OWNER_BITS) - 1
+        && MAX_COLOURS <= 1 << (16 - OWNER_BITS)
+);
 
 /// The number of the cache that a frame with an owner belongs to.
 #[inline(always)]

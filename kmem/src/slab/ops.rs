@@ -173,7 +173,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     ) -> Result<Object, AllocError> {
         let gfp = self.pages.allowed(gfp);
         let asked = gfp - ZONES;
-        self.check_context(gfp)?;
+        self.pages.check_context(gfp)?;
         if gfp.contains(Gfp::HIGHMEM) {
             return Err(self.pages.refuse(gfp, 0, GfpError::HighMemNeedsPage));
         }
@@ -207,16 +207,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 Err(e) => return Err(e),
             }
         }
-    }
-
-    /// Refuses a request that its context does not allow.
-    #[track_caller]
-    pub(super) fn check_context(&self, gfp: Gfp) -> Result<(), AllocError> {
-        let context = self.pages.context();
-        if context.in_nmi() || (self.pages.allowed(gfp).may_block() && !context.may_sleep()) {
-            return Err(self.pages.refuse_context(gfp, 0));
-        }
-        Ok(())
     }
 
     /// Makes what the caller's CPU lacks for the cache, if there is memory to spare: nobody reclaims for that

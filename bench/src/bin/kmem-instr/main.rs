@@ -9,6 +9,7 @@
 //! One thread.
 
 mod objects;
+mod percpu;
 
 use anyhow::{Context, Result, bail};
 use bitmap_allocator::BitAlloc64K;
@@ -199,6 +200,8 @@ fn run(args: &Args, group: Group) -> Result<()> {
             })?;
             objects::harness(&r)?;
             objects::run(&r, kmem)?;
+            percpu::harness(&r)?;
+            percpu::run(&r, kmem)?;
             on_cpu(GIB, |m| {
                 hot(&r, kmem, &mut KmemFrames(m))?;
                 page_pairs(&r, kmem, &mut KmemPages(m))?;
