@@ -21,7 +21,7 @@
 //! ```
 //!
 //! # Implementation
-//! From the bottom up: `sys` (system calls), `shape`, `memory`, `report`, `stats`, `queue` (who may
+//! From the bottom up: `sys` (system calls), `shape`, `memory`, `vmalloc`, `report`, `stats`, `queue` (who may
 //! run where), `protocol` (who is on a slot and what is pending for it), `slot` (the thread-local side),
 //! `irq` (signal handlers), [`Hosted`], which ties them together, and `platform` (what the core sees of it).
 //!
@@ -54,6 +54,7 @@ mod shape;
 mod slot;
 mod stats;
 mod sys;
+mod vmalloc;
 
 pub use global::{GlobalPlatform, KmemGlobal};
 pub use hosted::{AttachError, Hosted, HostedError, IrqHandler, SoftirqHandler};

@@ -16,8 +16,14 @@
 //! # Locking
 //! The list of metadata mappings has a mutex, taken at bring-up only. All else is constant.
 
-use crate::shape::{PAGE_SHIFT, PAGE_SIZE, Shape};
-use kmem::types::{Pfn, PfnRange};
+use crate::{
+    shape::{PAGE_SHIFT, PAGE_SIZE, Shape},
+    vmalloc::VmallocRange,
+};
+use kmem::{
+    platform::{MapFailed, PageProt},
+    types::{Pfn, PfnRange},
+};
 use rustix::{
     fd::OwnedFd,
     fs::{self, FallocateFlags, MemfdFlags},
@@ -31,11 +37,11 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Alignment of the direct map.
+/// Alignment of the direct map, and of the vmalloc range.
 const DIRECT_ALIGN: usize = 1 << 30;
 
 /// A range of address space of this process, unmapped on drop.
-struct Area {
+pub(crate) struct Area {
     ptr: NonNull<u8>,
     len: usize,
 }
@@ -74,6 +80,15 @@ impl Area {
             )?;
         }
         Ok(())
+    }
+
+    /// As [`anonymous`](Self::anonymous) without access, and the first address in it with the alignment.
+    pub(crate) fn reserved(len: usize) -> io::Result<(Area, NonNull<u8>)> {
+        let area = Area::anonymous(len + DIRECT_ALIGN, ProtFlags::empty())?;
+        let skip = area.ptr.as_ptr().align_offset(DIRECT_ALIGN);
+        // SAFETY: `skip` is below DIRECT_ALIGN, so the pointer stays in the area.
+        let first = unsafe { area.ptr.add(skip) };
+        Ok((area, first))
     }
 
     /// Makes `range` of the area readable and writable.
@@ -123,6 +138,7 @@ pub(crate) struct PhysMemory {
     /// Frames that exist, likewise.
     all: Vec<PfnRange>,
     metadata: Mutex<Vec<Area>>,
+    vmalloc: Option<VmallocRange>,
 }
 
 impl PhysMemory {
@@ -143,6 +159,7 @@ impl PhysMemory {
             low: Vec::new(),
             all,
             metadata: Mutex::new(Vec::with_capacity(64)),
+            vmalloc: None,
         };
         if !shape.contents {
             return Ok(memory);
@@ -157,14 +174,16 @@ impl PhysMemory {
         fs::ftruncate(&fd, span)?;
 
         let len = memory.low.last().map_or(0, |r| address(r.end) as usize);
-        let area = Area::anonymous(len + DIRECT_ALIGN, ProtFlags::empty())?;
-        let skip = area.ptr.as_ptr().align_offset(DIRECT_ALIGN);
+        let (area, base) = Area::reserved(len)?;
+        let skip = base.as_ptr().addr() - area.ptr.as_ptr().addr();
         for r in &memory.low {
             let bytes = address(r.len()) as usize;
             area.map(skip + address(r.start) as usize, bytes, &fd, address(r.start))?;
         }
-        // SAFETY: `skip` is below DIRECT_ALIGN, so the pointer stays in the area.
-        let base = unsafe { area.ptr.add(skip) };
+        let bytes = usize::try_from(shape.vmalloc_bytes()).map_err(|_| Errno::NOMEM)?;
+        if bytes > 0 {
+            memory.vmalloc = Some(VmallocRange::new(bytes, shape.page_tables)?);
+        }
         memory.first = memory.low.first().copied().unwrap_or_default();
         memory.backing = Some(Backing { fd, _area: area, base });
         Ok(memory)
@@ -247,6 +266,47 @@ impl PhysMemory {
         let ptr = area.ptr;
         self.metadata.lock().unwrap_or_else(PoisonError::into_inner).push(area);
         Some(ptr)
+    }
+
+    /// The addresses for vmalloc.
+    #[inline]
+    pub(crate) fn vmalloc_range(&self) -> Option<Range<usize>> {
+        self.vmalloc.as_ref().map(VmallocRange::range)
+    }
+
+    /// Maps frames in the vmalloc range; of the file, whether they are memory or a hole, which stands for a
+    /// device.
+    ///
+    /// # Safety
+    /// As for [`Platform::map_pages`](kmem::platform::Platform::map_pages).
+    pub(crate) unsafe fn map_kernel(
+        &self,
+        addr: usize,
+        pfn: Pfn,
+        count: u32,
+        prot: PageProt,
+    ) -> Result<(), MapFailed> {
+        let (Some(backing), Some(vmalloc)) = (&self.backing, &self.vmalloc) else {
+            return Err(MapFailed);
+        };
+        let from = address(pfn.0);
+        let len = address(count);
+        if from + len > self.all.last().map_or(0, |r| address(r.end)) {
+            return Err(MapFailed);
+        }
+        // SAFETY: the caller's.
+        unsafe { vmalloc.map(addr, len as usize, prot, &backing.fd, from) }
+    }
+
+    /// Takes the mappings in a part of the vmalloc range away.
+    ///
+    /// # Safety
+    /// As for [`Platform::unmap_pages`](kmem::platform::Platform::unmap_pages).
+    pub(crate) unsafe fn unmap_kernel(&self, range: Range<usize>) {
+        if let Some(vmalloc) = &self.vmalloc {
+            // SAFETY: the caller's.
+            unsafe { vmalloc.unmap(range) };
+        }
     }
 
     /// Maps frames one after the other at a new address.

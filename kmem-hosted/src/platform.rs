@@ -22,7 +22,7 @@ use core::{
 use kmem::{
     context::{Cpu, Path},
     memblock::Memblock,
-    platform::{IrqState, Level, Platform},
+    platform::{IrqState, Level, MapFailed, PageProt, Platform},
     types::Pfn,
 };
 
@@ -34,9 +34,12 @@ const NO_CPU: IrqState = IrqState(2);
 
 // SAFETY: a slot is held by one thread at a time (see `protocol`), which gives it up only in `wait` and
 // in calls that take `&mut Process`; handlers nest on that thread. CPUs live as long as the machine. The
-// direct map is a fixed mapping of distinct file pages. Metadata is anonymous memory of its own. The
+// direct map is a fixed mapping of distinct file pages. The vmalloc range is a reservation of its own. Metadata is anonymous memory of its own. The
 // signal handlers serve nothing while the context word masks interrupts.
 unsafe impl Platform for Hosted {
+    /// 2 MiB.
+    const HUGE_ORDER: u32 = 9;
+
     #[inline(always)]
     fn get_cpu_fast(&self) -> Option<&Cpu> {
         Some(slot::top_cpu())
@@ -104,6 +107,28 @@ unsafe impl Platform for Hosted {
         used: &mut dyn Iterator<Item = Range<usize>>,
     ) -> Option<NonNull<u8>> {
         self.inner.memory.metadata(bytes, Some(used))
+    }
+
+    #[inline]
+    fn vmalloc_range(&self) -> Option<Range<usize>> {
+        self.inner.memory.vmalloc_range()
+    }
+
+    unsafe fn map_pages(
+        &self,
+        addr: usize,
+        pfn: Pfn,
+        count: u32,
+        prot: PageProt,
+        _tables: &mut dyn FnMut() -> Option<Pfn>,
+    ) -> Result<(), MapFailed> {
+        // SAFETY: the caller's.
+        unsafe { self.inner.memory.map_kernel(addr, pfn, count, prot) }
+    }
+
+    unsafe fn unmap_pages(&self, range: Range<usize>) {
+        // SAFETY: the caller's.
+        unsafe { self.inner.memory.unmap_kernel(range) };
     }
 
     fn kick(&self, cpu: usize) {

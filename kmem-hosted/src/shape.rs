@@ -70,6 +70,12 @@ pub struct Shape {
     /// Whether frames have contents. A machine without them has all its tables and none of its memory:
     /// no direct map, nothing to zero. It can be as big as frame numbers go.
     pub contents: bool,
+    /// Bytes of addresses for vmalloc; 0 for none, `None` for as many as suit the memory. There are none
+    /// without contents.
+    pub vmalloc: Option<u64>,
+    /// Whether areas of vmalloc are mapped. Without, they have addresses at which nothing is: the host maps no more
+    /// than some ten thousand, and a bench may want a million.
+    pub page_tables: bool,
 }
 
 /// What is wrong with a [`Shape`].
@@ -98,6 +104,9 @@ pub enum ShapeError {
     /// Zones out of order.
     #[error("zone {0:?} does not come after zone {1:?}, or ends before it")]
     ZoneOrder(ZoneType, ZoneType),
+    /// The bytes for vmalloc are not a multiple of the frame size.
+    #[error("{0:#x} bytes for vmalloc must be a multiple of {PAGE_SIZE:#x}")]
+    Vmalloc(u64),
     /// Memory above the last zone.
     #[error("bank {0} ends at {1:#x}, above the last zone")]
     NoZone(usize, u64),
@@ -114,6 +123,8 @@ impl Shape {
             zones: zones.iter().map(|&(zone, end)| ZoneLimit { zone, end }).collect(),
             max_phys,
             contents: true,
+            vmalloc: None,
+            page_tables: true,
         }
     }
 
@@ -231,6 +242,30 @@ impl Shape {
         self
     }
 
+    /// Sets how many bytes of addresses there are for vmalloc, a multiple of the frame size.
+    #[must_use]
+    pub fn vmalloc(mut self, bytes: u64) -> Shape {
+        self.vmalloc = Some(bytes);
+        self
+    }
+
+    /// Takes the page tables away: areas of vmalloc have addresses only.
+    #[must_use]
+    pub fn without_page_tables(mut self) -> Shape {
+        self.page_tables = false;
+        self
+    }
+
+    /// Bytes of addresses for vmalloc: as asked for, or 128 MiB on a machine with high memory, as x86-32 has them, or
+    /// enough elsewhere for all memory in areas of one frame and its guard.
+    pub fn vmalloc_bytes(&self) -> u64 {
+        let suiting = match self.highmem_from() {
+            Some(_) => 128 * MIB,
+            None => self.bytes().saturating_mul(2).saturating_add(GIB),
+        };
+        if self.contents { self.vmalloc.unwrap_or(suiting) } else { 0 }
+    }
+
     /// Where high memory begins: physical addresses from here on are not in the direct map \[H3\].
     pub fn highmem_from(&self) -> Option<u64> {
         let at = self.zones.iter().position(|z| z.zone == ZoneType::HighMem)?;
@@ -272,6 +307,9 @@ impl Shape {
         }
         if let Some(&node) = self.cpus.iter().find(|&&n| n >= MAX_NODES) {
             return Err(ShapeError::BadNode("CPU", node));
+        }
+        if !self.vmalloc_bytes().is_multiple_of(PAGE_SIZE) {
+            return Err(ShapeError::Vmalloc(self.vmalloc_bytes()));
         }
         for pair in self.zones.windows(2) {
             if pair[1].zone <= pair[0].zone || pair[1].end < pair[0].end {

@@ -215,6 +215,42 @@ pub enum Misuse {
     /// The number of the running CPU was asked for where the caller can come to another one at any time
     /// \[U3\].
     Preemptible,
+    /// The address is in the vmalloc range, where one of the direct map is needed \[V2\].
+    VmallocAddress {
+        /// The address.
+        addr: usize,
+    },
+    /// No area of the vmalloc range is at the address \[V1\].
+    NoArea {
+        /// The address.
+        addr: usize,
+    },
+    /// The address is inside an area, or its guard, and not the beginning.
+    InsideArea {
+        /// The address.
+        addr: usize,
+        /// Where the area begins.
+        start: usize,
+    },
+    /// The area was freed already.
+    AreaFree {
+        /// Its address.
+        addr: usize,
+    },
+    /// Memory was taken for a device.
+    IoremapOfMemory {
+        /// The frame.
+        pfn: Pfn,
+    },
+    /// The area is freed by another call.
+    WrongArea {
+        /// Its address.
+        addr: usize,
+        /// The call that was made.
+        given: &'static str,
+        /// The call that frees it.
+        right: &'static str,
+    },
 }
 
 /// The name of a cache, at most 31 bytes.
@@ -280,6 +316,12 @@ impl Misuse {
             | Misuse::NotPerCpu { .. }
             | Misuse::Migrated { .. } => "Bad per-CPU address",
             Misuse::Preemptible => "Bad context",
+            Misuse::VmallocAddress { .. }
+            | Misuse::NoArea { .. }
+            | Misuse::InsideArea { .. }
+            | Misuse::AreaFree { .. }
+            | Misuse::IoremapOfMemory { .. }
+            | Misuse::WrongArea { .. } => "Bad vmalloc address",
             _ => "Bad page state",
         }
     }
@@ -349,6 +391,20 @@ impl fmt::Display for Misuse {
                 write!(f, "the instance of CPU {from} was used on no CPU")
             }
             Misuse::Preemptible => f.write_str("using smp_processor_id() in preemptible code"),
+            Misuse::VmallocAddress { addr } => {
+                write!(f, "address {addr:#x} is in the vmalloc range, not in the direct map")
+            }
+            Misuse::NoArea { addr } => write!(f, "there is no area at {addr:#x}"),
+            Misuse::InsideArea { addr, start } => {
+                write!(f, "address {addr:#x} is inside the area at {start:#x}")
+            }
+            Misuse::AreaFree { addr } => {
+                write!(f, "the area at {addr:#x} is free already (double free)")
+            }
+            Misuse::IoremapOfMemory { pfn } => write!(f, "ioremap on RAM: pfn:{pfn} is memory"),
+            Misuse::WrongArea { addr, given, right } => {
+                write!(f, "the area at {addr:#x} was given to {given} and is freed by {right}")
+            }
         }
     }
 }

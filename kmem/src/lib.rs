@@ -13,6 +13,7 @@
 //!   zone                           zones, watermarks, zonelists
 //!   page_alloc                     per-CPU lists, fast path, slow path
 //!   slab                           caches, magazines, kmalloc, and what looks for mistakes with objects
+//!   vmalloc                        areas of virtually contiguous memory
 //!   reclaim                        shrinkers, kswapd, OOM: behind the slow path, through a trait
 //!   percpu                         an instance for each CPU
 //!   proc                           the machine as Linux's /proc texts
@@ -42,6 +43,7 @@ pub mod slab;
 pub mod sync;
 pub mod trace;
 pub mod types;
+pub mod vmalloc;
 pub mod vmstat;
 pub mod zone;
 

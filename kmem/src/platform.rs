@@ -21,6 +21,39 @@ pub enum Level {
     Info,
 }
 
+bitflags::bitflags! {
+    /// How a kernel mapping may be used. All of them can be read.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+    pub struct PageProt: u32 {
+        /// May be written to.
+        const WRITE = 1 << 0;
+        /// May be executed.
+        const EXEC = 1 << 1;
+        /// Goes past the caches, as a device's registers need it.
+        const NO_CACHE = 1 << 2;
+        /// Entries of more than a frame may be used where addresses and frames are aligned for them.
+        const HUGE = 1 << 3;
+        /// `PAGE_KERNEL`.
+        const KERNEL = Self::WRITE.bits();
+        /// `PAGE_KERNEL_RO`.
+        const KERNEL_RO = 0;
+        /// `PAGE_KERNEL_NOCACHE`.
+        const KERNEL_NOCACHE = Self::WRITE.bits() | Self::NO_CACHE.bits();
+    }
+}
+
+/// Pages could not be mapped: there is no frame for a page table, or the host refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapFailed;
+
+impl fmt::Display for MapFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the platform could not map the pages")
+    }
+}
+
+impl core::error::Error for MapFailed {}
+
 /// What interrupt masking found; restored as it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "interrupts stay masked until this is restored"]
@@ -39,6 +72,10 @@ pub struct IrqState(pub usize);
 ///   place, holes or not: the direct map is linear;
 /// - [`metadata`](Platform::metadata) returns zero-filled memory of the size asked for, used for nothing
 ///   else until the platform value is dropped;
+/// - [`vmalloc_range`](Platform::vmalloc_range) is the same each time, begins and ends at multiples of a frame,
+///   and is used for nothing but what [`map_pages`](Platform::map_pages) maps there: those frames, readable and
+///   writable as asked, until [`unmap_pages`](Platform::unmap_pages); all else in it faults when touched, once
+///   [`flush_tlb_kernel_range`](Platform::flush_tlb_kernel_range) has returned;
 /// - between [`local_irq_save`](Platform::local_irq_save) and the matching restore no interrupt
 ///   handler runs on the CPU.
 pub unsafe trait Platform: Sync {
@@ -120,6 +157,46 @@ pub unsafe trait Platform: Sync {
     ) -> Option<NonNull<u8>> {
         self.metadata(boot, bytes)
     }
+
+    /// Frames, as a power of two, that one entry of more than a frame maps at [`map_pages`](Platform::map_pages); 0
+    /// where there are no such entries.
+    const HUGE_ORDER: u32 = 0;
+
+    /// The addresses for vmalloc and its like \[V1\]; `None` on a platform without.
+    fn vmalloc_range(&self) -> Option<Range<usize>> {
+        None
+    }
+
+    /// Maps `count` frames from `pfn` on, one after the other, at `addr`. The frames need not be memory: they may
+    /// be a device's. What page tables it takes are frames from `tables`, zero-filled; they are the platform's for
+    /// ever. A failure may leave part of it mapped; the caller unmaps all. Called in process context, for different
+    /// addresses on several CPUs at once.
+    ///
+    /// # Safety
+    /// The addresses are in the vmalloc range, nothing is mapped there, and they are the caller's.
+    ///
+    /// # Errors
+    /// [`MapFailed`].
+    unsafe fn map_pages(
+        &self,
+        _addr: usize,
+        _pfn: Pfn,
+        _count: u32,
+        _prot: PageProt,
+        _tables: &mut dyn FnMut() -> Option<Pfn>,
+    ) -> Result<(), MapFailed> {
+        Err(MapFailed)
+    }
+
+    /// Takes all mappings in a range away. CPUs may still know them until
+    /// [`flush_tlb_kernel_range`](Platform::flush_tlb_kernel_range). Called in process context, as `map_pages` is.
+    ///
+    /// # Safety
+    /// The range is in the vmalloc range and the caller's, and nobody uses what is mapped there.
+    unsafe fn unmap_pages(&self, _range: Range<usize>) {}
+
+    /// Makes every CPU forget translations of addresses in the range. Called in process context.
+    fn flush_tlb_kernel_range(&self, _range: Range<usize>) {}
 
     /// Makes CPU `cpu` call [`Kmem::handle_ipi`](crate::PageAllocator::handle_ipi) soon. For a CPU that runs
     /// nothing the platform may make the call itself, posing as that CPU. Called from any context.

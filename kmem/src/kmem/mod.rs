@@ -8,13 +8,16 @@
 //! None of its own.
 
 mod debug;
+mod kvmalloc;
 mod objects;
 mod percpu;
+mod vmalloc;
 
 use crate::{
     memblock::Memblock,
     page_alloc::{BringUpError, Config, PageAllocator},
     percpu::Space,
+    page_state::SystemStat,
     platform::Platform,
     reclaim::{OomHandler, Shrinker, ShrinkerError, ShrinkerId, Vmscan},
     slab::pattern,
@@ -45,6 +48,10 @@ impl<P: Platform> Kmem<P> {
         let pages = PageAllocator::bring_up(platform, boot, config, reclaim)?;
         pages.reclaim().objects(&pages).attach_cpus();
         let kmem = Kmem { pages, percpu };
+        if let Some(range) = kmem.pages.platform().vmalloc_range() {
+            let frames = (range.len() >> P::PAGE_SHIFT) as i64;
+            kmem.pages.mod_system_state(SystemStat::VmallocTotal, frames);
+        }
         // Nobody has magazines yet who could refuse.
         let _ = kmem.set_init_on_alloc(config.init_on_alloc);
         let _ = kmem.set_init_on_free(config.init_on_free);

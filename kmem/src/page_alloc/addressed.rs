@@ -104,9 +104,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[track_caller]
     fn page_at(&self, addr: *const u8) -> Result<&Page, Misuse> {
         let aligned = (addr as usize).is_multiple_of(self.page_size());
-        match self.virt_to_page(addr).filter(|_| aligned) {
+        let page = self.p.direct_unmap(addr).and_then(|pfn| self.pfn_to_page(pfn));
+        match page.filter(|_| aligned) {
             Some(page) => Ok(page),
-            None => Err(self.misuse(Misuse::BadAddress { addr: addr as usize })),
+            None => Err(self
+                .refuse_vmalloc(addr)
+                .unwrap_or_else(|| self.misuse(Misuse::BadAddress { addr: addr as usize }))),
         }
     }
 

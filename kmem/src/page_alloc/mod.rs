@@ -193,9 +193,42 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.p.direct_map(self.page_to_pfn(page)?)
     }
 
-    /// The page whose frame the direct map shows at `addr`; `None` for any other address \[F3\].
+    /// The page whose frame the direct map shows at `addr`; `None` for any other address \[F3\]. One of the vmalloc
+    /// range is reported as well: [`vmalloc_to_page`](crate::Kmem::vmalloc_to_page) is the way there \[V2\].
+    #[track_caller]
     pub fn virt_to_page(&self, addr: *const u8) -> Option<&Page> {
-        self.pfn_to_page(self.p.direct_unmap(addr)?)
+        match self.p.direct_unmap(addr) {
+            Some(pfn) => self.pfn_to_page(pfn),
+            None => {
+                self.refuse_vmalloc(addr);
+                None
+            }
+        }
+    }
+
+    /// The physical address that the direct map shows at `addr`; `None` for any other address, as by
+    /// [`virt_to_page`](Self::virt_to_page).
+    #[track_caller]
+    pub fn virt_to_phys(&self, addr: *const u8) -> Option<u64> {
+        let Some(pfn) = self.p.direct_unmap(addr) else {
+            self.refuse_vmalloc(addr);
+            return None;
+        };
+        let offset = addr.addr() & (self.page_size() - 1);
+        Some((u64::from(pfn.0) << P::PAGE_SHIFT) + offset as u64)
+    }
+
+    /// Whether an address is in the vmalloc range, whatever is there \[V4\].
+    pub fn is_vmalloc_addr(&self, addr: *const u8) -> bool {
+        self.p.vmalloc_range().is_some_and(|range| range.contains(&addr.addr()))
+    }
+
+    /// Reports an address that should be one of the direct map, if it is one of the vmalloc range.
+    #[cold]
+    #[track_caller]
+    pub(crate) fn refuse_vmalloc(&self, addr: *const u8) -> Option<Misuse> {
+        let what = Misuse::VmallocAddress { addr: addr.addr() };
+        self.is_vmalloc_addr(addr).then(|| self.misuse(what))
     }
 
     /// The zone of a frame; `None` where there is no memory.

@@ -300,7 +300,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     /// At most ten failure reports in five seconds.
-    fn may_report_failure(&self) -> bool {
+    pub(crate) fn may_report_failure(&self) -> bool {
         const INTERVAL_NS: u64 = 5_000_000_000;
         const BURST: u64 = 10;
         // High bits: interval number plus one; low byte: reports in it.

@@ -1,7 +1,7 @@
 //! The machine as the texts of Linux's `/proc` \[T1, R5\].
 //!
 //! # Concepts
-//! `allocinfo`, `buddyinfo`, `zoneinfo`, `pagetypeinfo`, `slabinfo`, `meminfo` and `vmstat`, each to any [`core::fmt::Write`], in the form
+//! `allocinfo`, `buddyinfo`, `zoneinfo`, `pagetypeinfo`, `slabinfo`, `vmallocinfo`, `meminfo` and `vmstat`, each to any [`core::fmt::Write`], in the form
 //! of Linux 6.12 on a 64-bit machine with NUMA, CMA and huge pages: the same lines in the same order with the
 //! same white space, so that what reads Linux's files reads these. Zones that the machine's layout does not
 //! know have no lines, as in a kernel built without them.
@@ -25,6 +25,7 @@ mod buddyinfo;
 mod meminfo;
 mod pagetypeinfo;
 mod slabinfo;
+mod vmallocinfo;
 mod vmstat;
 mod zoneinfo;
 

@@ -2,7 +2,7 @@
 //!
 //! # Concepts
 //! Memory comes back from *sources*: shrinkers, caches that can count and give up objects; and the slab layer,
-//! whose depots are only kept for speed. (LRU lists, swap and page cache join as further sources of `Vmscan::shrink_node`.) Two callers ask: *kswapd*,
+//! whose depots are only kept for speed; and vmalloc, where areas wait that were freed in atomic context. (LRU lists, swap and page cache join as further sources of `Vmscan::shrink_node`.) Two callers ask: *kswapd*,
 //! one task per node, woken at the low watermark and working up to the high one; and *direct reclaim*, a
 //! request that would fail otherwise. When neither gets anywhere, the OOM handler decides.
 //!
@@ -32,6 +32,7 @@ use crate::{
     slab::{Objects, Slabs},
     sync::IrqLock,
     types::{MAX_NODES, ZoneType},
+    vmalloc::{Vmalloc, Vmap},
 };
 use kswapd::NodeState;
 use shrinker::Registry;
@@ -47,6 +48,7 @@ pub struct Vmscan {
     nodes: [NodeState; MAX_NODES],
     oom: IrqLock<Option<&'static dyn OomHandler>>,
     slabs: Slabs,
+    vmalloc: Vmalloc,
 }
 
 impl Default for Vmscan {
@@ -63,6 +65,7 @@ impl Vmscan {
             nodes: [const { NodeState::new() }; MAX_NODES],
             oom: IrqLock::new(None),
             slabs: Slabs::new(),
+            vmalloc: Vmalloc::new(),
         }
     }
 
@@ -83,7 +86,17 @@ impl Vmscan {
     ) -> u64 {
         // Depots cost nothing to give up, whatever the pressure, and what shrinkers free lies there.
         let freed = self.shrinkers.shrink(pages, node, gfp, priority);
-        freed + self.objects(pages).shrink_node(node)
+        let freed = freed + self.objects(pages).shrink_node(node);
+        freed + self.vmap(pages).shrink(priority)
+    }
+
+    /// vmalloc on these pages.
+    #[inline(always)]
+    pub(crate) fn vmap<'a, P: Platform>(
+        &'a self,
+        pages: &'a PageAllocator<P, Self>,
+    ) -> Vmap<'a, P, Self> {
+        Vmap { objects: self.objects(pages), state: &self.vmalloc }
     }
 
     /// The slab layer on these pages.

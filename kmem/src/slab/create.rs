@@ -39,6 +39,40 @@ impl fmt::Debug for Descriptor {
     }
 }
 
+/// A cache that the core has for itself, made at its first use.
+pub(crate) struct CacheHandle(AtomicPtr<Descriptor>);
+
+impl CacheHandle {
+    pub(crate) const fn new() -> CacheHandle {
+        CacheHandle(AtomicPtr::new(ptr::null_mut()))
+    }
+
+    /// The cache, once there is one.
+    #[inline]
+    pub(crate) fn get(&self) -> Option<KmemCache> {
+        // SAFETY: null or the descriptor of a cache that nobody destroys. Acquire pairs with the AcqRel in `set`.
+        unsafe { self.0.load(Acquire).as_ref() }.map(KmemCache)
+    }
+
+    /// Keeps a cache that was just made, or the one that somebody else was faster to make.
+    pub(crate) fn set<P: Platform, R: Reclaim>(
+        &self,
+        objects: &Objects<'_, P, R>,
+        made: KmemCache,
+    ) -> KmemCache {
+        let at = ptr::from_ref(made.0).cast_mut();
+        match self.0.compare_exchange(ptr::null_mut(), at, AcqRel, Acquire) {
+            Ok(_) => made,
+            Err(there) => {
+                // It has no objects. Where a CPU does not give its magazines up it stays, and is merely there.
+                let _ = objects.destroy(made);
+                // SAFETY: as in `get`.
+                KmemCache(unsafe { &*there })
+            }
+        }
+    }
+}
+
 impl KmemCache {
     /// The cache's name; of caches that were merged, the first one's.
     pub fn name(&self) -> Name {

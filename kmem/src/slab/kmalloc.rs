@@ -298,7 +298,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return Ok(());
         }
         let Some(page) = self.large_at(at) else {
-            return Err(self.pages.misuse(Misuse::NotAnObject { addr: at.addr() }));
+            let vmalloc = self.pages.refuse_vmalloc(at);
+            return Err(vmalloc
+                .unwrap_or_else(|| self.pages.misuse(Misuse::NotAnObject { addr: at.addr() })));
         };
         // Of two that free it at once one takes the mark off.
         if !page.take_slab_mark() {

@@ -56,6 +56,7 @@ mod state;
 
 pub use audit::{CacheInfo, ObjectAudit, ObjectAuditError};
 pub use cache::Ctor;
+pub(crate) use create::CacheHandle;
 pub use create::{CacheError, DestroyError, KmemCache};
 pub use debug::DebugError;
 pub(crate) use debug::{INIT_ON_ALLOC, INIT_ON_FREE, pattern};

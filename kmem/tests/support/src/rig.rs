@@ -140,6 +140,10 @@ impl Rig {
     /// Checks that every object is back, and every frame but those that the slab layer keeps for itself.
     #[track_caller]
     pub fn assert_conserved(&self) {
+        self.machine.vm_unmap_aliases();
+        let areas = self.machine.audit_vmalloc().unwrap();
+        assert_eq!((areas.live, areas.lazy, areas.pooled), (0, 0, 0), "areas lost or found");
+        assert_eq!(areas.free, areas.largest, "free addresses are in pieces");
         self.machine.drop_slab();
         let objects = self.machine.audit_objects().unwrap();
         assert_eq!((objects.live, objects.cached), (0, 0), "objects lost or found");

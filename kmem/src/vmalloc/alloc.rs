@@ -1,0 +1,309 @@
+//! vmalloc: an address, frames, mappings.
+//!
+//! # Implementation
+//! The area has its address first, since that is what most often costs nothing; then its frames, in bulk; then they
+//! are mapped run by run. Whatever fails, the area is taken apart the way vfree does it, and comes to the lazy
+//! list: something may have been mapped.
+//!
+//! # Locking
+//! The tree's lock or a shard's while the address is found.
+
+use super::{
+    VmFlags, Vmap,
+    area::{Area, State},
+};
+use crate::{
+    error::AllocError,
+    gfp::Gfp,
+    page::Page,
+    page_alloc::Reclaim,
+    page_state::SystemStat,
+    platform::{Level, PageProt, Platform},
+    slab::SlabFlags,
+    types::Pfn,
+};
+use core::{panic::Location, ptr::NonNull, sync::atomic::AtomicU32};
+
+/// Frames asked for at once.
+pub(super) const BATCH: usize = 32;
+
+/// How long a request that may not fail sleeps before it tries again.
+const AGAIN_NS: u64 = 10_000_000;
+
+/// What of a request's flags concerns descriptors and tables.
+const FOR_METADATA: Gfp = Gfp::RECLAIM
+    .union(Gfp::IO)
+    .union(Gfp::FS)
+    .union(Gfp::HIGH)
+    .union(Gfp::MEMALLOC)
+    .union(Gfp::NOMEMALLOC)
+    .union(Gfp::NORETRY)
+    .union(Gfp::RETRY_MAYFAIL);
+
+/// What vmalloc's frames cannot be.
+const NOT_FOR_FRAMES: Gfp = Gfp::COMP.union(Gfp::MOVABLE).union(Gfp::RECLAIMABLE);
+
+/// A request.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    /// Bytes.
+    pub(crate) size: usize,
+    /// Alignment of the address: a power of two; below a frame it is a frame's.
+    pub(crate) align: usize,
+    pub(crate) gfp: Gfp,
+    pub(crate) prot: PageProt,
+    pub(crate) flags: VmFlags,
+    /// −1 for the caller's.
+    pub(crate) node: i32,
+}
+
+impl Wanted {
+    pub(crate) const fn new(size: usize, gfp: Gfp) -> Wanted {
+        let (prot, flags) = (PageProt::KERNEL, VmFlags::ALLOC);
+        Wanted { size, align: 1, gfp, prot, flags, node: -1 }
+    }
+}
+
+impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
+    /// Refuses what its context does not allow: anything but process context.
+    #[inline]
+    #[track_caller]
+    pub(super) fn check_context(&self, gfp: Gfp) -> Result<(), AllocError> {
+        let pages = self.objects.pages;
+        let context = pages.context();
+        // Before interrupts are on nothing sleeps.
+        if !context.may_sleep() && (context.in_nmi() || pages.allowed(Gfp::KERNEL).may_block()) {
+            return Err(pages.refuse_context(gfp | Gfp::DIRECT_RECLAIM, 0));
+        }
+        Ok(())
+    }
+
+    /// vmalloc and all its variants.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn vmalloc(self, wanted: Wanted) -> Result<NonNull<u8>, AllocError> {
+        self.check_context(wanted.gfp)?;
+        let at = Location::caller();
+        let frames = wanted.size.div_ceil(Self::PAGE);
+        let possible = frames as u64 <= self.objects.pages.totalram_pages();
+        let Some(nr) = u32::try_from(frames).ok().filter(|n| *n > 0 && possible) else {
+            return self.failed(&wanted, "size does not fit", at);
+        };
+        loop {
+            match self.build(&wanted, nr, at) {
+                Ok(area) => {
+                    let used = i64::from(nr);
+                    self.objects.pages.mod_system_state(SystemStat::VmallocUsed, used);
+                    return Ok(Self::address(area));
+                }
+                Err(AllocError::NoMemory) if self.may_retry(&wanted, nr) => {}
+                Err(AllocError::NoMemory) => {
+                    return self.failed(&wanted, "no memory or no addresses", at);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Sleeps, if the request may not fail and could be served.
+    #[cold]
+    fn may_retry(&self, wanted: &Wanted, nr: u32) -> bool {
+        let range = self.p().vmalloc_range().map_or(0, |range| range.len());
+        let fits = (nr as usize + 1) * Self::PAGE <= range;
+        let again = fits && wanted.gfp.contains(Gfp::NOFAIL) && wanted.gfp.may_block();
+        if again {
+            self.p().wait(&AtomicU32::new(0), 0, AGAIN_NS);
+        }
+        again
+    }
+
+    /// Where an area begins, as a pointer.
+    pub(super) fn address(area: &Area) -> NonNull<u8> {
+        let at = core::ptr::with_exposed_provenance_mut(area.start());
+        // The range does not contain null.
+        NonNull::new(at).unwrap_or(NonNull::dangling())
+    }
+
+    #[cold]
+    fn failed<T>(
+        &self,
+        wanted: &Wanted,
+        why: &str,
+        at: &'static Location<'static>,
+    ) -> Result<T, AllocError> {
+        let Wanted { size, gfp, .. } = *wanted;
+        let pages = self.objects.pages;
+        if !gfp.contains(Gfp::NOWARN) && pages.may_report_failure() {
+            let (file, line) = (at.file(), at.line());
+            self.p().report(
+                Level::Warning,
+                format_args!(
+                    "vmalloc error: size {size}, {why}, mode:{:#x}({gfp}), at {file}:{line}",
+                    gfp.bits()
+                ),
+            );
+        }
+        Err(AllocError::NoMemory)
+    }
+
+    /// An area with all that belongs to it.
+    fn build(
+        &self,
+        wanted: &Wanted,
+        nr: u32,
+        at: &'static Location<'static>,
+    ) -> Result<&'static Area, AllocError> {
+        let huge = self.huge_order(wanted, nr);
+        let align = wanted.align.max(Self::PAGE << huge);
+        let area = self.reserve(nr, align, wanted.gfp, wanted.flags, at)?;
+        let prot = if huge > 0 { wanted.prot | PageProt::HUGE } else { wanted.prot };
+        let built = self
+            .frames_for(area, wanted, nr, huge)
+            .and_then(|()| self.map_from(area, 0, prot, wanted.gfp));
+        match built {
+            Ok(()) => {
+                area.set_state(State::Live);
+                Ok(area)
+            }
+            Err(e) => {
+                self.take_apart(area);
+                Err(e)
+            }
+        }
+    }
+
+    /// Order of the blocks that a request is served with where there are any: 0 unless it asks for large ones.
+    fn huge_order(&self, wanted: &Wanted, nr: u32) -> u32 {
+        let order = P::HUGE_ORDER;
+        let asked = wanted.flags.contains(VmFlags::ALLOW_HUGE_VMAP);
+        if asked && order <= self.objects.pages.max_order() && nr >> order != 0 { order } else { 0 }
+    }
+
+    /// An area of `nr` frames' worth of addresses, with nothing in it. Process context.
+    #[inline]
+    pub(super) fn reserve(
+        &self,
+        nr: u32,
+        align: usize,
+        gfp: Gfp,
+        flags: VmFlags,
+        at: &'static Location<'static>,
+    ) -> Result<&'static Area, AllocError> {
+        if !self.state.deferred.is_empty() {
+            self.run_deferred_frees();
+        }
+        let size = (nr as usize + 1).checked_mul(Self::PAGE).ok_or(AllocError::NoMemory)?;
+        let pooled = if align == Self::PAGE { self.take_pooled(size) } else { None };
+        let area = match pooled {
+            Some(area) => area,
+            None => self.place(size, align, gfp)?,
+        };
+        area.set_flags(flags);
+        area.set_caller(at);
+        Ok(area)
+    }
+
+    /// A new area in the tree.
+    #[cold]
+    fn place(&self, size: usize, align: usize, gfp: Gfp) -> Result<&'static Area, AllocError> {
+        let range = self.p().vmalloc_range().ok_or(AllocError::NoMemory)?;
+        if size > range.len() || !align.is_power_of_two() || align > range.len() {
+            return Err(AllocError::NoMemory);
+        }
+        let objects = &self.objects;
+        let cache = match self.state.cache.get() {
+            Some(cache) => cache,
+            None => {
+                let made = objects.create(
+                    "vmap_area",
+                    size_of::<Area>(),
+                    align_of::<Area>(),
+                    SlabFlags::HWCACHE_ALIGN | SlabFlags::NO_MERGE,
+                    None,
+                );
+                self.state.cache.set(objects, made.map_err(|_| AllocError::NoMemory)?)
+            }
+        };
+        let at = objects.alloc_from(&cache, (gfp & FOR_METADATA) | Gfp::NOWARN)?.cast::<Area>();
+        // SAFETY: an object of the size of an area, ours; objects stay where they are until they are freed, and
+        // this one is only when nothing leads to it any more.
+        let area: &'static Area = unsafe {
+            at.write(Area::new(size));
+            at.as_ref()
+        };
+        for last in [false, true] {
+            let mut tree = self.state.tree.lock(self.p());
+            tree.open(range.start, range.end);
+            if tree.insert(area, align, Self::PAGE) {
+                return Ok(area);
+            }
+            drop(tree);
+            if !last {
+                self.reclaim_addresses();
+            }
+        }
+        let _ = objects.free_to(&cache, at.cast());
+        Err(AllocError::NoMemory)
+    }
+
+    /// Fills an area with frames of its own.
+    fn frames_for(
+        &self,
+        area: &Area,
+        wanted: &Wanted,
+        nr: u32,
+        huge: u32,
+    ) -> Result<(), AllocError> {
+        let metadata = (wanted.gfp & FOR_METADATA) | Gfp::NOWARN;
+        area.frames.make(&self.objects, nr, metadata)?;
+        let mut gfp = (wanted.gfp - NOT_FOR_FRAMES) | Gfp::NOWARN;
+        if !gfp.intersects(Gfp::DMA_ZONE | Gfp::DMA32) {
+            gfp |= Gfp::HIGHMEM;
+        }
+        // Who may not fail tries all of it again.
+        gfp -= Gfp::NOFAIL;
+        if huge > 0 {
+            self.take_huge(area, wanted.node, gfp, nr, huge);
+        }
+        while area.frames.len() < nr {
+            let left = (nr - area.frames.len()) as usize;
+            if wanted.node >= 0 {
+                let page = self.objects.pages.alloc_pages_node(wanted.node, gfp, 0)?;
+                area.frames.push(self.objects.pages.page_to_pfn(page).into_iter());
+                continue;
+            }
+            let mut batch: [Option<&Page>; BATCH] = [None; BATCH];
+            let batch = &mut batch[..left.min(BATCH)];
+            let got = self.objects.pages.alloc_pages_bulk(gfp, batch)?;
+            if got == 0 {
+                return Err(AllocError::NoMemory);
+            }
+            let pfns = batch[..got].iter().flatten();
+            area.frames.push(pfns.filter_map(|page| self.objects.pages.page_to_pfn(page)));
+        }
+        Ok(())
+    }
+
+    /// Fills an area with frames of large blocks, as far as they are to be had without effort.
+    fn take_huge(&self, area: &Area, node: i32, gfp: Gfp, nr: u32, order: u32) {
+        let pages = self.objects.pages;
+        while nr - area.frames.len() >= 1 << order {
+            let Ok(page) = pages.alloc_pages_node(node, gfp | Gfp::NORETRY, order) else { return };
+            let Some(pfn) =
+                pages.page_to_pfn(page).filter(|_| pages.split_page(page, order).is_ok())
+            else {
+                return;
+            };
+            area.frames.push((pfn.0..pfn.0 + (1 << order)).map(Pfn));
+        }
+    }
+
+    /// What an area shows, in bytes; 0 while nothing is mapped.
+    pub(super) fn mapped_bytes(area: &Area) -> usize {
+        if area.flags().contains(VmFlags::IOREMAP) {
+            area.size - Self::PAGE
+        } else {
+            area.frames.len() as usize * Self::PAGE
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! vfree, vunmap, iounmap, in any context.
+//!
+//! # Locking
+//! The tree's lock while the area is looked up and taken from LIVE to DYING: of two that free it one succeeds.
+
+use super::{
+    At, VmFlags, Vmap,
+    alloc::BATCH,
+    area::{Area, State},
+};
+use crate::{
+    error::Misuse, page::Page, page_alloc::Reclaim, page_state::SystemStat, platform::Platform,
+};
+use core::panic::Location;
+
+/// The call that frees an area.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    Vfree,
+    Vunmap,
+    Iounmap,
+}
+
+impl By {
+    fn name(self) -> &'static str {
+        match self {
+            By::Vfree => "vfree",
+            By::Vunmap => "vunmap",
+            By::Iounmap => "iounmap",
+        }
+    }
+
+    /// Whether it is the one for an area.
+    fn frees(self, flags: VmFlags) -> bool {
+        match self {
+            By::Vfree => flags.intersects(VmFlags::ALLOC | VmFlags::MAP_PUT_PAGES),
+            By::Vunmap => flags.contains(VmFlags::MAP),
+            By::Iounmap => flags.contains(VmFlags::IOREMAP),
+        }
+    }
+
+    fn right(flags: VmFlags) -> By {
+        [By::Vfree, By::Vunmap].into_iter().find(|by| by.frees(flags)).unwrap_or(By::Iounmap)
+    }
+}
+
+impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
+    /// Frees the area at an address.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn free(self, addr: usize, by: By) -> Result<(), Misuse> {
+        if self.objects.pages.context().in_nmi() {
+            return Err(self.objects.pages.misuse(Misuse::InNmi));
+        }
+        let addr = if by == By::Iounmap { addr & !(Self::PAGE - 1) } else { addr };
+        let area = self.claim(addr, by)?;
+        if by == By::Vunmap {
+            area.set_flags(area.flags() - VmFlags::MAP_PUT_PAGES);
+        }
+        if self.may_sleep() {
+            if !self.state.deferred.is_empty() {
+                self.run_deferred_frees();
+            }
+            self.give_back(area)
+        } else {
+            self.state.deferred.push(area);
+            Ok(())
+        }
+    }
+
+    /// Takes an area from LIVE to DYING: it is the caller's then.
+    #[inline]
+    #[track_caller]
+    fn claim(&self, addr: usize, by: By) -> Result<&'static Area, Misuse> {
+        let tree = self.state.tree.lock(self.p());
+        let Some(area) = tree.find(addr) else {
+            drop(tree);
+            return Err(self.objects.pages.misuse(Misuse::NoArea { addr }));
+        };
+        let (start, flags, state) = (area.start(), area.flags(), area.state());
+        let (caller, freed_by) = (area.caller(), area.freed_by());
+        let wrong = if start != addr {
+            Some(match state {
+                State::Live | State::Building => Misuse::InsideArea { addr, start },
+                _ => Misuse::NoArea { addr },
+            })
+        } else if state != State::Live {
+            Some(Misuse::AreaFree { addr })
+        } else if !by.frees(flags) {
+            let (given, right) = (by.name(), By::right(flags).name());
+            Some(Misuse::WrongArea { addr, given, right })
+        } else {
+            area.set_freed_by(Location::caller());
+            area.set_state(State::Dying);
+            None
+        };
+        drop(tree);
+        let pages = self.objects.pages;
+        match (wrong, caller, freed_by.filter(|_| state != State::Live)) {
+            (None, ..) => Ok(area),
+            (Some(wrong), Some(by), Some(freed)) => Err(pages.misuse_with(
+                wrong,
+                format_args!("\n  allocated at {}\n  freed at {}", At(by), At(freed)),
+            )),
+            (Some(wrong), Some(by), None) => {
+                Err(pages.misuse_with(wrong, format_args!("\n  allocated at {}", At(by))))
+            }
+            (Some(wrong), None, _) => Err(pages.misuse(wrong)),
+        }
+    }
+
+    /// Does what is left to do for an area that is DYING. Process context.
+    #[inline]
+    #[track_caller]
+    fn give_back(&self, area: &'static Area) -> Result<(), Misuse> {
+        self.unmap(area);
+        let flags = area.flags();
+        let mut result = Ok(());
+        if flags.contains(VmFlags::ALLOC) {
+            let freed = -i64::from(area.frames.len());
+            self.objects.pages.mod_system_state(SystemStat::VmallocUsed, freed);
+            result = self.free_frames(area);
+        } else if flags.contains(VmFlags::MAP_PUT_PAGES) {
+            result = self.put_frames(area);
+        }
+        area.frames.clear(&self.objects);
+        self.retire(area);
+        result
+    }
+
+    /// Takes an area apart that was not made to its end.
+    #[cold]
+    pub(super) fn take_apart(&self, area: &'static Area) {
+        self.unmap(area);
+        if area.flags().contains(VmFlags::ALLOC) {
+            // They are its own since a moment ago.
+            let _ = self.free_frames(area);
+        }
+        area.frames.clear(&self.objects);
+        self.retire(area);
+    }
+
+    #[inline]
+    fn unmap(&self, area: &Area) {
+        let bytes = Self::mapped_bytes(area);
+        if bytes > 0 {
+            let start = area.start();
+            // SAFETY: the area's own addresses, which by the contract of whoever freed it nobody uses any more.
+            unsafe { self.p().unmap_pages(start..start + bytes) };
+        }
+    }
+
+    /// Frees the frames that an area has of its own.
+    #[track_caller]
+    fn free_frames(&self, area: &Area) -> Result<(), Misuse> {
+        let pages = self.objects.pages;
+        let mut result = Ok(());
+        let mut at = 0;
+        while at < area.frames.len() {
+            let mut batch: [Option<&Page>; BATCH] = [None; BATCH];
+            let mut nr = 0;
+            for (place, pfn) in batch.iter_mut().zip(area.frames.from(at)) {
+                *place = pages.pfn_to_page(pfn);
+                nr += 1;
+            }
+            // One that somebody else freed is reported there.
+            result = result.and(pages.free_pages_bulk(&mut batch[..nr]));
+            at += nr as u32;
+        }
+        result
+    }
+
+    /// Drops a reference to each page that an area shows.
+    #[track_caller]
+    fn put_frames(&self, area: &Area) -> Result<(), Misuse> {
+        let pages = self.objects.pages;
+        (0..area.frames.len())
+            .filter_map(|i| pages.pfn_to_page(area.frames.get(i)?))
+            .fold(Ok(()), |result, page| result.and(pages.put_page(page)))
+    }
+
+    /// Frees what was freed in atomic context; returns how many areas there were. Process context.
+    #[cold]
+    pub(super) fn run_deferred_frees(&self) -> u64 {
+        let mut list = self.state.deferred.take();
+        let mut nr = 0;
+        while let Some(area) = list.pop() {
+            // A misuse (somebody freed its frames) is reported by the callee.
+            let _ = self.give_back(area);
+            nr += 1;
+        }
+        nr
+    }
+}

@@ -1,0 +1,99 @@
+//! kvmalloc: from kmalloc where that is easy, else from vmalloc \[S8\].
+//!
+//! # Locking
+//! None of its own.
+
+use super::{Vmap, alloc::Wanted, free::By};
+use crate::{
+    error::{AllocError, Misuse},
+    gfp::Gfp,
+    page_alloc::Reclaim,
+    platform::Platform,
+};
+use core::ptr::NonNull;
+
+impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
+    /// `kvmalloc_node`.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn kvmalloc(
+        self,
+        size: usize,
+        gfp: Gfp,
+        node: i32,
+    ) -> Result<NonNull<u8>, AllocError> {
+        // What fits a frame is not easier to get in another way.
+        let (small, may_map) = (size <= Self::PAGE, gfp.may_block());
+        let first = if small || !may_map {
+            gfp
+        } else if gfp.contains(Gfp::RETRY_MAYFAIL) {
+            (gfp | Gfp::NOWARN) - Gfp::NOFAIL
+        } else {
+            (gfp | Gfp::NOWARN | Gfp::NORETRY) - Gfp::NOFAIL
+        };
+        match self.objects.kmalloc_node(size, first, node) {
+            Err(AllocError::NoMemory) if !small && may_map => {
+                self.vmalloc(Wanted { node, ..Wanted::new(size, gfp) })
+            }
+            got => got,
+        }
+    }
+
+    /// `kvfree`.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn kvfree(self, at: *mut u8) -> Result<(), Misuse> {
+        if self.objects.pages.is_vmalloc_addr(at) {
+            self.free(at.addr(), By::Vfree)
+        } else {
+            self.objects.kfree(at)
+        }
+    }
+
+    /// Bytes that may be used at an address from kvmalloc; `None` for other addresses.
+    pub(crate) fn kvsize(self, at: *const u8) -> Option<usize> {
+        if self.objects.pages.is_vmalloc_addr(at) {
+            self.usable(at.addr())
+        } else {
+            self.objects.ksize(at)
+        }
+    }
+
+    /// `kvrealloc`; with `vmalloc`, what is elsewhere then comes from there only (`vrealloc`).
+    ///
+    /// # Safety
+    /// `at` is null or from kvmalloc, and nobody uses it any more if this succeeds.
+    #[track_caller]
+    pub(crate) unsafe fn kvrealloc(
+        self,
+        at: *mut u8,
+        wanted: Wanted,
+        vmalloc: bool,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let Wanted { size, gfp, .. } = wanted;
+        let Some(old) = self.kvsize(at) else {
+            self.objects.pages.misuse(Misuse::NotAnObject { addr: at.addr() });
+            return Err(AllocError::NoMemory);
+        };
+        if size == 0 && !vmalloc {
+            let _ = self.kvfree(at);
+            return Ok(crate::slab::ZERO_SIZE_PTR);
+        }
+        if size > 0
+            && size <= old
+            && let Some(at) = NonNull::new(at)
+        {
+            if gfp.contains(Gfp::ZERO) {
+                // What it does not hold now is zeros when it grows again.
+                // SAFETY: `old` bytes may be used there.
+                unsafe { at.add(size).write_bytes(0, old - size) };
+            }
+            return Ok(at);
+        }
+        let new = if vmalloc { self.vmalloc(wanted)? } else { self.kvmalloc(size, gfp, -1)? };
+        // SAFETY: `old` bytes may be used there, more than that here, and the new block is nobody's yet.
+        unsafe { new.as_ptr().copy_from_nonoverlapping(at, old) };
+        let _ = self.kvfree(at);
+        Ok(new)
+    }
+}

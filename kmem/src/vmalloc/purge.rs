@@ -1,0 +1,110 @@
+//! Purging: one flush for many areas, and their addresses are free again \[V3\].
+//!
+//! # Locking
+//! A shard's lock while a list is taken; nothing during the flush. Purges run side by side, each with lists of its
+//! own. Who finds no room waits for those under way.
+
+use super::{
+    Vmap,
+    area::{Area, List, State},
+    pool::SHARDS,
+};
+use crate::{page_alloc::Reclaim, platform::Platform};
+use core::{
+    mem, ptr,
+    sync::atomic::Ordering::{AcqRel, Acquire, Relaxed},
+};
+
+/// How long to wait for a purge before looking again.
+const PATIENCE_NS: u64 = 1_000_000;
+/// How often.
+const MOST_WAITS: u32 = 1000;
+
+impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
+    /// Puts an area that was just unmapped on a lazy list, and purges if that makes too many.
+    #[inline]
+    pub(super) fn retire(&self, area: &'static Area) {
+        area.set_state(State::Lazy);
+        let size = area.size;
+        self.state.shards[self.shard()].lock(self.p()).lazy.push(area);
+        if self.state.lazy.fetch_add(size, Relaxed) + size > self.lazy_max() {
+            self.purge();
+        }
+    }
+
+    /// Flushes and frees all lazy areas; returns how many. Process context.
+    #[cold]
+    pub(super) fn purge(&self) -> u64 {
+        // Before the lists are taken: who does not see this finds the areas on them.
+        self.state.purging.fetch_add(1, AcqRel);
+        let mut lists = [List::EMPTY; SHARDS];
+        let (mut low, mut high, mut bytes, mut nr) = (usize::MAX, 0, 0, 0);
+        for (list, shard) in lists.iter_mut().zip(&self.state.shards) {
+            *list = mem::take(&mut shard.lock(self.p()).lazy);
+            for area in list.iter() {
+                (low, high) = (low.min(area.start()), high.max(area.end()));
+                bytes += area.size;
+                nr += 1;
+            }
+        }
+        if nr > 0 {
+            self.state.lazy.fetch_sub(bytes, Relaxed);
+            self.p().flush_tlb_kernel_range(low..high);
+            for (shard, list) in lists.iter_mut().enumerate() {
+                while let Some(area) = list.pop() {
+                    if !self.put_pooled(shard, area) {
+                        self.forget(area);
+                    }
+                }
+            }
+        }
+        // Pairs with the Acquire in `await_purges`: who sees it gone finds the addresses free.
+        self.state.purging.fetch_sub(1, AcqRel);
+        self.p().wake(&self.state.purging);
+        nr
+    }
+
+    /// Waits until no purge is under way, for a second at the most.
+    fn await_purges(&self) {
+        for _ in 0..MOST_WAITS {
+            // Acquire pairs with the AcqRel at a purge's end.
+            match self.state.purging.load(Acquire) {
+                0 => return,
+                seen => self.p().wait(&self.state.purging, seen, PATIENCE_NS),
+            }
+        }
+    }
+
+    /// Makes every address free that can be; returns how many areas went. Process context.
+    pub(super) fn reclaim_addresses(&self) -> u64 {
+        let deferred = self.run_deferred_frees();
+        let nr = self.purge();
+        self.await_purges();
+        deferred + nr + self.empty_pools()
+    }
+
+    /// Takes an area out of the tree, and gives its descriptor back.
+    pub(super) fn forget(&self, area: &'static Area) {
+        self.state.tree.lock(self.p()).remove(area);
+        if let Some(cache) = self.state.cache.get() {
+            let at = ptr::NonNull::from(area).cast();
+            // It is from that cache, and nothing leads to it any more.
+            let _ = self.objects.free_to(&cache, at);
+        }
+    }
+
+    /// `vm_unmap_aliases`.
+    pub(crate) fn unmap_aliases(&self) -> u64 {
+        if self.may_sleep() { self.reclaim_addresses() } else { 0 }
+    }
+
+    /// What reclaim asks for: frames that wait for process context, and descriptors.
+    pub(crate) fn shrink(&self, priority: u32) -> u64 {
+        if !self.may_sleep() {
+            return 0;
+        }
+        let freed = self.run_deferred_frees();
+        // Descriptors are small: they go last.
+        if priority == 0 { freed + self.purge() + self.empty_pools() } else { freed }
+    }
+}
