@@ -155,7 +155,8 @@ impl<'a, P: Platform, R: Reclaim> Vmap<'a, P, R> {
         let mut audit = VmallocAudit::default();
         let Some(range) = self.p().vmalloc_range() else { return Ok(audit) };
         let pages = self.objects.pages;
-        let tree = self.state.tree.lock(self.p());
+        let mut tree = self.state.tree.lock(self.p());
+        tree.open(range.start, range.end);
         if !tree.is_sound(range.start) {
             return Err(VmAuditError::Tree);
         }

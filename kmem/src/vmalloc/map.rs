@@ -14,7 +14,7 @@ use crate::{
     page_alloc::Reclaim,
     page_state::NodeStat,
     platform::{PageProt, Platform},
-    types::Pfn,
+    types::{Pfn, ZoneType},
 };
 use core::{panic::Location, ptr::NonNull, sync::atomic::Ordering::Relaxed};
 
@@ -167,6 +167,17 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         shown
     }
 
+    /// Whether a frame is the allocator's. What is reserved is not; neither is a low frame that the direct map does
+    /// not show: it is in a small hole.
+    fn is_memory(&self, pfn: Pfn) -> bool {
+        let pages = self.objects.pages;
+        let low = |kind| kind < ZoneType::HighMem;
+        let hole = pages.page_zone(pfn).is_some_and(|zone| low(zone.zone_type()))
+            && self.p().direct_map(pfn).is_none();
+        let reserved = |page: &Page| page.flags().contains(PageFlags::RESERVED);
+        !hole && pages.pfn_to_page(pfn).is_some_and(|page| !reserved(page))
+    }
+
     /// `ioremap`.
     #[track_caller]
     pub(crate) fn ioremap(
@@ -183,10 +194,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         let first = u32::try_from(phys >> P::PAGE_SHIFT).map_err(|_| AllocError::NoMemory)?;
         let last = first.checked_add(nr).ok_or(AllocError::NoMemory)?;
         let pages = self.objects.pages;
-        // What is reserved was never the allocator's: holes, and what the firmware keeps.
-        let reserved = |page: &Page| page.flags().contains(PageFlags::RESERVED);
-        let memory = |pfn: &Pfn| pages.pfn_to_page(*pfn).is_some_and(|page| !reserved(page));
-        if let Some(pfn) = (first..last).map(Pfn).find(memory) {
+        if let Some(pfn) = (first..last).map(Pfn).find(|pfn| self.is_memory(*pfn)) {
             pages.misuse(Misuse::IoremapOfMemory { pfn });
             return Err(AllocError::NoMemory);
         }
