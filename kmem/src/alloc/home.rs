@@ -242,6 +242,19 @@ macro_rules! global {
             /// Values in a row in kmalloc memory.
             pub type KVec<T> = $crate::alloc::KVec<T, Kmalloc>;
 
+            /// The machine's vmalloc as an allocator without a size.
+            pub type Vmalloc = $crate::alloc::Vmalloc<Here>;
+            /// The machine's kvmalloc as an allocator without a size.
+            pub type KVmalloc = $crate::alloc::KVmalloc<Here>;
+            /// A value in vmalloc memory.
+            pub type VBox<T> = $crate::alloc::VBox<T, Here>;
+            /// A value in kvmalloc memory.
+            pub type KVBox<T> = $crate::alloc::KVBox<T, Here>;
+            /// Values in a row in vmalloc memory.
+            pub type VVec<T> = $crate::alloc::VVec<T, Here>;
+            /// Values in a row in kvmalloc memory.
+            pub type KVVec<T> = $crate::alloc::KVVec<T, Here>;
+
             /// Puts the machine in its place, once.
             ///
             /// # Errors

@@ -133,6 +133,15 @@ impl<'k, P: Platform, T> KBox<T, &'k Kmem<P>> {
 }
 
 impl<T, A: Allocator> KBox<T, A> {
+    /// As [`new`](KBox::new), with an allocator at hand, such as [`VmallocOn`](super::VmallocOn).
+    ///
+    /// # Errors
+    /// As [`new`](KBox::new).
+    #[track_caller]
+    pub fn new_with(alloc: A, value: T, flags: Flags) -> Result<Self, AllocError> {
+        Self::make(alloc, value, flags).map_err(|(e, _)| e)
+    }
+
     #[inline]
     #[track_caller]
     fn make(alloc: A, value: T, flags: Flags) -> Result<Self, (AllocError, T)> {

@@ -1,7 +1,7 @@
 //! Owners: memory that is freed by going out of scope, and cannot be freed wrongly \[O1, O3\].
 //!
 //! # Concepts
-//! What C leaves to discipline an owner knows: [`Pages`] its order, [`Slot`] its cache, [`KBox`] and [`KVec`] that
+//! What C leaves to discipline an owner knows: [`Pages`] its order, [`Slot`] its cache, [`VmArea`] its address, [`KBox`] and [`KVec`] that
 //! they are the only ones. Freeing to the wrong cache, with the wrong order or twice cannot be written down. An
 //! owner either borrows its machine, so that it cannot outlive it, or has it in its type ([`Kmalloc`]); making one
 //! takes [`Flags`] and may fail, with a value.
@@ -31,6 +31,8 @@ mod kbox;
 mod kvec;
 mod pages;
 mod percpu;
+mod vm_area;
+mod vmalloc;
 
 pub use crate::{error::AllocError, gfp::Gfp as Flags};
 pub use allocator::Allocator;
@@ -40,3 +42,5 @@ pub use kbox::KBox;
 pub use kvec::{IntoIter, KVec};
 pub use pages::Pages;
 pub use percpu::PerCpu;
+pub use vm_area::VmArea;
+pub use vmalloc::{KVBox, KVVec, KVmalloc, KVmallocOn, VBox, VVec, Vmalloc, VmallocOn};

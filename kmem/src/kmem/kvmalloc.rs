@@ -5,9 +5,10 @@ use crate::{
     error::{AllocError, Misuse},
     gfp::Gfp,
     platform::Platform,
-    vmalloc::Wanted,
+    reclaim::Vmscan,
+    vmalloc::{Vmap, Wanted},
 };
-use core::ptr::NonNull;
+use core::{alloc::Layout, ptr::NonNull};
 
 impl<P: Platform> Kmem<P> {
     /// `kvmalloc`: at least `size` bytes, from kmalloc if that has them without effort, else, for more than a frame and
@@ -23,6 +24,23 @@ impl<P: Platform> Kmem<P> {
     #[track_caller]
     pub fn kvmalloc(&self, size: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
         self.vmap_layer().kvmalloc(size, gfp, -1)
+    }
+
+    /// As [`kvmalloc`](Self::kvmalloc), for a layout: aligned as it says. One without a size gives an address that is
+    /// aligned and nothing else.
+    ///
+    /// # Errors
+    /// As [`kvmalloc`](Self::kvmalloc).
+    #[track_caller]
+    pub fn kvmalloc_layout(&self, layout: Layout, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        let (first, may_map) = Vmap::<P, Vmscan>::easily(layout.size(), gfp);
+        match self.kmalloc_layout(layout, first) {
+            Err(AllocError::NoMemory) if may_map => {
+                let wanted = Wanted { align: layout.align(), ..Wanted::new(layout.size(), gfp) };
+                self.vmap_layer().vmalloc(wanted)
+            }
+            got => got,
+        }
     }
 
     /// `kvzalloc`: as [`kvmalloc`](Self::kvmalloc), zeroed.

@@ -13,6 +13,17 @@ use crate::{
 use core::ptr::NonNull;
 
 impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
+    /// The flags for kmalloc, and whether vmalloc comes after it.
+    #[inline]
+    pub(crate) fn easily(size: usize, gfp: Gfp) -> (Gfp, bool) {
+        // What fits a frame is not easier to get in another way.
+        if size <= Self::PAGE || !gfp.may_block() {
+            return (gfp, false);
+        }
+        let patience = if gfp.contains(Gfp::RETRY_MAYFAIL) { Gfp::empty() } else { Gfp::NORETRY };
+        ((gfp | Gfp::NOWARN | patience) - Gfp::NOFAIL, true)
+    }
+
     /// `kvmalloc_node`.
     #[inline]
     #[track_caller]
@@ -22,17 +33,9 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         gfp: Gfp,
         node: i32,
     ) -> Result<NonNull<u8>, AllocError> {
-        // What fits a frame is not easier to get in another way.
-        let (small, may_map) = (size <= Self::PAGE, gfp.may_block());
-        let first = if small || !may_map {
-            gfp
-        } else if gfp.contains(Gfp::RETRY_MAYFAIL) {
-            (gfp | Gfp::NOWARN) - Gfp::NOFAIL
-        } else {
-            (gfp | Gfp::NOWARN | Gfp::NORETRY) - Gfp::NOFAIL
-        };
+        let (first, may_map) = Self::easily(size, gfp);
         match self.objects.kmalloc_node(size, first, node) {
-            Err(AllocError::NoMemory) if !small && may_map => {
+            Err(AllocError::NoMemory) if may_map => {
                 self.vmalloc(Wanted { node, ..Wanted::new(size, gfp) })
             }
             got => got,

@@ -7,6 +7,7 @@ mod info;
 mod kvmalloc;
 mod misuse;
 mod model;
+mod owners;
 mod threads;
 
 use kmem::Kmem;

@@ -148,6 +148,11 @@ impl<T, A: Allocator> KVec<T, A> {
         KVec { buf: Buf::new(alloc), len: 0 }
     }
 
+    /// As [`new`](KVec::new), with an allocator at hand, such as [`VmallocOn`](super::VmallocOn).
+    pub const fn new_with(alloc: A) -> Self {
+        Self::on(alloc)
+    }
+
     /// Values there are.
     #[inline(always)]
     pub const fn len(&self) -> usize {

@@ -2,7 +2,7 @@
 
 use kmem::{
     Kmem, Platform,
-    alloc::{Cache, KBox, KVec, Pages},
+    alloc::{Cache, KBox, KVec, Pages, VmArea},
     context::{Atomic, Process},
     gfp::typed::{ATOMIC, KERNEL},
 };
@@ -12,6 +12,8 @@ fn process<P: Platform>(kmem: &Kmem<P>, cache: &Cache<'_, P, u64>, process: &Pro
     let _ = KVec::new_on(kmem).push_in(process, KERNEL, 1u64);
     let _ = cache.alloc_in(process, KERNEL, 1);
     let _ = Pages::new_in(kmem, process, KERNEL, 2);
+    let _ = VmArea::new_in(kmem, process, KERNEL.highmem(), 1 << 20);
+    let _ = kmem.vmalloc_in(process, KERNEL, 1 << 20);
 }
 
 fn handler<P: Platform>(kmem: &Kmem<P>, cache: &Cache<'_, P, u64>, atomic: Atomic<'_>) {
