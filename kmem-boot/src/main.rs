@@ -19,6 +19,7 @@ mod pvh;
 mod selftest;
 mod serial;
 mod stack;
+mod vmalloc;
 
 use core::{arch::global_asm, fmt};
 use exit::{Status, exit};

@@ -5,7 +5,8 @@
 //! directories are added here, one for each GiB, up to the 512 GiB that the first top-level entry
 //! holds. The second top-level entry holds tables that are indexed by frame number and have holes
 //! where memory has: address space for all of a table, frames for the parts in use, and one frame of
-//! zeros, mapped read-only all over the rest \[F5\].
+//! zeros, mapped read-only all over the rest \[F5\]. The third is vmalloc's, and changes while the machine runs
+//! (`vmalloc`).
 //!
 //! # Locking
 //! None: everything here happens before interrupts are on, on the only CPU.
@@ -18,22 +19,22 @@ use core::{
 use kmem::memblock::{Memblock, Request};
 use x86_64::instructions::tlb;
 
-const FRAME: u64 = 4096;
+pub(crate) const FRAME: u64 = 4096;
 const LARGE_PAGE: u64 = 2 << 20;
 const DIRECTORY_SPAN: u64 = 1 << 30;
-const ENTRIES: u64 = 512;
+pub(crate) const ENTRIES: u64 = 512;
 
-const PRESENT: u64 = 1;
-const WRITABLE: u64 = 1 << 1;
-const WRITE_THROUGH: u64 = 1 << 3;
-const NO_CACHE: u64 = 1 << 4;
-const LARGE: u64 = 1 << 7;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+pub(crate) const PRESENT: u64 = 1;
+pub(crate) const WRITABLE: u64 = 1 << 1;
+pub(crate) const WRITE_THROUGH: u64 = 1 << 3;
+pub(crate) const NO_CACHE: u64 = 1 << 4;
+pub(crate) const LARGE: u64 = 1 << 7;
+pub(crate) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// What `boot.s` maps.
 const BOOT_SPAN: u64 = 4 << 30;
 /// What a top-level entry maps.
-const TOP_SPAN: u64 = ENTRIES * DIRECTORY_SPAN;
+pub(crate) const TOP_SPAN: u64 = ENTRIES * DIRECTORY_SPAN;
 
 /// Where the next sparse table goes.
 static NEXT_SPARSE: AtomicU64 = AtomicU64::new(TOP_SPAN);
@@ -45,8 +46,13 @@ unsafe extern "C" {
 }
 
 /// Entry `index` of the page table at physical address `table`.
-fn entry(table: u64, index: u64) -> *mut u64 {
+pub(crate) fn entry(table: u64, index: u64) -> *mut u64 {
     ptr::with_exposed_provenance_mut::<u64>(table as usize).wrapping_add((index % ENTRIES) as usize)
+}
+
+/// The top-level page table.
+pub(crate) fn top_table() -> u64 {
+    (&raw const boot_pml4).addr() as u64
 }
 
 /// A zero-filled frame that every stage of the map reaches, for a page table.

@@ -3,7 +3,7 @@
 //! One CPU, an identity map for a direct map, the processor's interrupt flag for a mask, a halt loop
 //! for sleeping, the serial port for reports.
 
-use crate::{apic, clock, paging, serial};
+use crate::{apic, clock, paging, serial, vmalloc};
 use core::{
     fmt,
     ops::Range,
@@ -13,7 +13,7 @@ use core::{
 use kmem::{
     context::Cpu,
     memblock::{self, Memblock, Request},
-    platform::{IrqState, Level, Platform},
+    platform::{IrqState, Level, MapFailed, PageProt, Platform},
     types::{Pfn, PfnRange},
 };
 use x86_64::instructions::interrupts;
@@ -50,7 +50,7 @@ impl BareMetal {
 
 // SAFETY: there is one CPU, no threads, and interrupt handlers nest strictly. The map shows each
 // frame at its own address. Tables come from boot memory, which is handed out once, and are filled
-// with zeros. A cleared interrupt flag keeps handlers away; exceptions and NMI end the machine.
+// with zeros. The vmalloc range has a top-level entry of its own. A cleared interrupt flag keeps handlers away; exceptions and NMI end the machine.
 unsafe impl Platform for BareMetal {
     // The segment's base is zero, and so is the CPU's number.
     const PER_CPU_SEGMENT: bool = true;
@@ -116,6 +116,32 @@ unsafe impl Platform for BareMetal {
         used: &mut dyn Iterator<Item = Range<usize>>,
     ) -> Option<NonNull<u8>> {
         paging::sparse(boot, bytes, used)
+    }
+
+    const HUGE_ORDER: u32 = 9;
+
+    fn vmalloc_range(&self) -> Option<Range<usize>> {
+        Some(vmalloc::range())
+    }
+
+    unsafe fn map_pages(
+        &self,
+        addr: usize,
+        pfn: Pfn,
+        count: u32,
+        prot: PageProt,
+        tables: &mut dyn FnMut() -> Option<Pfn>,
+    ) -> Result<(), MapFailed> {
+        vmalloc::map(addr, pfn, count, prot, tables)
+    }
+
+    unsafe fn unmap_pages(&self, range: Range<usize>) {
+        vmalloc::unmap(range);
+    }
+
+    fn flush_tlb_kernel_range(&self, range: Range<usize>) {
+        // There is no other CPU that could know anything.
+        vmalloc::flush(range);
     }
 
     fn kick(&self, _cpu: usize) {

@@ -14,12 +14,13 @@ mod orders;
 mod percpu;
 mod random;
 mod storm;
+mod vmalloc;
 
 pub use storm::on_interrupt;
 
 use crate::{clock, platform::BareMetal, println};
 use fastrand::Rng;
-use kmem::Kmem;
+use kmem::{Kmem, page_state::NodeStat};
 
 /// A test failed; the line that says why has been printed.
 pub struct Failed;
@@ -65,6 +66,7 @@ const TESTS: [Test; 10] = [
     ("random", random::run),
     ("percpu", percpu::run),
     ("misuse", misuse::run),
+    ("vmalloc", vmalloc::run),
     ("exhaustion", exhaust::run),
     ("interrupt storm", storm::timer),
     ("storm under pressure", storm::pressure),
@@ -100,11 +102,12 @@ fn checked(bench: &mut Bench, name: &str, test: fn(&mut Bench) -> Verdict) -> Ve
     Ok(())
 }
 
-/// Frames free once nothing waits in per-CPU lists and magazines, and those that the slab layer keeps for
-/// itself.
+/// Frames free once nothing waits in per-CPU lists and magazines, and those that the slab layer and page tables
+/// keep.
 fn drained_free(kmem: &Kmem<BareMetal>) -> u64 {
+    kmem.vm_unmap_aliases();
     kmem.drop_slab();
     kmem.drain_all_pages();
     let kept = kmem.audit_objects().map_or(0, |objects| objects.slab_frames + objects.own_frames);
-    kmem.nr_free_pages() + kept
+    kmem.nr_free_pages() + kept + kmem.global_node_page_state(NodeStat::PageTable)
 }

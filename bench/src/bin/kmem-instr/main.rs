@@ -10,6 +10,7 @@
 
 mod objects;
 mod percpu;
+mod vmalloc;
 
 use anyhow::{Context, Result, bail};
 use bitmap_allocator::BitAlloc64K;
@@ -202,6 +203,8 @@ fn run(args: &Args, group: Group) -> Result<()> {
             objects::run(&r, kmem)?;
             percpu::harness(&r)?;
             percpu::run(&r, kmem)?;
+            vmalloc::harness(&r)?;
+            vmalloc::run(&r, kmem)?;
             on_cpu(GIB, |m| {
                 hot(&r, kmem, &mut KmemFrames(m))?;
                 page_pairs(&r, kmem, &mut KmemPages(m))?;
