@@ -112,11 +112,11 @@ fn map_one(spares: &mut u64, page: u64, frame: u64, flags: u64, may: bool) -> Op
     let aligned = page.is_multiple_of(LARGE_FRAMES) && frame.is_multiple_of(LARGE_FRAMES);
     // Where small pages were before there is a table, and it is used again.
     if may && aligned && read(directory, page >> 9) & PRESENT == 0 {
-        write(directory, page >> 9, frame * FRAME | flags | LARGE);
+        write(directory, page >> 9, (frame * FRAME) | flags | LARGE);
         return Some(LARGE_FRAMES);
     }
     let table = below(spares, directory, page >> 9)?;
-    write(table, page, frame * FRAME | flags);
+    write(table, page, (frame * FRAME) | flags);
     Some(1)
 }
 

@@ -21,7 +21,7 @@ const BESIDE: [(usize, &str); 3] = [
 pub fn run(r: &Recorder, who: &str) -> Result<()> {
     for (beside, op) in BESIDE {
         if r.wants(op) {
-            let shape = Shape::no_dma(8 << 30).vmalloc(64 << 30).without_page_tables();
+            let shape = Shape::no_dma(6 << 30).vmalloc(16 << 30).without_page_tables();
             let m = Machine::without_kswapd(shape, Config::default())?;
             m.run_on(Some(0), None, |_process| on(r, who, &m, beside, op))??;
         }
