@@ -499,13 +499,62 @@ pub enum MemPolicy {
     Preferred(u8),
 }
 
-/// What the allocator knows of a task: scopes, cpuset and memory policy.
+/// Bytes of a task's name, as many as the kernel's (`TASK_COMM_LEN`), a zero byte at its end.
+pub(crate) const COMM_LEN: usize = 16;
+
+/// A task's name (`comm`): at most 15 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Comm([u8; COMM_LEN]);
+
+impl Comm {
+    /// As much of a name as there is room for. Control characters become question marks.
+    pub fn new(name: &str) -> Comm {
+        let mut comm = [0; COMM_LEN];
+        let mut at = 0;
+        for c in name.chars().map(|c| if c.is_control() { '?' } else { c }) {
+            let Some(room) = comm[..COMM_LEN - 1].get_mut(at..at + c.len_utf8()) else { break };
+            at += c.encode_utf8(room).len();
+        }
+        Comm(comm)
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        let len = self.0.iter().position(|byte| *byte == 0).unwrap_or(COMM_LEN);
+        core::str::from_utf8(&self.0[..len]).unwrap_or("?")
+    }
+
+    pub(crate) fn words(self) -> [u64; 2] {
+        let (low, high) = self.0.split_at(COMM_LEN / 2);
+        [low, high].map(|half| half.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)))
+    }
+
+    pub(crate) fn from_words(words: [u64; 2]) -> Comm {
+        Comm(core::array::from_fn(|i| words[i / 8].to_le_bytes()[i % 8]))
+    }
+}
+
+impl fmt::Display for Comm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Comm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+/// What the allocator knows of a task: its number and name, scopes, cpuset and memory policy.
 pub struct Task {
     flags: AtomicU32,
     interleave: AtomicU32,
     mems_allowed: AtomicU64,
     policy_mode: AtomicU32,
     policy_nodes: AtomicU64,
+    pid: AtomicU32,
+    comm: [AtomicU64; 2],
 }
 
 impl Default for Task {
@@ -523,12 +572,36 @@ impl Task {
             mems_allowed: AtomicU64::new(u64::MAX),
             policy_mode: AtomicU32::new(0),
             policy_nodes: AtomicU64::new(0),
+            pid: AtomicU32::new(0),
+            comm: [const { AtomicU64::new(0) }; 2],
         }
     }
 
     #[inline(always)]
     pub(crate) fn flags(&self) -> u32 {
         self.flags.load(Relaxed)
+    }
+
+    /// The task's number, as page_owner tells it; 0 until it has one.
+    pub fn pid(&self) -> u32 {
+        self.pid.load(Relaxed)
+    }
+
+    /// Gives the task a number.
+    pub fn set_pid(&self, pid: u32) {
+        self.pid.store(pid, Relaxed);
+    }
+
+    /// The task's name, as page_owner tells it; empty until it has one.
+    pub fn comm(&self) -> Comm {
+        Comm::from_words([self.comm[0].load(Relaxed), self.comm[1].load(Relaxed)])
+    }
+
+    /// Names the task (`set_task_comm`). To be called by the task itself, or while it does not run.
+    pub fn set_comm(&self, comm: Comm) {
+        for (at, word) in self.comm.iter().zip(comm.words()) {
+            at.store(word, Relaxed);
+        }
     }
 
     fn save(&self, bit: u32) -> Saved {

@@ -300,6 +300,22 @@ impl fmt::Debug for Name {
 }
 
 impl Misuse {
+    /// The frame that a mistake with pages is about.
+    pub(crate) const fn frame(&self) -> Option<Pfn> {
+        match *self {
+            Misuse::WrongOrder { pfn, .. }
+            | Misuse::TailPage { pfn, .. }
+            | Misuse::DoubleFree { pfn }
+            | Misuse::NeverAllocated { pfn }
+            | Misuse::StillMapped { pfn, .. }
+            | Misuse::StillInMapping { pfn, .. }
+            | Misuse::StillInUse { pfn, .. }
+            | Misuse::NotAllocated { pfn }
+            | Misuse::Shared { pfn, .. } => Some(pfn),
+            _ => None,
+        }
+    }
+
     /// What is wrong with it, as the kernel's reports begin.
     pub(crate) const fn subject(&self) -> &'static str {
         match self {

@@ -5,7 +5,7 @@
 //! Modules form a ladder; each uses what is below it and nothing above:
 //!
 //! ```text
-//!   types  gfp  platform  context  sync  error  trace  fault             words everything else speaks
+//!   types  gfp  platform  context  sync  error  trace  fault  sites      words everything else speaks
 //!   vmstat  page_state             what happened; what frames are used for
 //!   memblock                       memory before the page allocator
 //!   page                           what is known of one frame
@@ -39,6 +39,7 @@ pub mod platform;
 pub mod proc;
 pub mod reclaim;
 mod runs;
+mod sites;
 pub mod slab;
 pub mod sync;
 pub mod trace;

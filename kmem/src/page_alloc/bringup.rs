@@ -15,6 +15,7 @@
 use super::{
     CpuData, PageAllocator,
     fast::Preferred,
+    owner::Owners,
     pcp::{Limits, Pcp},
     slow::Reclaim,
 };
@@ -29,6 +30,7 @@ use crate::{
     page_state::StatRow,
     pageblock::{FreeBits, Links, Pageblock, PbFlags},
     platform::Platform,
+    sites::Sites,
     sync::IrqLock,
     types::{
         DEFAULT_MAX_ORDER, MAX_CPUS, MAX_MAX_ORDER, MAX_NODES, MAX_NR_ZONES, MigrateType,
@@ -44,8 +46,8 @@ use core::{
     fmt,
     mem::MaybeUninit,
     ops::Range,
-    ptr::NonNull,
-    sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64},
+    ptr::{self, NonNull},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64},
 };
 use crossbeam_utils::CachePadded;
 
@@ -77,6 +79,9 @@ pub struct Config {
     pub init_on_alloc: bool,
     /// Whether everything is zeroed when it is freed (`init_on_free`) \[D2\].
     pub init_on_free: bool,
+    /// Whether there is room to note who holds each page, 48 bytes a frame, and they are noted from the start
+    /// (`page_owner`) \[D2\]. [`set_page_owner`](PageAllocator::set_page_owner) switches it off and on again.
+    pub page_owner: bool,
     /// What the order is drawn from in which the objects of a slab are given out; `None` for ascending
     /// addresses (`CONFIG_SLAB_FREELIST_RANDOM`) \[D2\].
     pub slab_random: Option<u64>,
@@ -96,6 +101,7 @@ impl Default for Config {
             slab_debug: None,
             init_on_alloc: false,
             init_on_free: false,
+            page_owner: false,
             slab_random: None,
         }
     }
@@ -362,6 +368,20 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let owners = tables.sparse::<AtomicU16>(layout, span, 1)?;
         let per_frame = 1 << (P::PAGE_SHIFT - STATE_SHIFT);
         let states = tables.sparse_array::<AtomicU8>(layout, span, 1, per_frame)?;
+        let noted = match config.page_owner {
+            false => None,
+            true => {
+                let at = tables.sparse_array::<u8>(layout, span, 1, Owners::PER_FRAME)?;
+                // SAFETY: the platform made the table of that size, zero-filled and page-aligned, for nothing else,
+                // to live as long as itself, which the allocator will own.
+                Some(unsafe { Owners::new(span.start, span.len(), at) })
+            }
+        };
+        let sites: &[Sites] = match config.page_owner {
+            false => &[],
+            // SAFETY: a table of places is atomics; zero is an empty one.
+            true => unsafe { tables.zeroed(1)? },
+        };
         // SAFETY: the platform made the tables for at least so many entries, to live as long as itself,
         // which the allocator will own. They are zero-filled, made of atomics for which zero is a value,
         // and nobody else's.
@@ -505,6 +525,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             config.min_free_kbytes.unwrap_or_else(|| zone::min_free_kbytes_for(lowmem_kbytes));
         zone::reserve(zones, &config.lowmem_reserve_ratio);
         let (stray, counters) = counters.split_last().ok_or(BringUpError::Cpus(0))?;
+        let sites = sites.first().map_or(ptr::null_mut(), |s| ptr::from_ref(s).cast_mut());
         let pages = PageAllocator {
             p,
             map,
@@ -529,10 +550,15 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             tracer: IrqLock::new(None),
             panic_on_misuse: AtomicBool::new(false),
             failure_reports: AtomicU64::new(0),
+            fail_page_alloc: Fault::new(),
+            fail_page_alloc_site: IrqLock::new(None),
+            owners: noted,
+            sites: AtomicPtr::new(sites),
             reclaim,
         };
         pages.spread_watermarks();
         pages.set_gfp_allowed_mask(config.gfp_allowed_mask);
+        pages.set_page_owner(config.page_owner);
         Ok(pages)
     }
 }

@@ -235,9 +235,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[cold]
     #[inline(never)]
     pub(super) fn bad_page(&self, pfn: u32, page: &Page) {
+        let owner = self.owner_story(Some(crate::types::Pfn(pfn)));
         self.p.report(
             crate::platform::Level::Bug,
-            format_args!("BUG: Bad page state in free list: pfn:{pfn:#x} {page:?}"),
+            format_args!("BUG: Bad page state in free list: pfn:{pfn:#x} {page:?}{owner}"),
         );
         self.count(VmEvent::Misuse, 1);
     }

@@ -156,7 +156,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if self.tracing() {
             self.trace(&Event::PageFree { pfn: Pfn(pfn), order });
         }
-        self.wipe_freed(pfn, order);
+        self.see_off(pfn, order);
         self.free_frames(pfn, order);
         Ok(true)
     }

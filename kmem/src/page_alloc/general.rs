@@ -203,7 +203,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         node: Option<usize>,
     ) -> Result<&Page, AllocError> {
         let r = self.decide(gfp, order, node)?;
-        let got = if self.fault.strikes() && !r.gfp.contains(Gfp::NOFAIL) {
+        let fails = self.fails(r.gfp, r.at);
+        let got = if fails || self.fault.strikes() && !r.gfp.contains(Gfp::NOFAIL) {
             self.fail(&r)
         } else {
             // The first attempt stays within the cpuset, whoever asks.
@@ -218,6 +219,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             && let Some(pfn) = self.map.pfn(page)
         {
             self.p.zero_frames(Pfn(pfn), 1 << order);
+        }
+        if let Ok(page) = got {
+            self.note_alloc(page, order, r.gfp, r.at);
         }
         if self.tracing() {
             self.trace(&Event::PageAlloc {

@@ -25,8 +25,8 @@
 //! again now and then, until a kick lands elsewhere; what is asked for from a context that cannot wait is done
 //! at the next kick or slower path.
 //!
-//! *The gate.* Tracing, fault injection, zeroing of everything and the early-boot mask close the gate; then
-//! every operation takes the general path, which knows about them. Open, they cost nothing.
+//! *The gate.* Tracing, fault injection, zeroing of everything, noting of owners and the early-boot mask close the
+//! gate; then every operation takes the general path, which knows about them. Open, they cost nothing.
 //!
 //! # Locking
 //! Ownership of the CPU's lists, then an area's lock. Areas are leaves; no two are held at once.
@@ -43,6 +43,7 @@ mod free;
 mod general;
 mod highatomic;
 mod info;
+mod owner;
 mod pageref;
 mod pcp;
 mod slow;
@@ -50,17 +51,19 @@ mod typed;
 
 pub use audit::Audit;
 pub use bringup::{BringUpError, Config};
+pub use owner::PageOwner;
 pub use slow::{Reclaim, ReclaimRequest};
 
 use crate::{
     context::{Before, Context, Cpu, DEFER_PANIC, IdleWord, Path, Task},
     error::Misuse,
-    fault::{Fault, FaultPlan},
+    fault::{Fault, FaultPlan, FaultSite},
     gfp::Gfp,
     memmap::MemMap,
     page::Page,
     page_state::{NR_NODE_STATS, NR_SYSTEM_STATS, NR_ZONE_STATS, StatRow},
     platform::{Level, Platform},
+    sites::Sites,
     sync::IrqLock,
     trace::{Event, TraceSink},
     types::{MigrateType, Pfn, ZoneType},
@@ -68,10 +71,14 @@ use crate::{
     zone::{MAX_AREAS, Watermarks, Zone, zonelist::Zonelists},
 };
 use core::{
+    panic::Location,
     ptr::NonNull,
     sync::atomic::Ordering::SeqCst,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence},
+    sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence,
+    },
 };
+use owner::Owners;
 use pcp::{Limits, ListId, Pcp};
 
 /// Reasons for the gate to be closed.
@@ -80,6 +87,8 @@ const GATE_TRACE: u32 = 2;
 const GATE_FAULT: u32 = 4;
 const GATE_INIT_ALLOC: u32 = 8;
 const GATE_INIT_FREE: u32 = 16;
+const GATE_OWNER: u32 = 32;
+const GATE_FAIL_PAGE_ALLOC: u32 = 64;
 
 const _: () = assert!(MAX_AREAS <= 64);
 
@@ -113,6 +122,13 @@ pub struct PageAllocator<P: Platform, R> {
     tracer: IrqLock<Option<&'static dyn TraceSink>>,
     panic_on_misuse: AtomicBool,
     failure_reports: AtomicU64,
+    /// Which requests fail, and whose.
+    fail_page_alloc: Fault,
+    fail_page_alloc_site: IrqLock<Option<FaultSite>>,
+    /// Who holds what, if there is room to note it.
+    owners: Option<Owners>,
+    /// Who called, by number; null until something asks for it.
+    sites: AtomicPtr<Sites>,
     reclaim: R,
 }
 
@@ -477,6 +493,35 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.fault.failed()
     }
 
+    /// Has requests for pages fail by plan (`fail_page_alloc`), all of them or those of the callers in some lines of a
+    /// file \[D1\]: they find no memory. Requests with `__GFP_NOFAIL` do not. Each request counts once, whatever
+    /// it would have tried; see [`set_fault_plan`](Self::set_fault_plan) for what lies within.
+    ///
+    /// Context: any.
+    ///
+    /// See [fault injection](https://docs.kernel.org/fault-injection/fault-injection.html).
+    pub fn set_fail_page_alloc(&self, plan: FaultPlan, site: Option<FaultSite>) {
+        // Off while it changes.
+        self.fail_page_alloc.set(FaultPlan::Off);
+        *self.fail_page_alloc_site.lock(&self.p) = site;
+        self.fail_page_alloc.set(plan);
+        self.gate_set(GATE_FAIL_PAGE_ALLOC, plan != FaultPlan::Off);
+    }
+
+    /// How many requests were made to fail by [`set_fail_page_alloc`](Self::set_fail_page_alloc).
+    pub fn fail_page_alloc_injected(&self) -> u64 {
+        self.fail_page_alloc.failed()
+    }
+
+    /// Whether a request from `at` is to fail.
+    fn fails(&self, gfp: Gfp, at: &Location<'_>) -> bool {
+        if self.gate.load(Relaxed) & GATE_FAIL_PAGE_ALLOC == 0 || gfp.contains(Gfp::NOFAIL) {
+            return false;
+        }
+        let site = *self.fail_page_alloc_site.lock(&self.p);
+        site.is_none_or(|site| site.is(at)) && self.fail_page_alloc.strikes()
+    }
+
     /// Whether all pages are zeroed when they are given out (`init_on_alloc`) \[D2\].
     pub(crate) fn set_init_pages_on_alloc(&self, on: bool) {
         self.gate_set(GATE_INIT_ALLOC, on);
@@ -487,8 +532,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.gate_set(GATE_INIT_FREE, on);
     }
 
-    /// Zeroes frames that just became free and are on no list yet, if that is wanted.
-    fn wipe_freed(&self, pfn: u32, order: u32) {
+    /// Does what is wanted with frames that just became free and are on no list yet: notes who freed them, zeroes
+    /// them.
+    #[track_caller]
+    fn see_off(&self, pfn: u32, order: u32) {
+        self.note_free(pfn);
         if self.gate.load(Relaxed) & GATE_INIT_FREE != 0 {
             self.p.zero_frames(Pfn(pfn), 1 << order);
         }
@@ -511,11 +559,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[cold]
     #[track_caller]
     pub(crate) fn misuse_with(&self, what: Misuse, more: core::fmt::Arguments<'_>) -> Misuse {
-        let at = core::panic::Location::caller();
+        let at = Location::caller();
         self.count(VmEvent::Misuse, 1);
+        let (subject, owner) = (what.subject(), self.owner_story(what.frame()));
         self.p.report(
             Level::Bug,
-            format_args!("BUG: {}: {what}, at {}:{}{more}", what.subject(), at.file(), at.line()),
+            format_args!("BUG: {subject}: {what}, at {}:{}{owner}{more}", at.file(), at.line()),
         );
         if self.panic_on_misuse.load(Relaxed) {
             match self.p.this_cpu().filter(|cpu| cpu.path_raw() >= Path::FIRST_OWNER) {

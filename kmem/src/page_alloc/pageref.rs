@@ -18,7 +18,7 @@ use crate::{
     types::Pfn,
     vmstat::VmEvent,
 };
-use core::sync::atomic::Ordering::Relaxed;
+use core::{panic::Location, sync::atomic::Ordering::Relaxed};
 
 impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// The head of the compound page that the page belongs to, or the page itself (`compound_head`).
@@ -78,7 +78,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             Put::Remaining => Ok(()),
             Put::Last(order) => {
                 self.trace(&Event::PageFree { pfn: Pfn(pfn), order });
-                self.wipe_freed(pfn, order);
+                self.see_off(pfn, order);
                 self.free_frames(pfn, order);
                 Ok(())
             }
@@ -130,6 +130,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         for n in 1..1 << (order - to) {
             self.map.page_in_map(pfn + (n << to)).set_allocated(piece);
         }
+        self.note_split(pfn, order, to);
         Ok(())
     }
 
@@ -147,7 +148,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if order > self.max_order || !pfn.is_aligned(order) {
             return Err(self.refuse(gfp, order, GfpError::OrderTooLarge));
         }
-        let Some(zone) = self.page_zone(pfn).filter(|_| !self.fault.strikes()) else {
+        let fails = || self.fails(gfp, Location::caller()) || self.fault.strikes();
+        let Some(zone) = self.page_zone(pfn).filter(|_| !fails()) else {
             return Err(AllocError::NoMemory);
         };
         let last = pfn.0 + ((1 << order) - 1);
@@ -165,6 +167,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let page = self.dress(pfn.0, PageState::allocated(order, flags));
         if page.is_some() && gfp.contains(Gfp::ZERO) {
             self.p.zero_frames(pfn, 1 << order);
+        }
+        if let Some(page) = page {
+            self.note_alloc(page, order, gfp, Location::caller());
         }
         page.ok_or(AllocError::NoMemory)
     }

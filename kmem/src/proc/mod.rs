@@ -1,7 +1,8 @@
 //! The machine as the texts of Linux's `/proc` \[T1, R5\].
 //!
 //! # Concepts
-//! `allocinfo`, `buddyinfo`, `zoneinfo`, `pagetypeinfo`, `slabinfo`, `vmallocinfo`, `meminfo` and `vmstat`, each to any [`core::fmt::Write`], in the form
+//! `allocinfo`, `buddyinfo`, `zoneinfo`, `page_owner`, `pagetypeinfo`, `slabinfo`, `vmallocinfo`, `meminfo` and
+//! `vmstat`, each to any [`core::fmt::Write`], in the form
 //! of Linux 6.12 on a 64-bit machine with NUMA, CMA and huge pages: the same lines in the same order with the
 //! same white space, so that what reads Linux's files reads these. Zones that the machine's layout does not
 //! know have no lines, as in a kernel built without them.
@@ -23,6 +24,7 @@
 mod allocinfo;
 mod buddyinfo;
 mod meminfo;
+mod page_owner;
 mod pagetypeinfo;
 mod slabinfo;
 mod vmallocinfo;

@@ -7,7 +7,6 @@
 
 use super::{
     SlabFlags,
-    debug::Sites,
     layout::{Areas, Layout},
     magazine::{MAGAZINES, Magazine, first_class},
     moving::Mover,
@@ -232,8 +231,6 @@ pub(super) struct Root {
     pub(super) registry: IrqLock<()>,
     /// Frames of the root itself and of the CPUs' tables.
     pub(super) frames: AtomicU64,
-    /// Who called, by number; null until a cache asks for it.
-    pub(super) sites: AtomicPtr<Sites>,
 }
 
 impl Root {

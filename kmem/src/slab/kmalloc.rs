@@ -272,11 +272,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let pfn = self.pages.platform().direct_unmap(at)?;
         let page = self.pages.pfn_to_page(pfn)?;
         let mask = (1 << P::PAGE_SHIFT) - 1;
-        let flags = page.flags();
-        let large = flags.contains(PageFlags::SLAB | PageFlags::ALLOCATED)
+        (at.addr() & mask == 0 && self.is_large(pfn)).then_some(page)
+    }
+
+    /// Whether a large kmalloc's block of pages begins at a frame.
+    pub(crate) fn is_large(&self, pfn: Pfn) -> bool {
+        let page = self.pages.pfn_to_page(pfn);
+        page.is_some_and(|page| page.flags().contains(PageFlags::SLAB | PageFlags::ALLOCATED))
             && self.owner_of(pfn) == 0
-            && at.addr() & mask == 0;
-        large.then_some(page)
     }
 
     fn owner_of(&self, pfn: Pfn) -> u16 {

@@ -36,13 +36,11 @@
 mod areas;
 pub(crate) mod pattern;
 mod report;
-mod sites;
 mod switch;
 mod tags;
 mod validate;
 
 pub(super) use pattern::flags_for;
-pub(super) use sites::Sites;
 pub use switch::DebugError;
 pub(super) use tags::Tags;
 
@@ -54,13 +52,13 @@ use super::{
     state,
 };
 use crate::{
-    context::Cpu, error::Misuse, gfp::Gfp, page_alloc::Reclaim, platform::Platform, types::Pfn,
+    context::Cpu, error::Misuse, gfp::Gfp, page_alloc::Reclaim, platform::Platform, sites::Sites,
+    types::Pfn,
 };
 use areas::{Bytes, POISON_FRESH, Track, Use, Wrong, ZONE_FREE, ZONE_LIVE};
 use core::{
     panic::Location,
-    ptr,
-    sync::atomic::Ordering::{AcqRel, Acquire, Relaxed},
+    sync::atomic::Ordering::{Acquire, Relaxed},
 };
 use report::Story;
 
@@ -149,31 +147,26 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// The table of places, made if there is none.
     pub(super) fn make_sites(&self, root: &'static Root, gfp: Gfp) -> Option<()> {
-        if !root.sites.load(Acquire).is_null() {
+        if self.pages.sites().is_some() {
             return Some(());
         }
         let order = super::order_for(size_of::<Sites>(), P::PAGE_SHIFT);
         let at = self.own_pages(gfp, order)?;
-        // AcqRel: whoever finds it sees zeros, which are an empty table.
-        let there =
-            root.sites.compare_exchange(ptr::null_mut(), at.as_ptr().cast(), AcqRel, Acquire);
-        match there {
-            Ok(_) => drop(root.frames.fetch_add(1 << order, Relaxed)),
-            Err(_) => self.free_own_pages(at, order),
+        // SAFETY: zeroed pages of that size, which are an empty table; from here on they are the machine's if it
+        // takes them.
+        if unsafe { self.pages.take_sites(at.cast()) } {
+            root.frames.fetch_add(1 << order, Relaxed);
+        } else {
+            self.free_own_pages(at, order);
         }
         Some(())
-    }
-
-    fn sites(&self) -> Option<&'static Sites> {
-        // SAFETY: null or a table, which is kept until the machine goes.
-        unsafe { self.root()?.sites.load(Acquire).as_ref() }
     }
 
     /// A use of an object, by the caller, now.
     fn track(&self, caller: &'static Location<'static>) -> Track {
         let p = self.pages.platform();
         Track {
-            site: self.sites().map_or(0, |sites| sites.number(caller)),
+            site: self.pages.sites().map_or(0, |sites| sites.number(caller)),
             cpu: p.this_cpu().map_or(NO_CPU, |cpu: &Cpu| cpu.id() as u32),
             when: p.now_ns(),
         }
@@ -338,7 +331,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             size: d.size,
             slab: (Pfn(head), d.layout.nr, free),
             bytes: d.bytes(object),
-            sites: self.sites(),
+            sites: self.pages.sites(),
             offset,
         }
     }

@@ -1,10 +1,7 @@
 //! What a report says about an object beyond what is wrong with it.
 
-use super::{
-    areas::{Bytes, Track, Use},
-    sites::Sites,
-};
-use crate::{error::Name, types::Pfn};
+use super::areas::{Bytes, Track, Use};
+use crate::{error::Name, sites::Sites, types::Pfn};
 use core::fmt::{self, Write};
 
 /// Bytes of a line, and lines before and behind the one with the byte in question.

@@ -14,12 +14,8 @@
 //! # Locking
 //! One lock for all, taken with nothing else held. This is for finding leaks, not for production.
 
-use super::{
-    FAILSLAB, INIT_ON_ALLOC, INIT_ON_FREE,
-    sites::{PLACES, Sites},
-    switch::DebugError,
-};
-use crate::{gfp::Gfp, page_alloc::Reclaim, platform::Platform};
+use super::{FAILSLAB, INIT_ON_ALLOC, INIT_ON_FREE, switch::DebugError};
+use crate::{gfp::Gfp, page_alloc::Reclaim, platform::Platform, sites::PLACES};
 use core::{panic::Location, ptr::NonNull, sync::atomic::Ordering::Relaxed};
 
 use super::super::{Objects, order_for};
@@ -137,7 +133,8 @@ impl Tags {
 }
 
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
-    fn tagging(&self) -> bool {
+    /// Whether objects are noted.
+    pub(crate) fn tagging(&self) -> bool {
         self.slabs.modes.load(Relaxed) & TAGS != 0
     }
 
@@ -145,7 +142,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[track_caller]
     pub(in super::super) fn tag(&self, addr: usize, bytes: usize) {
         if self.tagging()
-            && let Some(sites) = self.sites()
+            && let Some(sites) = self.pages.sites()
         {
             let site = sites.number(Location::caller());
             if let Some(tags) = &mut *self.slabs.tags.lock(self.pages.platform()) {
@@ -212,7 +209,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         for site in 0..=PLACES {
             let count = self.slabs.tags.lock(p).as_ref().map(|tags| tags.counts[site]);
             if let Some(Count { bytes, objects }) = count.filter(|c| c.objects > 0) {
-                f(self.sites().and_then(|sites: &Sites| sites.place(site as u32)), bytes, objects);
+                let at = self.pages.sites().and_then(|sites| sites.place(site as u32));
+                f(at, bytes, objects);
             }
         }
     }
