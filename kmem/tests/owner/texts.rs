@@ -83,13 +83,9 @@ fn page_owner_sort(dir: &Path) -> Option<PathBuf> {
         return None;
     };
     let member = "tools/mm/page_owner_sort.c";
-    let unpacked = Command::new("tar")
-        .args(["-xJf"])
-        .arg(&source)
-        .args(["--wildcards", "--strip-components=3", &format!("*/{member}"), "-C"])
-        .arg(dir)
-        .output()
-        .unwrap();
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(dir).args(["--wildcards", "--strip-components=3", "--occurrence", "-xJf"]);
+    let unpacked = tar.arg(&source).arg(format!("*/{member}")).output().unwrap();
     assert!(unpacked.status.success(), "{}", String::from_utf8_lossy(&unpacked.stderr));
     let tool = dir.join("page_owner_sort");
     let mut compiler = Command::new("cc");
