@@ -1,8 +1,15 @@
-//! Tracepoints of the page allocator, with the kernel's names and fields \[T2\].
+//! Tracepoints of the page allocator and the slab layer, with the kernel's names and fields \[T2\].
 //!
 //! # Concepts
 //! A [`TraceSink`] is given every event. While none is attached the fast paths do not know that tracing
-//! exists: attaching one closes the machine's gate, and the gate is tested anyway.
+//! exists: attaching one closes the machine's gate, and the gate is tested anyway. Events of objects have a switch
+//! of their own ([`set_trace_objects`](crate::Kmem::set_trace_objects)), since CPUs do without magazines meanwhile.
+//!
+//! An allocation is told after it was answered, a free before the memory can be given out again. A sink that keeps
+//! the order in which it is called therefore never sees memory allocated that it has not seen freed.
+//!
+//! Where the kernel prints a symbol (`call_site`) there is the place in the source. Nothing is accounted to
+//! anybody, so `accounted` is always `false`.
 //!
 //! # Locking
 //! The sink is called in the context of the operation, interrupts included, sometimes with interrupts
@@ -11,9 +18,11 @@
 //! See [`events-kmem`](https://docs.kernel.org/trace/events-kmem.html).
 
 use crate::{
+    error::Name,
     gfp::Gfp,
     types::{MigrateType, PAGEBLOCK_ORDER, Pfn},
 };
+use core::panic::Location;
 
 /// An event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,6 +85,60 @@ pub enum Event {
         /// Whether the pageblock changed its mobility.
         change_ownership: bool,
     },
+    /// `kmalloc`: a request was answered.
+    Kmalloc {
+        /// Who asked.
+        call_site: &'static Location<'static>,
+        /// Its address; 0 if there was no memory.
+        ptr: usize,
+        /// The cache it is from; `None` for a block of pages. Not a field of the kernel's.
+        cache: Option<Name>,
+        /// Bytes asked for.
+        bytes_req: usize,
+        /// Bytes given.
+        bytes_alloc: usize,
+        /// Flags of the request.
+        gfp: Gfp,
+        /// The node asked for; −1 for any.
+        node: i32,
+    },
+    /// `kfree`: an object from kmalloc, or of a cache that the caller did not name, is freed.
+    Kfree {
+        /// Who frees it.
+        call_site: &'static Location<'static>,
+        /// Its address.
+        ptr: usize,
+        /// The cache it is from; `None` for a block of pages. Not a field of the kernel's.
+        cache: Option<Name>,
+        /// Bytes it takes up. Not a field of the kernel's.
+        bytes_alloc: usize,
+    },
+    /// `kmem_cache_alloc`: a request was answered.
+    KmemCacheAlloc {
+        /// Who asked.
+        call_site: &'static Location<'static>,
+        /// The object's address; 0 if there was no memory.
+        ptr: usize,
+        /// The cache.
+        cache: Name,
+        /// Bytes of an object.
+        bytes_req: usize,
+        /// Bytes from one object to the next.
+        bytes_alloc: usize,
+        /// Flags of the request.
+        gfp: Gfp,
+        /// The node asked for; −1 for any.
+        node: i32,
+    },
+    /// `kmem_cache_free`: an object is freed.
+    KmemCacheFree {
+        /// Who frees it.
+        call_site: &'static Location<'static>,
+        /// Its address.
+        ptr: usize,
+        /// The cache.
+        cache: Name,
+    },
 }
 
 impl Event {
@@ -88,6 +151,10 @@ impl Event {
             Event::PageAllocZoneLocked { .. } => "mm_page_alloc_zone_locked",
             Event::PagePcpuDrain { .. } => "mm_page_pcpu_drain",
             Event::PageAllocExtfrag { .. } => "mm_page_alloc_extfrag",
+            Event::Kmalloc { .. } => "kmalloc",
+            Event::Kfree { .. } => "kfree",
+            Event::KmemCacheAlloc { .. } => "kmem_cache_alloc",
+            Event::KmemCacheFree { .. } => "kmem_cache_free",
         }
     }
 }
@@ -144,6 +211,26 @@ impl core::fmt::Display for Event {
                 u8::from(fallback_order < PAGEBLOCK_ORDER),
                 u8::from(change_ownership)
             ),
+            Event::Kmalloc { call_site, ptr, bytes_req, bytes_alloc, gfp, node, .. } => write!(
+                f,
+                "call_site={call_site} ptr={} bytes_req={bytes_req} bytes_alloc={bytes_alloc} \
+                 gfp_flags={gfp} node={node} accounted=false",
+                Pointer(ptr)
+            ),
+            Event::Kfree { call_site, ptr, .. } => {
+                write!(f, "call_site={call_site} ptr={}", Pointer(ptr))
+            }
+            Event::KmemCacheAlloc { call_site, ptr, cache, bytes_req, bytes_alloc, gfp, node } => {
+                write!(
+                    f,
+                    "call_site={call_site} ptr={} name={cache} bytes_req={bytes_req} \
+                 bytes_alloc={bytes_alloc} gfp_flags={gfp} node={node} accounted=false",
+                    Pointer(ptr)
+                )
+            }
+            Event::KmemCacheFree { call_site, ptr, cache } => {
+                write!(f, "call_site={call_site} ptr={} name={cache}", Pointer(ptr))
+            }
         }
     }
 }
@@ -155,6 +242,18 @@ struct PageId(Pfn);
 impl core::fmt::Display for PageId {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "{:016x}", 1 << 32 | u64::from(self.0.0))
+    }
+}
+
+/// An address, as the kernel prints it where it does not hash it.
+struct Pointer(usize);
+
+impl core::fmt::Display for Pointer {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self.0 {
+            0 => f.write_str("(null)"),
+            at => write!(f, "{at:#x}"),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     error::Misuse,
     fault::{FaultPlan, FaultSite},
     platform::Platform,
-    slab::{DebugError, INIT_ON_ALLOC, INIT_ON_FREE, KmemCache, SlabFlags},
+    slab::{DebugError, INIT_ON_ALLOC, INIT_ON_FREE, KmemCache, SlabFlags, TRACE},
 };
 
 impl<P: Platform> Kmem<P> {
@@ -103,6 +103,20 @@ impl<P: Platform> Kmem<P> {
     /// See [allocation profiling](https://docs.kernel.org/mm/allocation-profiling.html).
     pub fn set_alloc_tags(&self, objects: Option<usize>) -> Result<(), DebugError> {
         self.objects().set_tags(objects)
+    }
+
+    /// Whether events of objects (`kmalloc`, `kfree`, `kmem_cache_alloc`, `kmem_cache_free`) go to the sink that
+    /// [`set_tracer`](crate::PageAllocator::set_tracer) named \[T2\]. Objects of the slab layer itself have none, nor
+    /// have frees of null. While this is on CPUs have no magazines, and no object is moved.
+    ///
+    /// Context: process context; may sleep.
+    ///
+    /// # Errors
+    /// [`DebugError::Busy`]; nothing was switched.
+    ///
+    /// See [`events-kmem`](https://docs.kernel.org/trace/events-kmem.html).
+    pub fn set_trace_objects(&self, on: bool) -> Result<(), DebugError> {
+        self.objects().set_mode(TRACE, on)
     }
 
     /// Objects that were not noted for want of room since tags were switched on; 0 while they are off.

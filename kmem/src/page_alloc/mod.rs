@@ -462,7 +462,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         gfp & Gfp::from_bits_retain(self.allowed.load(Relaxed))
     }
 
-    /// Sends every event to `sink`, or to nobody \[T2\].
+    /// Sends every event of pages to `sink`, or to nobody \[T2\]; those of objects too while
+    /// [`set_trace_objects`](crate::Kmem::set_trace_objects) has them on.
     pub fn set_tracer(&self, sink: Option<&'static dyn TraceSink>) {
         *self.tracer.lock(&self.p) = sink;
         self.gate_set(GATE_TRACE, sink.is_some());
@@ -473,7 +474,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.gate.load(Relaxed) & GATE_TRACE != 0
     }
 
-    fn trace(&self, event: &Event) {
+    /// Tells the sink of an event, if there is one.
+    pub(crate) fn trace(&self, event: &Event) {
         if self.tracing() {
             let sink = *self.tracer.lock(&self.p);
             if let Some(sink) = sink {

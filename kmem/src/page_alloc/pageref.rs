@@ -170,6 +170,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         if let Some(page) = page {
             self.note_alloc(page, order, gfp, Location::caller());
+            let migratetype = gfp.migratetype();
+            self.trace(&Event::PageAlloc { pfn: Some(pfn), order, gfp, migratetype });
         }
         page.ok_or(AllocError::NoMemory)
     }

@@ -16,6 +16,7 @@ use super::{
     Objects, SlabFlags,
     cache::{Descriptor, FIRST_KMALLOC, KMALLOC_SIZES, Root},
     create::Wanted,
+    debug::Asked,
 };
 use crate::{
     error::{AllocError, Misuse, Name},
@@ -210,9 +211,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let there = self.root().and_then(|root| root.cache(id(size, gfp)));
         let made = there.or_else(|| self.make_kmalloc_cache(class(size), kind(gfp), gfp));
         let d = made.ok_or(AllocError::NoMemory)?;
-        let object = self.alloc_slow(d, gfp - CHOSEN, node)?;
-        self.ask(d, &object, size);
-        Ok(object.at)
+        let got = self.alloc_slow(d, gfp - CHOSEN, node).map(|object| {
+            self.ask(d, &object, size);
+            object.at
+        });
+        if self.tracing() {
+            let asked = Asked { bytes: size, gfp, node };
+            self.trace_kmalloc(Some(d), d.layout.stride as usize, asked, got);
+        }
+        got
     }
 
     fn make_kmalloc_cache(
@@ -256,6 +263,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return Err(AllocError::NoMemory);
         }
         let order = super::order_for(size, P::PAGE_SHIFT);
+        let got = self.large_block(gfp, node, order);
+        if self.tracing() {
+            let asked = Asked { bytes: size, gfp, node: usize::try_from(node).ok() };
+            self.trace_kmalloc(None, (1 << P::PAGE_SHIFT) << order, asked, got);
+        }
+        got
+    }
+
+    #[track_caller]
+    fn large_block(&self, gfp: Gfp, node: i32, order: u32) -> Result<NonNull<u8>, AllocError> {
         let page = self.pages.alloc_pages_node(node, gfp | Gfp::COMP, order)?;
         let Some(at) = self.pages.page_address(page) else {
             let _ = self.pages.__free_pages(page, order);
@@ -310,6 +327,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return Err(self.pages.misuse(Misuse::NotAnObject { addr: at.addr() }));
         }
         self.untag(at.addr());
+        self.trace_free(at.addr(), None, (1 << P::PAGE_SHIFT) << page.state().order(), false);
         // Looked at now that the block is nobody else's.
         let freed = self.pages.__free_pages(page, page.state().order());
         if freed.is_err() {

@@ -13,7 +13,7 @@
 //! 4. The caches themselves, their lists and their magazines are objects of *internal* caches (`cache`),
 //!    which have no magazines.
 //! 5. Caches that look for overruns, writes after free and the like have no magazines either (`debug`), and no
-//!    cache has any while everything is zeroed or noted by call site: the fast paths then miss, and the slow
+//!    cache has any while everything is zeroed, noted by call site or traced: the fast paths then miss, and the slow
 //!    paths do what is to be done.
 //!
 //! # Implementation
@@ -59,7 +59,7 @@ pub use cache::Ctor;
 pub(crate) use create::CacheHandle;
 pub use create::{CacheError, DestroyError, KmemCache};
 pub use debug::DebugError;
-pub(crate) use debug::{INIT_ON_ALLOC, INIT_ON_FREE, pattern};
+pub(crate) use debug::{INIT_ON_ALLOC, INIT_ON_FREE, TRACE, pattern};
 pub(crate) use kmalloc::KMALLOC_MAX_CACHE_SIZE;
 pub use kmalloc::ZERO_SIZE_PTR;
 pub use moving::{MoveError, MoveFn, MoveResult};

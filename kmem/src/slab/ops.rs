@@ -44,7 +44,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     ) -> Result<Object, AllocError> {
         let object = match self.take_hot(d.id, gfp, is_right) {
             Some(object) => object,
-            None => self.alloc_slow(d, gfp, None)?,
+            None => self.alloc_cold(d, gfp, None)?,
         };
         if gfp.contains(Gfp::ZERO) {
             self.zero(d, object.at);
@@ -125,7 +125,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
         node: usize,
     ) -> Result<NonNull<u8>, AllocError> {
-        let object = self.alloc_slow(d, gfp, Some(node))?;
+        let object = self.alloc_cold(d, gfp, Some(node))?;
         if gfp.contains(Gfp::ZERO) {
             self.zero(d, object.at);
         }
@@ -160,6 +160,23 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[track_caller]
     pub(crate) fn free_to(self, cache: &KmemCache, at: NonNull<u8>) -> Result<(), Misuse> {
         self.free(at.as_ptr(), Some(cache.0))
+    }
+
+    /// The end of a `kmem_cache_alloc` that the fast path does not serve.
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn alloc_cold(
+        self,
+        d: &'static Descriptor,
+        gfp: Gfp,
+        node: Option<usize>,
+    ) -> Result<Object, AllocError> {
+        let got = self.alloc_slow(d, gfp, node);
+        if self.tracing() {
+            self.trace_cache_alloc(d, gfp, node, got.as_ref().map(|o| o.at).map_err(|e| *e));
+        }
+        got
     }
 
     #[cold]
@@ -352,9 +369,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             // Freed twice, and its slab went meanwhile: that byte was somebody else's.
             object.state.set(state::LIVE);
         } else if live {
+            self.trace_free(addr, Some(d.name), d.layout.stride as usize, cache.is_some());
             return self.put_slow(d, &slab, object);
         } else if object.state.exchange(state::MOVING, state::GONE) {
             // Who moves it puts it back.
+            self.trace_free(addr, Some(d.name), d.layout.stride as usize, cache.is_some());
             return Ok(());
         }
         Err(self.object_misuse(d, &object, Misuse::ObjectFree { addr, cache: d.name }))

@@ -10,6 +10,7 @@ mod model;
 mod moving;
 mod sharing;
 mod stage;
+mod trace;
 
 use kmem::Gfp;
 

@@ -22,7 +22,7 @@
 //! # Implementation
 //! Watching caches have no magazines, so every request takes the slow path that exists anyway and that looks
 //! here; the fast paths know nothing of all this. The same goes for all caches while objects are to be zeroed
-//! ([`set_init_on_alloc`](crate::Kmem::set_init_on_alloc)) or are noted by call site (`tags`). To switch something on is to have CPUs
+//! ([`set_init_on_alloc`](crate::Kmem::set_init_on_alloc)), are noted by call site (`tags`) or traced (`trace`). To switch something on is to have CPUs
 //! give their magazines up, and to wait until they did (`switch`).
 //!
 //! An object is CACHED between its slab and its user, while it is looked at. Watching caches keep some empty
@@ -38,11 +38,14 @@ pub(crate) mod pattern;
 mod report;
 mod switch;
 mod tags;
+mod trace;
 mod validate;
 
 pub(super) use pattern::flags_for;
 pub use switch::DebugError;
 pub(super) use tags::Tags;
+pub(super) use trace::Asked;
+pub(crate) use trace::TRACE;
 
 use super::{
     Objects, SlabFlags,
