@@ -15,7 +15,7 @@
 //! What a replay needs beside the events is where they start: [`start`] works out from the `/proc` texts and from
 //! the events which frames were free, in blocks of which order, and which were in use. [`end`] reads where Linux
 //! itself ended, to compare with. [`pages`] turns the page rows into a stream in which compaction is explained;
-//! [`slab`] tells what Linux's own slab layer held.
+//! [`slab`] tells what Linux's own slab layer held. [`record`] makes a recording of events as they come.
 //!
 //! # Errors
 //!
@@ -32,9 +32,11 @@ mod error;
 pub mod gfp;
 pub mod kmr;
 pub mod kmt;
+mod live;
 mod meta;
 pub mod pages;
 pub mod proc;
+pub mod record;
 mod recording;
 mod row;
 pub mod slab;

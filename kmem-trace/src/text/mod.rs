@@ -20,16 +20,15 @@
 //! short. "Lost events" lines add to [`Meta::lost`].
 
 mod line;
-mod live;
 
 use crate::error::{Place, TraceError};
 use crate::gfp;
-use crate::meta::{CacheShape, Meta};
+use crate::meta::Meta;
+use crate::record::{Moment, Object, Recorder};
 use crate::recording::Recording;
-use crate::row::{Kind, NO_STACK, Row};
+use crate::row::Kind;
 
 use self::line::{Event, Text};
-use self::live::Live;
 
 /// Reads a text recording into one described by `meta`. `file` names it in errors.
 ///
@@ -49,7 +48,7 @@ pub fn read(bytes: &[u8], file: &str, meta: Meta) -> Result<Recording, TraceErro
     if text.is_empty() {
         return Err(TraceError::new(file, Place::Line(1), "the file is empty"));
     }
-    let mut reader = Reader { meta, rows: Vec::new(), live: Live::default(), first_ns: None };
+    let mut reader = Reader(Recorder::new(meta));
     for (index, line) in text.lines().enumerate() {
         reader.line(line).map_err(|what| TraceError::line(file, index + 1, what))?;
     }
@@ -60,27 +59,21 @@ pub fn read(bytes: &[u8], file: &str, meta: Meta) -> Result<Recording, TraceErro
             "the last line has no end: the file is cut short",
         ));
     }
-    if reader.rows.is_empty() {
+    if reader.0.is_empty() {
         return Err(TraceError::line(file, lines, format!("no kmem event in {lines} lines")));
     }
-    reader.meta.count_cpus(&reader.rows);
-    Ok(Recording { meta: reader.meta, rows: reader.rows })
+    Ok(reader.0.finish())
 }
 
-struct Reader {
-    meta: Meta,
-    rows: Vec<Row>,
-    live: Live,
-    /// Time of the first event, from which the others count.
-    first_ns: Option<u64>,
-}
+struct Reader(Recorder);
 
 impl Reader {
     fn line(&mut self, line: &str) -> Result<(), String> {
         match line::split(line)? {
             Text::Nothing => Ok(()),
             Text::Lost(events) => {
-                self.meta.lost = self.meta.lost.saturating_add(events);
+                let meta = self.0.meta();
+                meta.lost = meta.lost.saturating_add(events);
                 Ok(())
             }
             Text::Event(event) => self.event(&event),
@@ -99,151 +92,69 @@ impl Reader {
             "kfree" => self.object_free(event, Kind::Kfree),
             "kmem_cache_free" => self.object_free(event, Kind::CacheFree),
             _ => {
-                self.skip(event.name);
+                self.0.skip(event.name);
                 Ok(())
             }
         }
     }
 
-    fn skip(&mut self, what: &str) {
-        let count = self.meta.counts.entry(format!("skipped {what}")).or_insert_with(|| 0.into());
-        *count = (count.as_u64().unwrap_or(0) + 1).into();
-    }
-
-    /// A row of `kind` at the event's CPU and time.
-    fn row(&mut self, event: &Event, kind: Kind, address: u64) -> Row {
-        let first_ns = *self.first_ns.get_or_insert(event.time_ns);
-        Row {
-            time_ns: event.time_ns.saturating_sub(first_ns),
-            address,
-            id: None,
-            bytes_requested: 0,
-            bytes_allocated: 0,
-            gfp: 0,
-            site: 0,
-            cache: None,
-            cpu: event.cpu,
-            kind,
-            order: 0,
-            migratetype: 0,
-            backs_slab: false,
-            backs_large_kmalloc: false,
-        }
-    }
-
-    fn gfp(&self, event: &Event) -> Result<u32, String> {
+    fn gfp(event: &Event) -> Result<u32, String> {
         let text = event.field("gfp_flags")?;
         gfp::parse(text).ok_or_else(|| format!("{text:?} is no set of gfp flags"))
-    }
-
-    fn page_bytes(&self, order: u8) -> u32 {
-        u32::try_from(1u64 << (self.meta.page_shift + u32::from(order))).unwrap_or(u32::MAX)
     }
 
     fn page_alloc(&mut self, event: &Event) -> Result<(), String> {
         let pfn: u64 = event.number("pfn")?;
         if pfn == u64::MAX || pfn == 0 && line::is_null(event.field("page")?) {
-            self.skip("mm_page_alloc that failed");
+            self.0.skip("mm_page_alloc that failed");
             return Ok(());
         }
-        let mut row = self.row(event, Kind::PageAlloc, pfn);
-        row.order = event.number("order")?;
-        row.migratetype = event.number("migratetype")?;
-        if row.migratetype > 5 {
-            return Err(format!("there is no mobility type {}", row.migratetype));
-        }
-        row.gfp = self.gfp(event)?;
-        row.bytes_requested = NO_STACK;
-        row.check()?;
-        row.bytes_allocated = self.page_bytes(row.order);
-        row.id = Some(self.live.alloc_block(pfn, row.order, row.migratetype)?);
-        self.rows.push(row);
-        Ok(())
+        let (order, migratetype) = (event.number("order")?, event.number("migratetype")?);
+        self.0.page_alloc(event.moment(), (pfn, order), migratetype, Self::gfp(event)?)
     }
 
     fn page_free(&mut self, event: &Event, order: u8, batched: bool) -> Result<(), String> {
         let pfn: u64 = event.number("pfn")?;
-        let mut row = self.row(event, Kind::PageFree, pfn);
-        row.order = order;
-        row.check()?;
-        if batched && !self.live.has_frame(pfn) {
-            self.skip("mm_page_free_batched of a frame mm_page_free has freed");
+        if batched && !self.0.has_frame(pfn) {
+            self.0.skip("mm_page_free_batched of a frame mm_page_free has freed");
             return Ok(());
         }
-        row.bytes_allocated = self.page_bytes(order);
-        for split in self.live.split_for(pfn, order)? {
-            self.rows.push(Row {
-                kind: Kind::Split,
-                address: split.pfn,
-                order: split.order,
-                id: Some(split.id),
-                bytes_requested: split.first,
-                migratetype: split.migratetype,
-                bytes_allocated: self.page_bytes(split.order),
-                ..row
-            });
-        }
-        if let Some((id, migratetype)) = self.live.free_block(pfn, order) {
-            (row.id, row.migratetype) = (Some(id), migratetype);
-        }
-        self.rows.push(row);
-        Ok(())
+        self.0.page_free(event.moment(), (pfn, order))
     }
 
     fn object_alloc(&mut self, event: &Event, kind: Kind) -> Result<(), String> {
         let Some(address) = event.pointer("ptr")? else {
-            self.skip(&format!("{} that failed", event.name));
+            self.0.skip(&format!("{} that failed", event.name));
             return Ok(());
         };
-        let mut row = self.row(event, kind, address);
-        row.bytes_requested = event.number("bytes_req")?;
-        row.bytes_allocated = event.number("bytes_alloc")?;
-        row.gfp = self.gfp(event)?;
-        row.site = self.site(event);
-        row.cache = self.cache(event);
-        row.id = Some(self.live.alloc_object(address, row.bytes_requested, row.bytes_allocated)?);
-        self.rows.push(row);
-        Ok(())
+        let bytes_requested = event.number("bytes_req")?;
+        let object =
+            Object { bytes_allocated: event.number("bytes_alloc")?, ..event.object(address) };
+        self.0.object_alloc(event.moment(), kind, object, bytes_requested, Self::gfp(event)?)
     }
 
     fn object_free(&mut self, event: &Event, kind: Kind) -> Result<(), String> {
-        let Some(address) = event.pointer("ptr")? else {
-            self.skip(&format!("{} of NULL", event.name));
-            return Ok(());
-        };
-        let mut row = self.row(event, kind, address);
-        row.site = self.site(event);
-        row.cache = self.cache(event);
-        if let Some((id, requested, allocated)) = self.live.free_object(address) {
-            (row.id, row.bytes_requested, row.bytes_allocated) = (Some(id), requested, allocated);
+        match event.pointer("ptr")? {
+            Some(address) => self.0.object_free(event.moment(), kind, event.object(address)),
+            None => self.0.skip(&format!("{} of NULL", event.name)),
         }
-        self.rows.push(row);
         Ok(())
     }
+}
 
-    /// The number of the event's call site: the function's name, without the offset in it.
-    fn site(&mut self, event: &Event) -> u16 {
-        let Ok(site) = event.field("call_site") else {
-            return 0;
-        };
-        let name = site.split_once("+0x").map_or(site, |(name, _)| name);
-        self.live.site(name, &mut self.meta.sites)
+impl<'a> Event<'a> {
+    fn moment(&self) -> Moment {
+        Moment { time_ns: self.time_ns, cpu: self.cpu }
     }
 
-    /// The number of the event's cache, where the event names one. Of its shape the event says nothing.
-    fn cache(&mut self, event: &Event) -> Option<u16> {
-        let name = event.field("name").ok()?;
-        let known = self.live.cache(name)?;
-        self.meta.caches.entry(known).or_insert_with(|| CacheShape {
-            name: name.to_owned(),
-            object_size: 0,
-            size: 0,
-            align: 0,
-            flags: 0,
-            constructor: false,
-            objects_per_slab: 0,
-            order: 0,
-        });
-        Some(known)
+    /// The object that an event at `address` is about: the call site is the function's name, without the offset in it.
+    fn object(&self, address: u64) -> Object<'a> {
+        let site = self.field("call_site").ok();
+        Object {
+            address,
+            site: site.map(|site| site.split_once("+0x").map_or(site, |(name, _)| name)),
+            cache: self.field("name").ok(),
+            bytes_allocated: 0,
+        }
     }
 }

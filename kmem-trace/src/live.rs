@@ -1,4 +1,4 @@
-//! What is live while a text is read: it gives allocations their ids and finds them again for frees.
+//! What is live while events come in one after the other: it gives allocations their ids and finds them again for frees.
 
 use rustc_hash::FxHashMap;
 
@@ -13,7 +13,7 @@ struct Block {
 }
 
 /// A block that has to be split before a part of it can be freed.
-pub(super) struct Split {
+pub(crate) struct Split {
     pub id: Id,
     pub pfn: u64,
     pub order: u8,
@@ -24,7 +24,7 @@ pub(super) struct Split {
 
 /// All that is live, and the numbers of the names seen.
 #[derive(Default)]
-pub(super) struct Live {
+pub(crate) struct Live {
     next: u64,
     /// The block each live frame is in.
     frames: FxHashMap<u64, Id>,
@@ -59,7 +59,7 @@ impl Live {
     }
 
     /// A block is allocated. What was live there is not any more: its free is missing from the text.
-    pub(super) fn alloc_block(
+    pub(crate) fn alloc_block(
         &mut self,
         pfn: u64,
         order: u8,
@@ -76,12 +76,12 @@ impl Live {
     }
 
     /// Whether a live block holds this frame.
-    pub(super) fn has_frame(&self, pfn: u64) -> bool {
+    pub(crate) fn has_frame(&self, pfn: u64) -> bool {
         self.frames.contains_key(&pfn)
     }
 
     /// Splits the live block around `pfn` until the block at `pfn` has the given order, if there is a larger one.
-    pub(super) fn split_for(&mut self, pfn: u64, order: u8) -> Result<Vec<Split>, String> {
+    pub(crate) fn split_for(&mut self, pfn: u64, order: u8) -> Result<Vec<Split>, String> {
         let mut splits = Vec::new();
         while let Some(id) = self.frames.get(&pfn).copied()
             && let Some(block) = self.blocks.get(&id).copied()
@@ -99,7 +99,7 @@ impl Live {
     }
 
     /// The block at `pfn` of this order is freed: its id and mobility type, if it is live.
-    pub(super) fn free_block(&mut self, pfn: u64, order: u8) -> Option<(Id, u8)> {
+    pub(crate) fn free_block(&mut self, pfn: u64, order: u8) -> Option<(Id, u8)> {
         let id = *self.frames.get(&pfn)?;
         let block = *self.blocks.get(&id)?;
         if (block.pfn, block.order) != (pfn, order) {
@@ -110,7 +110,7 @@ impl Live {
     }
 
     /// An object is allocated.
-    pub(super) fn alloc_object(
+    pub(crate) fn alloc_object(
         &mut self,
         address: u64,
         requested: u32,
@@ -122,12 +122,12 @@ impl Live {
     }
 
     /// The object at `address` is freed: its id and sizes, if it is live.
-    pub(super) fn free_object(&mut self, address: u64) -> Option<(Id, u32, u32)> {
+    pub(crate) fn free_object(&mut self, address: u64) -> Option<(Id, u32, u32)> {
         self.objects.remove(&address)
     }
 
     /// The number of a call site, a new one if there is room for it in `sites`, else 0.
-    pub(super) fn site(&mut self, name: &str, sites: &mut Vec<String>) -> u16 {
+    pub(crate) fn site(&mut self, name: &str, sites: &mut Vec<String>) -> u16 {
         if let Some(site) = self.sites.get(name) {
             return *site;
         }
@@ -140,7 +140,7 @@ impl Live {
     }
 
     /// The number of a cache's name, or `None` when there are too many.
-    pub(super) fn cache(&mut self, name: &str) -> Option<u16> {
+    pub(crate) fn cache(&mut self, name: &str) -> Option<u16> {
         if let Some(cache) = self.caches.get(name) {
             return Some(*cache);
         }
