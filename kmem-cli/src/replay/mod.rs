@@ -7,7 +7,7 @@
 //! recording into one list of operations per recorded CPU; [`strays`] takes out what the machine cannot have;
 //! [`engine`] runs each list on a thread of its own.
 //! [`objects`] replays the objects afterwards, on a machine of their own.
-//! [`result`] is what came of it; [`mod@print`] and [`html`] show it.
+//! [`result`] is what came of it; [`mod@print`] and [`html`] show it. [`record`] makes a recording of what kmem did.
 //!
 //! # What orders the events
 //! Only what a free needs of its allocation: a thread that is to free a block that another thread has not
@@ -21,6 +21,7 @@ mod machine;
 mod objects;
 mod plan;
 mod print;
+mod record;
 mod result;
 mod strays;
 
@@ -48,6 +49,7 @@ Examples:
   kmem replay my.kmt.zst --report my.html       a recording with my.json and my/ beside it
   kmem replay perf.txt --memory 1G --cpus 4     what `perf script` printed, on a machine of your own
   kmem replay perf.txt --speed recorded -q      at the recorded times, without a progress bar
+  kmem replay --record kmem.kmr                 records what kmem did, to be replayed in its turn
 
 How to record your own machine is told in docs/RECORDING.md. Exit codes: 0 the replay is complete and
 its result written, 1 an error told on standard error, 2 the command line was wrong.
@@ -79,6 +81,10 @@ pub struct Args {
     /// Where to write the HTML report.
     #[arg(long, value_name = "PATH", default_value = "kmem-replay.html")]
     report: PathBuf,
+    /// Record what kmem itself did, events of pages and of objects, to a .kmr file that can be replayed in its turn.
+    /// This replay is slower then: no request takes a fast path, and CPUs have no magazines of objects.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Write no HTML report.
     #[arg(long, conflicts_with = "report")]
     no_report: bool,
@@ -114,6 +120,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if !args.no_report {
         html::check(&args.report)?;
     }
+    if let Some(path) = &args.record {
+        record::check(path, &args.recording)?;
+    }
     let recording = Recording::open(&args.recording)?;
     let file = args.recording.display();
     let mut plan = plan::Plan::new(&recording);
@@ -129,13 +138,24 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (machine, start) = machine::build(&recording, &plan, args.memory, args.cpus)
         .with_context(|| format!("{file}: cannot build the machine"))?;
     strays::forget(&recording, &mut plan, &start);
+    let tape = match args.record {
+        Some(_) => Some(record::Tape::pages(&machine, plan.events)?),
+        None => None,
+    };
     let run = engine::run(&machine, &plan, start.blocks(), args)?;
+    let pages = tape.map(record::Tape::stop).transpose()?;
     let cpus = machine.hosted().shape().cpus.len();
     let mut result = result::ReplayResult::new(&recording, &plan, &machine, &start, run, args)?;
     drop(machine);
+    let mut objects = objects::Replayed::default();
     if !args.pages_only {
-        (result.slab, result.linux_slab) = objects::replay(&recording, cpus, args)
+        objects = objects::replay(&recording, cpus, args)
             .with_context(|| format!("{file}: cannot replay the objects"))?;
+    }
+    (result.slab, result.linux_slab) = (objects.slab, objects.linux);
+    if let (Some(path), Some(pages)) = (&args.record, pages) {
+        record::write(path, pages, objects.taken, |cache| objects.constructors.contains(cache))?;
+        eprintln!("recording: {}", path.display());
     }
     let text =
         if args.json { serde_json::to_string(&result)? + "\n" } else { print::text(&result) };

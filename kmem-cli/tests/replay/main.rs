@@ -4,6 +4,7 @@ mod damage;
 mod data;
 mod forms;
 mod objects;
+mod record;
 mod report;
 mod shapes;
 mod synthetic;

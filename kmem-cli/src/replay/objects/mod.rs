@@ -27,30 +27,44 @@ mod run;
 
 pub use result::{CacheUse, LinuxResult, SlabResult};
 
-use super::Args;
+use super::{Args, record::Taken};
 use kmem_trace::Recording;
+use std::collections::BTreeSet;
 
-/// Replays the objects of a recording. `None` if it has none.
+/// What came of the objects of a recording.
+#[derive(Default)]
+pub struct Replayed {
+    /// kmem's slab layer. `None` if there are no objects.
+    pub slab: Option<SlabResult>,
+    /// Linux's, if the recording tells of it.
+    pub linux: Option<LinuxResult>,
+    /// What kmem did, if that was to be recorded.
+    pub taken: Option<Taken>,
+    /// Caches with a constructor.
+    pub constructors: BTreeSet<String>,
+}
+
+/// Replays the objects of a recording.
 ///
 /// # Errors
 /// A `slabinfo` that cannot be parsed, no machine, or a machine on which something does not add up.
-pub fn replay(
-    recording: &Recording,
-    cpus: usize,
-    args: &Args,
-) -> anyhow::Result<(Option<SlabResult>, Option<LinuxResult>)> {
+pub fn replay(recording: &Recording, cpus: usize, args: &Args) -> anyhow::Result<Replayed> {
     let linux = recording.linux_slab()?;
-    let replay = |known_free| {
-        let plan = plan::Plan::new(recording, linux.as_ref(), known_free);
-        if plan.ops.is_empty() {
-            return Ok(None);
-        }
-        let run = run::run(recording, &plan, cpus, args.quiet)?;
-        anyhow::Ok(Some(SlabResult::new(&plan, run)))
-    };
-    let Some(mut slab) = replay(false)? else { return Ok((None, None)) };
-    if linux.as_ref().is_some_and(|linux| linux.shown_free() > 0) {
-        slab.known_free = replay(true)?.map(|slab| slab.pages());
+    let plan = plan::Plan::new(recording, linux.as_ref(), false);
+    if plan.ops.is_empty() {
+        return Ok(Replayed::default());
     }
-    Ok((Some(slab), linux.as_ref().map(LinuxResult::new)))
+    let (run, taken) = run::run(recording, &plan, cpus, args.quiet, args.record.is_some())?;
+    let mut slab = SlabResult::new(&plan, run);
+    if linux.as_ref().is_some_and(|linux| linux.shown_free() > 0) {
+        let plan = plan::Plan::new(recording, linux.as_ref(), true);
+        let (run, _) = run::run(recording, &plan, cpus, args.quiet, false)?;
+        slab.known_free = Some(SlabResult::new(&plan, run).pages());
+    }
+    Ok(Replayed {
+        slab: Some(slab),
+        linux: linux.as_ref().map(LinuxResult::new),
+        taken,
+        constructors: plan.constructors(),
+    })
 }

@@ -2,7 +2,7 @@
 
 use kmem::{Gfp, slab::SlabFlags};
 use kmem_trace::{CacheShape, Kind, Recording, slab::LinuxSlab};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Linux's names of the kmalloc caches, up to the size, and the flag that leads to kmem's.
 const KMALLOC: [(&str, Gfp); 4] = [
@@ -12,12 +12,13 @@ const KMALLOC: [(&str, Gfp); 4] = [
     ("kmalloc-", Gfp::empty()),
 ];
 
-/// Linux's caches of what it keeps for caches.
-const OWN: [&str; 2] = ["kmem_cache", "kmem_cache_node"];
+/// Linux's caches of what it keeps for caches, and one of kmem's.
+const OWN: [&str; 3] = ["kmem_cache", "kmem_cache_node", "kmem_cache_cpu"];
 
-/// Whether a cache is one of Linux's for what it keeps for caches.
+/// Whether a cache is one for what the recorded slab layer keeps for caches: Linux's, or kmem's in a recording of a
+/// replay.
 pub fn is_own(name: &str) -> bool {
-    OWN.contains(&name)
+    OWN.contains(&name) || name.starts_with("kmem_magazine_")
 }
 
 /// `SLAB_RECLAIM_ACCOUNT` in Linux 6.12.
@@ -212,6 +213,12 @@ impl Plan {
         plan.caches = caches.list;
         plan.forget_unknown();
         plan
+    }
+
+    /// Caches whose objects have a constructor.
+    pub fn constructors(&self) -> BTreeSet<String> {
+        let made = |c: &&Cache| matches!(c.source, Source::Cache { constructor: true, .. });
+        self.caches.iter().filter(made).map(|cache| cache.name.clone()).collect()
     }
 
     fn operations(

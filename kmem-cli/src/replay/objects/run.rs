@@ -10,11 +10,12 @@
 
 use super::plan::{Cache, Op, Plan, Source, What};
 use super::result::PAGE;
+use crate::replay::record::{Taken, Tape};
 use anyhow::{Context, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use kmem::{
     Config, Gfp,
-    context::{Cpu, Task},
+    context::{Cpu, Process, Task},
     page_state::NodeStat,
     platform::Platform,
     slab::{CacheInfo, KmemCache, ObjectAudit, SlabFlags},
@@ -104,8 +105,14 @@ fn frames(recording: &Recording) -> anyhow::Result<u64> {
     Ok(frames.clamp(LEAST_FRAMES, 1 << 30).next_multiple_of(512))
 }
 
-/// Runs the plan.
-pub fn run(recording: &Recording, plan: &Plan, cpus: usize, quiet: bool) -> anyhow::Result<Run> {
+/// Runs the plan; with `record` it is told what the machine did.
+pub fn run(
+    recording: &Recording,
+    plan: &Plan,
+    cpus: usize,
+    quiet: bool,
+    record: bool,
+) -> anyhow::Result<(Run, Option<Taken>)> {
     let shape = Shape::x86_64(frames(recording)? << 12).cpus(cpus);
     let machine = Machine::without_kswapd(shape, Config::default())
         .context("cannot build the machine for the objects")?;
@@ -121,6 +128,11 @@ pub fn run(recording: &Recording, plan: &Plan, cpus: usize, quiet: bool) -> anyh
     };
     let task = Task::new();
     machine.run_on(Some(0), Some(&task), |_| replay.populate())??;
+    let mut tape = None;
+    if record {
+        let start = |_: &mut Process| Tape::objects(&machine, plan.ops.len());
+        tape = Some(machine.run_on(Some(0), Some(&task), start)??);
+    }
     let bar = progress(plan.ops.len() as u64, quiet);
     let began = Instant::now();
     for ops in plan.ops.chunk_by(|a, b| a.cpu == b.cpu) {
@@ -130,8 +142,12 @@ pub fn run(recording: &Recording, plan: &Plan, cpus: usize, quiet: bool) -> anyh
     }
     replay.run.elapsed = began.elapsed();
     bar.finish_and_clear();
+    let mut taken = None;
+    if let Some(tape) = tape {
+        taken = Some(machine.run_on(Some(0), Some(&task), |_| tape.stop())??);
+    }
     machine.run_on(Some(0), Some(&task), |_| replay.finish())??;
-    Ok(replay.run)
+    Ok((replay.run, taken))
 }
 
 fn progress(ops: u64, quiet: bool) -> ProgressBar {
