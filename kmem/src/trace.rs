@@ -86,7 +86,7 @@ pub enum Event {
         change_ownership: bool,
     },
     /// `kmalloc`: a request was answered.
-    Kmalloc {
+    KmallocAlloc {
         /// Who asked.
         call_site: &'static Location<'static>,
         /// Its address; 0 if there was no memory.
@@ -151,7 +151,7 @@ impl Event {
             Event::PageAllocZoneLocked { .. } => "mm_page_alloc_zone_locked",
             Event::PagePcpuDrain { .. } => "mm_page_pcpu_drain",
             Event::PageAllocExtfrag { .. } => "mm_page_alloc_extfrag",
-            Event::Kmalloc { .. } => "kmalloc",
+            Event::KmallocAlloc { .. } => "kmalloc",
             Event::Kfree { .. } => "kfree",
             Event::KmemCacheAlloc { .. } => "kmem_cache_alloc",
             Event::KmemCacheFree { .. } => "kmem_cache_free",
@@ -211,12 +211,14 @@ impl core::fmt::Display for Event {
                 u8::from(fallback_order < PAGEBLOCK_ORDER),
                 u8::from(change_ownership)
             ),
-            Event::Kmalloc { call_site, ptr, bytes_req, bytes_alloc, gfp, node, .. } => write!(
-                f,
-                "call_site={call_site} ptr={} bytes_req={bytes_req} bytes_alloc={bytes_alloc} \
+            Event::KmallocAlloc { call_site, ptr, bytes_req, bytes_alloc, gfp, node, .. } => {
+                write!(
+                    f,
+                    "call_site={call_site} ptr={} bytes_req={bytes_req} bytes_alloc={bytes_alloc} \
                  gfp_flags={gfp} node={node} accounted=false",
-                Pointer(ptr)
-            ),
+                    Pointer(ptr)
+                )
+            }
             Event::Kfree { call_site, ptr, .. } => {
                 write!(f, "call_site={call_site} ptr={}", Pointer(ptr))
             }

@@ -67,7 +67,7 @@ impl TraceSink for Sink {
     fn event(&self, cpu: Option<usize>, event: &Event) {
         let of = match event {
             Event::PageAlloc { .. } | Event::PageFree { .. } => Of::Pages,
-            Event::Kmalloc { .. }
+            Event::KmallocAlloc { .. }
             | Event::Kfree { .. }
             | Event::KmemCacheAlloc { .. }
             | Event::KmemCacheFree { .. } => Of::Objects,
@@ -247,7 +247,7 @@ fn add(recorder: &mut Recorder, Entry { moment, event }: &Entry) -> Result<(), S
     let bytes = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     match event {
         Event::PageAlloc { pfn: None, .. }
-        | Event::Kmalloc { ptr: 0, .. }
+        | Event::KmallocAlloc { ptr: 0, .. }
         | Event::KmemCacheAlloc { ptr: 0, .. } => {
             recorder.skip(&format!("{} that failed", event.name()));
             Ok(())
@@ -259,7 +259,7 @@ fn add(recorder: &mut Recorder, Entry { moment, event }: &Entry) -> Result<(), S
         Event::PageFree { pfn, order } => {
             recorder.page_free(*moment, (u64::from(pfn.0), *order as u8))
         }
-        Event::Kmalloc { call_site, ptr, cache, bytes_req, bytes_alloc, gfp, .. } => {
+        Event::KmallocAlloc { call_site, ptr, cache, bytes_req, bytes_alloc, gfp, .. } => {
             let site = call_site.to_string();
             let cache = cache.as_ref().map(|name| name.as_str());
             let object = object(*ptr, &site, cache, bytes(*bytes_alloc));

@@ -164,7 +164,7 @@ fn what_fails_has_no_address_and_what_is_refused_is_not_told() {
     m.kmalloc(64, quiet).unwrap_err();
     m.set_failslab(FaultPlan::Off, None).unwrap();
     let null = |event: &Event| {
-        matches!(event, Event::KmemCacheAlloc { ptr: 0, .. } | Event::Kmalloc { ptr: 0, .. })
+        matches!(event, Event::KmemCacheAlloc { ptr: 0, .. } | Event::KmallocAlloc { ptr: 0, .. })
     };
     let events = log.take();
     assert!(events.len() == 2 && events.iter().all(null), "{events:?}");
@@ -244,7 +244,7 @@ fn no_object_is_allocated_before_it_was_seen_freed() {
     assert_eq!(events.len(), 4 * 3000);
     for event in events {
         match event {
-            Event::Kmalloc { ptr, .. } => assert_eq!(live.insert(ptr, ()), None, "{ptr:#x}"),
+            Event::KmallocAlloc { ptr, .. } => assert_eq!(live.insert(ptr, ()), None, "{ptr:#x}"),
             Event::Kfree { ptr, .. } => assert_eq!(live.remove(&ptr), Some(())),
             other => panic!("{other:?}"),
         }

@@ -46,7 +46,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         got: Result<NonNull<u8>, AllocError>,
     ) {
         if let Some(ptr) = self.told(got) {
-            self.pages.trace(&Event::Kmalloc {
+            self.pages.trace(&Event::KmallocAlloc {
                 call_site: Location::caller(),
                 ptr,
                 cache: cache.map(|d| d.name),
