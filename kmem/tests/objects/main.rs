@@ -8,6 +8,7 @@ mod kmalloc;
 mod misuse;
 mod model;
 mod moving;
+mod play;
 mod sharing;
 mod stage;
 mod trace;
