@@ -110,9 +110,14 @@ fn map_one(spares: &mut u64, page: u64, frame: u64, flags: u64, may: bool) -> Op
     let upper = below(spares, top_table(), page >> 27)?;
     let directory = below(spares, upper, page >> 18)?;
     let aligned = page.is_multiple_of(LARGE_FRAMES) && frame.is_multiple_of(LARGE_FRAMES);
-    // Where small pages were before there is a table, and it is used again.
-    if may && aligned && read(directory, page >> 9) & PRESENT == 0 {
+    if may && aligned {
+        let before = read(directory, page >> 9);
         write(directory, page >> 9, (frame * FRAME) | flags | LARGE);
+        if before & PRESENT != 0 {
+            // Small pages were there once: their table, of which nothing is mapped now, is one for others.
+            tlb::flush(VirtAddr::new_truncate(page * FRAME));
+            push(spares, before & ADDRESS);
+        }
         return Some(LARGE_FRAMES);
     }
     let table = below(spares, directory, page >> 9)?;

@@ -269,7 +269,8 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             let left = (nr - area.frames.len()) as usize;
             if wanted.node >= 0 {
                 let page = self.objects.pages.alloc_pages_node(wanted.node, gfp, 0)?;
-                area.frames.push(self.objects.pages.page_to_pfn(page).into_iter());
+                let pfn = self.objects.pages.page_to_pfn(page).unwrap_or_default();
+                area.frames.push(1, |_| pfn);
                 continue;
             }
             let mut batch: [Option<&Page>; BATCH] = [None; BATCH];
@@ -278,8 +279,9 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             if got == 0 {
                 return Err(AllocError::NoMemory);
             }
-            let pfns = batch[..got].iter().flatten();
-            area.frames.push(pfns.filter_map(|page| self.objects.pages.page_to_pfn(page)));
+            let map = self.objects.pages.map();
+            let pfn = |i: usize| batch[i].and_then(|page| map.pfn(page)).unwrap_or_default();
+            area.frames.push(got, |i| Pfn(pfn(i)));
         }
         Ok(())
     }
@@ -294,7 +296,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             else {
                 return;
             };
-            area.frames.push((pfn.0..pfn.0 + (1 << order)).map(Pfn));
+            area.frames.push(1 << order, |i| Pfn(pfn.0 + i as u32));
         }
     }
 

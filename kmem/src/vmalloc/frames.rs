@@ -157,20 +157,23 @@ impl Frames {
         &leaf[first as usize..]
     }
 
-    /// Puts frames behind those that are there. There are places for them.
-    pub(super) fn push(&self, pfns: impl Iterator<Item = Pfn>) {
-        let mut at = self.len();
-        let mut places = self.piece(at);
-        for pfn in pfns {
-            if places.is_empty() {
-                places = self.piece(at);
+    /// Puts `n` frames behind those that are there. There are places for them.
+    #[inline(always)]
+    pub(super) fn push(&self, n: usize, frame: impl Fn(usize) -> Pfn) {
+        let first = self.len();
+        let mut done = 0;
+        while done < n {
+            let places = self.piece(first + done as u32);
+            let here = places.len().min(n - done);
+            for (i, place) in places[..here].iter().enumerate() {
+                place.store(frame(done + i).0, Relaxed);
             }
-            let Some((place, rest)) = places.split_first() else { break };
-            place.store(pfn.0, Relaxed);
-            places = rest;
-            at += 1;
+            if here == 0 {
+                break;
+            }
+            done += here;
         }
-        self.filled.store(at, Relaxed);
+        self.filled.store(first + done as u32, Relaxed);
     }
 
     /// The frames from number `i` on that lie in one piece.
@@ -192,24 +195,21 @@ impl Frames {
         from: u32,
         mut f: impl FnMut(u32, Pfn, u32) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut run: Option<(u32, Pfn, u32)> = None;
-        let mut at = from;
+        let (mut at, mut begun, mut first, mut n) = (from, from, 0, 0);
         while at < self.len() {
             for pfn in self.from(at) {
-                run = match run {
-                    Some((i, first, n)) if first.0.checked_add(n) == Some(pfn.0) => {
-                        Some((i, first, n + 1))
-                    }
-                    other => {
-                        if let Some((i, first, n)) = other {
-                            f(i, first, n)?;
-                        }
-                        Some((at, pfn, 1))
-                    }
-                };
+                // A run does not wrap: there is no frame with the number 0 behind the last.
+                if n > 0 && pfn.0 != u32::wrapping_add(first, n) {
+                    f(begun, Pfn(first), n)?;
+                    n = 0;
+                }
+                if n == 0 {
+                    (begun, first) = (at, pfn.0);
+                }
+                n += 1;
                 at += 1;
             }
         }
-        run.map_or(Ok(()), |(i, first, n)| f(i, first, n))
+        if n > 0 { f(begun, Pfn(first), n) } else { Ok(()) }
     }
 }

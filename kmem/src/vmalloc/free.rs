@@ -154,18 +154,21 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     #[track_caller]
     fn free_frames(&self, area: &Area) -> Result<(), Misuse> {
         let pages = self.objects.pages;
+        let map = pages.map();
         let mut result = Ok(());
-        let mut at = 0;
-        while at < area.frames.len() {
+        let mut end = area.frames.len();
+        // From the end: what was freed last is given out first, and neighbours are mapped together.
+        while end > 0 {
+            let start = (end - 1) / BATCH as u32 * BATCH as u32;
             let mut batch: [Option<&Page>; BATCH] = [None; BATCH];
-            let mut nr = 0;
-            for (place, pfn) in batch.iter_mut().zip(area.frames.from(at)) {
-                *place = pages.pfn_to_page(pfn);
-                nr += 1;
+            let batch = &mut batch[..(end - start) as usize];
+            for (place, pfn) in batch.iter_mut().rev().zip(area.frames.from(start)) {
+                // They were allocated.
+                *place = Some(map.page_in_map(pfn.0));
             }
             // One that somebody else freed is reported there.
-            result = result.and(pages.free_pages_bulk(&mut batch[..nr]));
-            at += nr as u32;
+            result = result.and(pages.free_pages_bulk(batch));
+            end = start;
         }
         result
     }

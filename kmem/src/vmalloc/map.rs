@@ -99,7 +99,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             pages.misuse(Misuse::NotAPage);
             return Err(AllocError::NoMemory);
         }
-        area.frames.push(given.iter().filter_map(|page| pages.page_to_pfn(page)));
+        area.frames.push(given.len(), |i| pages.page_to_pfn(given[i]).unwrap_or_default());
         self.map_from(area, from, prot, Gfp::KERNEL)
     }
 
