@@ -32,7 +32,8 @@
 //! has its own copy of the tables that say who owns it. A process with machines must not use one in a
 //! forked child; starting another program (`std::process::Command`) is fine. [`KmemGlobal`] goes on in a child.
 //!
-//! **Signals.** Two real-time signals of the process are taken. System calls of threads that run on a
+//! **Signals.** Two real-time signals of the process are taken, and, for machines with a KFENCE pool, SIGSEGV: faults
+//! that are no machine's go to the handler that was there before. System calls of threads that run on a
 //! machine are interrupted; those that Linux does not restart return `EINTR`.
 //!
 //! # Locking
@@ -41,6 +42,7 @@
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("hosted machines need 64-bit Linux");
 
+mod fault;
 mod global;
 mod hosted;
 mod irq;

@@ -2,11 +2,11 @@
 //!
 //! # Concepts
 //! [`Machine`] is what most users want: [`Hosted`] with a [`Kmem`] brought up on it, interrupts between
-//! CPUs wired to it, and one kswapd per node running on a thread of its own. It dereferences to
-//! its [`Kmem`].
+//! CPUs wired to it, and one kswapd per node running on a thread of its own, with a KFENCE pool one thread more that
+//! keeps the time of samples. It dereferences to its [`Kmem`].
 //!
 //! # Implementation
-//! kswapd threads are tasks like any other: asleep they hold no CPU. Dropping the machine stops and joins
+//! These threads are tasks like any other: asleep they hold no CPU. Dropping the machine stops and joins
 //! them.
 //!
 //! # Locking
@@ -14,6 +14,7 @@
 
 use crate::{
     OfflineError,
+    fault::{self, Watch},
     hosted::{AttachError, Hosted, HostedError},
     shape::{Shape, ShapeError},
 };
@@ -51,6 +52,9 @@ pub enum MachineError {
     /// The memory manager could not be brought up.
     #[error("bring-up")]
     BringUp(#[from] BringUpError),
+    /// The process's faults cannot be looked at for one more machine.
+    #[error("no fault handler")]
+    Faults,
     /// A kswapd thread could not be started.
     #[error("kswapd")]
     Thread(#[from] std::io::Error),
@@ -71,7 +75,9 @@ pub enum CpuError {
 pub struct Machine {
     kmem: Arc<Kmem<Hosted>>,
     stop: Arc<AtomicBool>,
-    kswapd: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
+    /// Faults of its direct map are its own; ends before the rest goes.
+    _watch: Option<Watch>,
 }
 
 impl Machine {
@@ -84,17 +90,30 @@ impl Machine {
     pub fn with_config(shape: Shape, config: Config) -> Result<Machine, MachineError> {
         let mut machine = Machine::without_kswapd(shape, config)?;
         for node in 0..machine.kmem.nr_nodes() {
-            let (kmem, stop) = (machine.kmem.clone(), machine.stop.clone());
-            let run = move || {
-                let task = Task::new();
-                let hosted = kmem.platform().clone();
-                // A machine without any CPU online has nobody to reclaim for.
-                let _ = hosted.run_on(None, Some(&task), |_| kmem.kswapd_run(node, &stop));
-            };
-            let name = format!("kswapd{node}");
-            machine.kswapd.push(std::thread::Builder::new().name(name).spawn(run)?);
+            machine
+                .start(format!("kswapd{node}"), move |kmem, stop| kmem.kswapd_run(node, stop))?;
+        }
+        if machine.kmem.kfence_stats().is_some() {
+            machine.start("kfence".into(), Kmem::kfence_run)?;
         }
         Ok(machine)
+    }
+
+    /// Starts a thread of the machine's own.
+    fn start(
+        &mut self,
+        name: String,
+        f: impl FnOnce(&Kmem<Hosted>, &AtomicBool) + Send + 'static,
+    ) -> Result<(), MachineError> {
+        let (kmem, stop) = (self.kmem.clone(), self.stop.clone());
+        let run = move || {
+            let task = Task::new();
+            let hosted = kmem.platform().clone();
+            // A machine without any CPU online has nobody to work for.
+            let _ = hosted.run_on(None, Some(&task), |_| f(&kmem, &stop));
+        };
+        self.threads.push(std::thread::Builder::new().name(name).spawn(run)?);
+        Ok(())
     }
 
     /// Brings a machine up on which nobody reclaims in the background: for tests that count frames.
@@ -123,7 +142,12 @@ impl Machine {
             }
         }));
         (0..hosted.shape().cpus.len()).for_each(|cpu| kmem.cpu_online(cpu));
-        Ok(Machine { kmem, stop: Arc::new(AtomicBool::new(false)), kswapd: Vec::new() })
+        let watch = match kmem.kfence_stats() {
+            Some(_) => Some(fault::watch(&kmem).ok_or(MachineError::Faults)?),
+            None => None,
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        Ok(Machine { kmem, stop, threads: Vec::new(), _watch: watch })
     }
 
     /// The memory manager.
@@ -180,7 +204,7 @@ impl Drop for Machine {
         // Release pairs with the Acquire in `kswapd_run`.
         self.stop.store(true, Release);
         self.kmem.nudge_kswapd();
-        for t in self.kswapd.drain(..) {
+        for t in self.threads.drain(..) {
             let _ = t.join();
         }
     }

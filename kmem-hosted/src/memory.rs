@@ -214,6 +214,24 @@ impl PhysMemory {
         pfn.wrapping_sub(self.first.start) < self.first.len() || contains(&self.low, pfn)
     }
 
+    /// Takes frames out of the direct map or puts them back; `false` if they are not all of it, or the host refuses.
+    /// Async-signal-safe.
+    pub(crate) fn set_direct_map(&self, pfn: Pfn, count: u32, valid: bool) -> bool {
+        let asked = PfnRange::new(pfn.0, pfn.0.saturating_add(count));
+        let whole = self.low.iter().any(|r| r.intersect(&asked).len() == count);
+        let Some(backing) = self.backing.as_ref().filter(|_| whole) else { return false };
+        let flags = match valid {
+            true => MprotectFlags::READ | MprotectFlags::WRITE,
+            false => MprotectFlags::empty(),
+        };
+        // SAFETY: the range is in the direct map, which this owns; that it becomes unreadable is what the caller, the
+        // core, wants, whose frames they are.
+        unsafe {
+            let first = backing.base.as_ptr().add(pfn.index() << PAGE_SHIFT).cast::<c_void>();
+            mm::mprotect(first, address(count) as usize, flags).is_ok()
+        }
+    }
+
     /// Zero-fills frames; those that do not exist are left out. Async-signal-safe.
     pub(crate) fn zero(&self, pfn: Pfn, count: u32) {
         let Some(backing) = self.backing.as_ref() else { return };

@@ -92,6 +92,10 @@ unsafe impl Platform for Hosted {
         self.inner.memory.direct_unmap(addr)
     }
 
+    fn set_direct_map(&self, pfn: Pfn, count: u32, valid: bool) -> bool {
+        self.inner.memory.set_direct_map(pfn, count, valid)
+    }
+
     fn zero_frames(&self, pfn: Pfn, count: u32) {
         self.inner.memory.zero(pfn, count);
     }

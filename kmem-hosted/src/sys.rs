@@ -208,6 +208,55 @@ pub(crate) unsafe fn timer_signal(info: *const libc::siginfo_t) -> Option<(*cons
 /// A signal handler of the three-argument kind.
 pub(crate) type Handler = extern "C" fn(c_int, *const libc::siginfo_t, *const c_void);
 
+/// What is done at a signal now.
+pub(crate) fn signal_action(signo: c_int) -> Option<libc::sigaction> {
+    // SAFETY: sigaction is plain data for which all zeroes is a valid value (SIG_DFL, no flags, an empty mask).
+    let mut now: libc::sigaction = unsafe { mem::zeroed() };
+    // SAFETY: a null new action asks only; `now` is valid for the call.
+    (unsafe { libc::sigaction(signo, ptr::null(), &raw mut now) } == 0).then_some(now)
+}
+
+/// Installs a handler, on the alternate stack, which is async-signal-safe; says whether that went well.
+pub(crate) fn set_handler(signo: c_int, handler: Handler) -> bool {
+    // SAFETY: as in `signal_action`.
+    let mut new: libc::sigaction = unsafe { mem::zeroed() };
+    new.sa_sigaction = handler as *const () as usize;
+    new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: the handler has the signature that SA_SIGINFO promises; a null old action is allowed.
+    unsafe { libc::sigaction(signo, &raw const new, ptr::null_mut()) == 0 }
+}
+
+/// Has a signal do what it does by default. Async-signal-safe.
+pub(crate) fn set_default(signo: c_int) {
+    // SAFETY: as in `signal_action`; all zeroes is the default.
+    unsafe {
+        let new: libc::sigaction = mem::zeroed();
+        libc::sigaction(signo, &raw const new, ptr::null_mut());
+    }
+}
+
+/// Whether the access that faulted was a write, and the instruction's address; a read by unknown code where the
+/// processor's context is not known.
+///
+/// # Safety
+/// `context` is the one that the kernel gave to a fault's handler.
+pub(crate) unsafe fn fault_access(context: *const c_void) -> (bool, usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        /// Bit of the page fault's error code.
+        const WRITE: i64 = 1 << 1;
+        // SAFETY: the caller's.
+        let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+        let of = |register: c_int| registers[register as usize];
+        (of(libc::REG_ERR) & WRITE != 0, of(libc::REG_RIP) as usize)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = context;
+        (false, 0)
+    }
+}
+
 /// Takes a real-time signal that nobody in the process handles yet, and installs `handler` for it: on
 /// the alternate stack, system calls restarted, and while it runs the signal itself and `also` blocked.
 /// `None` when none is left.

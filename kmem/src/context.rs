@@ -227,6 +227,8 @@ pub(crate) const DEFER_OBJECTS: u32 = 2;
 /// The CPU is at it. A request made meanwhile is one for another time round: what it is about may come too
 /// late for this one.
 pub(crate) const DEFER_OBJECTS_BUSY: u32 = 4;
+/// The CPU is to forget its machine until it allocates an object (see `kfence`).
+pub(crate) const DEFER_SAMPLE: u32 = 16;
 /// A misuse is to panic once the CPU's lists are let go. Set by the CPU itself.
 pub(crate) const DEFER_PANIC: u32 = 8;
 
@@ -255,6 +257,8 @@ pub struct Cpu {
     online: AtomicBool,
     /// Whether `magazines` says anything.
     equipped: AtomicBool,
+    /// Whether the machine is to stay forgotten. Own CPU only.
+    forgetful: AtomicBool,
     /// The loaded magazines of the slab layer's caches, by number. Here, so that they are found without a
     /// further look.
     magazines: [AtomicPtr<()>; MAX_CACHES],
@@ -272,6 +276,7 @@ impl Cpu {
             data: AtomicPtr::new(ptr::null_mut()),
             online: AtomicBool::new(false),
             equipped: AtomicBool::new(false),
+            forgetful: AtomicBool::new(false),
             magazines: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CACHES],
         }
     }
@@ -374,15 +379,33 @@ impl Cpu {
     }
 
     /// Notes whose CPU this is, if it is in no path: who went on to one brings the word back as it was. Says
-    /// whether that is news.
+    /// whether that is news. A CPU that is to have forgotten it stays so.
     #[inline(always)]
     pub(crate) fn set_machine(&self, idle: IdleWord) -> bool {
         let word = self.word();
         let news = word as u32 != idle.0 as u32 && word & PATH == 0 && idle.0 & PATH == 0;
+        let news = news && !self.forgetful.load(Relaxed);
         if news {
             self.set_word(word >> CONTEXT_SHIFT << CONTEXT_SHIFT | idle.0);
         }
         news
+    }
+
+    /// Has the CPU forget whose it is, so that everything takes the slower paths, until
+    /// [`remember`](Self::remember). One that still has, from the last time, is left alone. Of a path beneath the
+    /// caller it brings the word back as it was: then nothing comes of it.
+    pub(crate) fn forget_machine(&self) {
+        let forgets = !self.forgetful.load(Relaxed) && self.word() & PATH == 0;
+        self.forgetful.store(forgets, Relaxed);
+        if forgets {
+            self.set_word(self.word() >> CONTEXT_SHIFT << CONTEXT_SHIFT);
+        }
+    }
+
+    /// Ends what [`forget_machine`](Self::forget_machine) began.
+    pub(crate) fn remember(&self, idle: IdleWord) {
+        self.forgetful.store(false, Relaxed);
+        self.set_machine(idle);
     }
 
     /// The word, if the CPU is the machine's that `idle` is of, nobody owns its lists, and (if

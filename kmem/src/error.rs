@@ -140,7 +140,8 @@ pub enum Misuse {
         /// The cache whose slab it is.
         cache: Name,
     },
-    /// Somebody wrote behind an object \[S9\]. Found when it is freed, it is freed and kept from use;
+    /// Somebody wrote behind an object \[S9\]. Found when it is freed, it is freed and kept from use (one of KFENCE's
+    /// pool until its turn comes again);
     /// found while it is in use, it stays its owner's.
     Overrun {
         /// The object's address.
@@ -278,6 +279,20 @@ impl Name {
             i += 1;
         }
         Some(Name { bytes, len: from.len() as u8 })
+    }
+
+    /// As words, for those who keep it in atomics.
+    pub(crate) fn to_words(self) -> [u64; 4] {
+        core::array::from_fn(|i| {
+            let byte = |n| self.bytes.get(n).copied().unwrap_or(self.len);
+            u64::from_le_bytes(core::array::from_fn(|j| byte(8 * i + j)))
+        })
+    }
+
+    /// What [`to_words`](Self::to_words) gave; of other words a name of some kind.
+    pub(crate) fn from_words(words: [u64; 4]) -> Name {
+        let byte = |n: usize| words[n / 8].to_le_bytes()[n % 8];
+        Name { bytes: core::array::from_fn(byte), len: byte(31) }
     }
 
     /// The name as text.

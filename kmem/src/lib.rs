@@ -12,6 +12,7 @@
 //!   buddy  memmap                  free blocks; the map of all frames
 //!   zone                           zones, watermarks, zonelists
 //!   page_alloc                     per-CPU lists, fast path, slow path
+//!   kfence                         a pool of pages with guards between them
 //!   slab                           caches, magazines, kmalloc, and what looks for mistakes with objects
 //!   vmalloc                        areas of virtually contiguous memory
 //!   reclaim                        shrinkers, kswapd, OOM: behind the slow path, through a trait
@@ -27,6 +28,7 @@ pub mod context;
 mod error;
 pub mod fault;
 pub mod gfp;
+pub mod kfence;
 mod kmem;
 pub mod memblock;
 mod memmap;

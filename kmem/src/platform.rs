@@ -69,7 +69,8 @@ pub struct IrqState(pub usize);
 /// - [`cpu`](Platform::cpu) returns the same `Cpu` for the same number for the platform's lifetime;
 /// - [`direct_map`](Platform::direct_map) returns an address at which the frame's whole content can be
 ///   read and written, the same each time, and the next frame's, if it has one, is at the next frame's
-///   place, holes or not: the direct map is linear;
+///   place, holes or not: the direct map is linear. Frames that the core took out of it by
+///   [`set_direct_map`](Platform::set_direct_map) are excepted;
 /// - [`metadata`](Platform::metadata) returns zero-filled memory of the size asked for, used for nothing
 ///   else until the platform value is dropped;
 /// - [`vmalloc_range`](Platform::vmalloc_range) is the same each time, begins and ends at multiples of a frame,
@@ -134,6 +135,14 @@ pub unsafe trait Platform: Sync {
 
     /// The frame that the direct map shows at `addr`; `None` when the address is not in it.
     fn direct_unmap(&self, addr: *const u8) -> Option<Pfn>;
+
+    /// Takes `count` frames from `pfn` out of the direct map, so that every access there faults, or, with `valid`,
+    /// puts them back, contents unchanged; on all CPUs, before it returns. `false`, and nothing changed, where that
+    /// cannot be done. Must not sleep and must not allocate; called from any context, from a fault's handler
+    /// included ([KFENCE](crate::kfence)).
+    fn set_direct_map(&self, _pfn: Pfn, _count: u32, _valid: bool) -> bool {
+        false
+    }
 
     /// Zero-fills `count` frames from `pfn`, wherever they are: this is the only way the core touches
     /// a high frame's contents. Must not sleep and must not allocate. May be called with interrupts

@@ -8,6 +8,7 @@
 //! None of its own.
 
 mod debug;
+mod kfence;
 mod kvmalloc;
 mod objects;
 mod percpu;
@@ -51,6 +52,9 @@ impl<P: Platform> Kmem<P> {
         if let Some(range) = kmem.pages.platform().vmalloc_range() {
             let frames = (range.len() >> P::PAGE_SHIFT) as i64;
             kmem.pages.mod_system_state(SystemStat::VmallocTotal, frames);
+        }
+        if let Some(wanted) = config.kfence {
+            kmem.objects().make_pool(wanted).map_err(BringUpError::Kfence)?;
         }
         // Nobody has magazines yet who could refuse.
         let _ = kmem.set_init_on_alloc(config.init_on_alloc);

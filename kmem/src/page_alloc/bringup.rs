@@ -24,6 +24,7 @@ use crate::{
     context::{Cpu, IdleWord},
     fault::Fault,
     gfp::Gfp,
+    kfence::{KfenceConfig, KfenceError},
     memblock::{Memblock, MemblockError},
     memmap::{self, MemMap, STATE_SHIFT},
     page::Page,
@@ -85,6 +86,9 @@ pub struct Config {
     /// What the order is drawn from in which the objects of a slab are given out; `None` for ascending
     /// addresses (`CONFIG_SLAB_FREELIST_RANDOM`) \[D2\].
     pub slab_random: Option<u64>,
+    /// The pool of pages for sampled objects; `None` for none \[D2\]. The platform must be able to
+    /// [take frames out of the direct map](Platform::set_direct_map).
+    pub kfence: Option<KfenceConfig>,
 }
 
 impl Default for Config {
@@ -103,6 +107,7 @@ impl Default for Config {
             init_on_free: false,
             page_owner: false,
             slab_random: None,
+            kfence: None,
         }
     }
 }
@@ -136,6 +141,8 @@ pub enum BringUpError {
     SlabDebug(usize, &'static str),
     /// Static per-CPU variables of so many bytes do not fit, or there are too many CPUs for so small blocks.
     PerCpu(usize),
+    /// There is no pool for sampled objects, and why.
+    Kfence(KfenceError),
 }
 
 impl fmt::Display for BringUpError {
@@ -155,6 +162,7 @@ impl fmt::Display for BringUpError {
             BringUpError::Boot(e) => write!(f, "boot allocator: {e}"),
             BringUpError::SlabDebug(at, why) => write!(f, "slab_debug at byte {at}: {why}"),
             BringUpError::PerCpu(n) => write!(f, "no room for {n} bytes of per-CPU variables"),
+            BringUpError::Kfence(e) => write!(f, "KFENCE: {e}"),
             BringUpError::PageShift(n) => write!(f, "frames of 2^{n} bytes are not supported"),
         }
     }

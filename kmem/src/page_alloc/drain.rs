@@ -13,7 +13,9 @@ use super::{
     slow::Reclaim,
 };
 use crate::{
-    context::{Cpu, DEFER_DRAIN, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, DEFER_PANIC, Path},
+    context::{
+        Cpu, DEFER_DRAIN, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, DEFER_PANIC, DEFER_SAMPLE, Path,
+    },
     error::Misuse,
     platform::Platform,
     trace::Event,
@@ -162,6 +164,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let Some(owned) = self.own(cpu, Path::Drain) else { return };
             self.drain_owned(cpu);
             self.answered(owned, DEFER_DRAIN);
+        }
+        if cpu.deferred.load(Acquire) & DEFER_SAMPLE != 0 {
+            cpu.deferred.fetch_and(!DEFER_SAMPLE, AcqRel);
+            cpu.forget_machine();
         }
         assert!(
             cpu.deferred.fetch_and(!DEFER_PANIC, Relaxed) & DEFER_PANIC == 0,

@@ -388,6 +388,16 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         unsafe { cpu.data().cast::<CpuData>().as_ref() }
     }
 
+    /// Has a CPU know its machine again that was to forget it.
+    pub(crate) fn remember(&self, cpu: &Cpu) {
+        cpu.remember(self.idle);
+    }
+
+    /// Whether a misuse panics.
+    pub(crate) fn panics_on_misuse(&self) -> bool {
+        self.panic_on_misuse.load(Relaxed)
+    }
+
     /// The memory map.
     #[inline(always)]
     pub(crate) fn map(&self) -> &MemMap {
@@ -562,12 +572,18 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[track_caller]
     pub(crate) fn misuse_with(&self, what: Misuse, more: core::fmt::Arguments<'_>) -> Misuse {
         let at = Location::caller();
-        self.count(VmEvent::Misuse, 1);
         let (subject, owner) = (what.subject(), self.owner_story(what.frame()));
-        self.p.report(
-            Level::Bug,
+        self.misuse_as(
+            what,
             format_args!("BUG: {subject}: {what}, at {}:{}{owner}{more}", at.file(), at.line()),
-        );
+        )
+    }
+
+    /// As [`misuse`](Self::misuse), with a report of the caller's.
+    #[cold]
+    pub(crate) fn misuse_as(&self, what: Misuse, text: core::fmt::Arguments<'_>) -> Misuse {
+        self.count(VmEvent::Misuse, 1);
+        self.p.report(Level::Bug, text);
         if self.panic_on_misuse.load(Relaxed) {
             match self.p.this_cpu().filter(|cpu| cpu.path_raw() >= Path::FIRST_OWNER) {
                 Some(cpu) => _ = cpu.deferred.fetch_or(DEFER_PANIC, Relaxed),

@@ -78,8 +78,10 @@ pub struct ObjectAudit {
     pub free: u64,
     /// Frames of all slabs.
     pub slab_frames: u64,
-    /// Further frames that the layer holds for itself.
+    /// Further frames that the layer holds for itself, KFENCE's pool included.
     pub own_frames: u64,
+    /// Objects in use that are in that pool; they are among the live ones.
+    pub sampled: u64,
 }
 
 /// What does not add up.
@@ -218,6 +220,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.each(|_, d| result = result.and_then(|()| self.audit_cache(d, &mut sum)));
         let result = result.and_then(|()| self.audit_tables());
         sum.own_frames = self.root().map_or(0, |root| root.frames.load(Relaxed));
+        if let Some(pool) = self.slabs.kfence.pool() {
+            sum.own_frames += pool.frames;
+            pool.each_live(|_, _| sum.sampled += 1);
+            sum.live += sum.sampled;
+        }
         result.map(|()| sum)
     }
 
@@ -321,6 +328,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 });
             }
         }
+        self.each_sampled_of(d, |object| {
+            if let Some(at) = listed.get_mut(live as usize) {
+                *at = Some(object);
+            }
+            live += 1;
+        });
         if live > 0 {
             p.report(
                 Level::Bug,

@@ -209,6 +209,7 @@ impl Wanted {
         const MATTER: SlabFlags = SlabFlags::CACHE_DMA
             .union(SlabFlags::CACHE_DMA32)
             .union(SlabFlags::RECLAIM_ACCOUNT)
+            .union(SlabFlags::SKIP_KFENCE)
             .union(SlabFlags::NO_MERGE);
         let plain = self.ctor.is_none() && d.ctor.is_none();
         plain
@@ -488,7 +489,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 lists.all().map(|list| u64::from(list.nr)).sum::<u64>()
             })
         };
-        if !answered || slabs().sum::<u64>() > 0 {
+        if !answered || slabs().sum::<u64>() > 0 || self.sampled_of(d) > 0 {
             d.dying.store(0, Release);
             let live = self.list_live(d);
             return Err(DestroyError { cache, live });

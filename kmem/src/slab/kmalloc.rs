@@ -151,7 +151,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let id = id(size, gfp);
         let at = match self.take_hot(id, gfp - CHOSEN, |_| true) {
             Some(object) => object.at,
-            None => self.kmalloc_slow(size, gfp, None)?,
+            None => return self.kmalloc_slow(size, gfp, None),
         };
         if gfp.contains(Gfp::ZERO) {
             // SAFETY: just given to us.
@@ -189,15 +189,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if size > KMALLOC_MAX_CACHE_SIZE {
             return self.kmalloc_large(size, gfp, node);
         }
-        let at = self.kmalloc_slow(size, gfp, Some(n))?;
-        if gfp.contains(Gfp::ZERO) {
-            // SAFETY: just given to us.
-            unsafe { self.zero_usable(at, size) };
-        }
-        Ok(at)
+        self.kmalloc_slow(size, gfp, Some(n))
     }
 
-    /// Allocates from the cache for a size, which is made if there is none.
+    /// Allocates from the cache for a size, which is made if there is none, zeroed if that is asked for.
     #[cold]
     #[inline(never)]
     #[track_caller]
@@ -211,9 +206,21 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let there = self.root().and_then(|root| root.cache(id(size, gfp)));
         let made = there.or_else(|| self.make_kmalloc_cache(class(size), kind(gfp), gfp));
         let d = made.ok_or(AllocError::NoMemory)?;
-        let got = self.alloc_slow(d, gfp - CHOSEN, node).map(|object| {
-            self.ask(d, &object, size);
-            object.at
+        let got = self.alloc_slow(d, gfp - CHOSEN, node, size as u32).map(|object| {
+            let at = object.at;
+            let sampled = self.sampled_size(at.as_ptr()).is_some();
+            if !sampled {
+                self.ask(d, &object, size);
+            }
+            match gfp.contains(Gfp::ZERO) {
+                // There is no more of a sampled one than was asked for.
+                // SAFETY: just given to us.
+                true if sampled => unsafe { at.write_bytes(0, size) },
+                // SAFETY: just given to us.
+                true => unsafe { self.zero_usable(at, size) },
+                false => (),
+            }
+            at
         });
         if self.tracing() {
             let asked = Asked { bytes: size, gfp, node };
@@ -338,7 +345,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// `ksize`: the bytes that may be used at an address that kmalloc returned; 0 for null and for what
-    /// kmalloc(0) returned. With red zones those that were asked for. `None` for other addresses.
+    /// kmalloc(0) returned. With red zones, and of sampled objects, those that were asked for. `None` for other addresses.
     pub(crate) fn ksize(&self, at: *const u8) -> Option<usize> {
         let at = at.cast_mut();
         if at.is_null() || at == ZERO_SIZE_PTR.as_ptr() {
@@ -346,6 +353,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         if let Some((d, object)) = self.live_at(at) {
             return Some(self.usable(d, &object));
+        }
+        if let Some(size) = self.sampled_size(at) {
+            return Some(size);
         }
         let page = self.large_at(at)?;
         Some((1 << P::PAGE_SHIFT) << page.state().order())

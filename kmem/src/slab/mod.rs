@@ -15,6 +15,8 @@
 //! 5. Caches that look for overruns, writes after free and the like have no magazines either (`debug`), and no
 //!    cache has any while everything is zeroed, noted by call site or traced: the fast paths then miss, and the slow
 //!    paths do what is to be done.
+//! 6. Now and then an object is served from a page of its own between guard pages (`sampled`,
+//!    [`kfence`](crate::kfence)).
 //!
 //! # Implementation
 //! ```text
@@ -51,6 +53,7 @@ mod magazine;
 mod moving;
 mod node;
 mod ops;
+mod sampled;
 mod shuffle;
 mod state;
 
@@ -68,6 +71,7 @@ use crate::{
     context::Cpu,
     fault::{Fault, FaultSite},
     gfp::Gfp,
+    kfence::Kfence,
     page_alloc::{Config, PageAllocator, Reclaim},
     platform::Platform,
     sync::IrqLock,
@@ -111,6 +115,8 @@ bitflags::bitflags! {
         const STORE_USER = 1 << 10;
         /// Counts of slabs are checked at each allocation and free (`SLAB_CONSISTENCY_CHECKS`).
         const CONSISTENCY_CHECKS = 1 << 11;
+        /// Objects are never samples of KFENCE's (`SLAB_SKIP_KFENCE`).
+        const SKIP_KFENCE = 1 << 12;
         /// All flags that look for mistakes. A cache with one of them has no magazines and is merged with no
         /// other; see [SLUB debugging](https://docs.kernel.org/mm/slab.html).
         const DEBUG = Self::POISON.bits()
@@ -134,6 +140,8 @@ pub struct Slabs {
     /// Which allocations of objects fail, and whose.
     failslab: Fault,
     failslab_site: IrqLock<Option<FaultSite>>,
+    /// Sampled objects, on pages of their own.
+    pub(crate) kfence: Kfence,
 }
 
 impl Default for Slabs {
@@ -177,6 +185,7 @@ impl Slabs {
             pattern: None,
             failslab: Fault::new(),
             failslab_site: IrqLock::new(None),
+            kfence: Kfence::new(),
         }
     }
 

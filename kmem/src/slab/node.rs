@@ -31,7 +31,7 @@ use core::{
 };
 
 /// Bits of a frame's owner that are the cache's number; the rest is the colour.
-const OWNER_BITS: u32 = 9;
+pub(super) const OWNER_BITS: u32 = 9;
 const _: () = assert!(
     super::cache::MAX_CACHES == 1 << OWNER_BITS
         && NO_CACHE == (1 << OWNER_BITS) - 1

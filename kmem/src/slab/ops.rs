@@ -172,13 +172,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
         node: Option<usize>,
     ) -> Result<Object, AllocError> {
-        let got = self.alloc_slow(d, gfp, node);
+        let got = self.alloc_slow(d, gfp, node, d.size);
         if self.tracing() {
             self.trace_cache_alloc(d, gfp, node, got.as_ref().map(|o| o.at).map_err(|e| *e));
         }
         got
     }
 
+    /// An object of which `size` bytes are asked for.
     #[cold]
     #[inline(never)]
     #[track_caller]
@@ -187,6 +188,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         d: &'static Descriptor,
         gfp: Gfp,
         node: Option<usize>,
+        size: u32,
     ) -> Result<Object, AllocError> {
         let gfp = self.pages.allowed(gfp);
         let asked = gfp - ZONES;
@@ -202,6 +204,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         if self.fails(gfp, Location::caller()) {
             return Err(AllocError::NoMemory);
+        }
+        if self.slabs.kfence.interval_ns() != 0
+            && let Some(object) = self.sample(d, gfp, node, size)
+        {
+            return Ok(object);
         }
         loop {
             if node.is_none_or(|n| n == self.here()) {
@@ -344,6 +351,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let owner = map.owner_at(offset, P::PAGE_SHIFT);
         let found = self.root().and_then(|root| root.cache(number(owner)));
         let (Some(d), Some(pfn)) = (found, map.owned_frame(offset, P::PAGE_SHIFT)) else {
+            if self.is_sampled(owner) {
+                return self.free_sampled(at, cache);
+            }
             return match cache {
                 Some(_) => Err(self.pages.misuse(Misuse::NotAnObject { addr })),
                 None => self.free_large(at),

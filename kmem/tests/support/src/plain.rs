@@ -41,6 +41,8 @@ pub struct Plain<const SHIFT: u32> {
     pub wakes: AtomicU64,
     /// Callers in `wait`.
     pub waiting: AtomicU64,
+    /// How many calls of `set_direct_map` do what they are asked.
+    pub direct_changes: AtomicU64,
     sleepers: (Mutex<()>, Condvar),
 }
 
@@ -70,6 +72,7 @@ impl<const SHIFT: u32> Plain<SHIFT> {
             now_ns: AtomicU64::new(0),
             wakes: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
+            direct_changes: AtomicU64::new(0),
             sleepers: (Mutex::new(()), Condvar::new()),
         }
     }
@@ -126,6 +129,10 @@ unsafe impl<const SHIFT: u32> Platform for Plain<SHIFT> {
     fn direct_unmap(&self, addr: *const u8) -> Option<Pfn> {
         let frame = (addr as usize).wrapping_sub(self.memory.as_ptr() as usize) >> SHIFT;
         (frame < self.frames).then_some(Pfn(frame as u32))
+    }
+
+    fn set_direct_map(&self, _pfn: Pfn, _count: u32, _valid: bool) -> bool {
+        self.direct_changes.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok()
     }
 
     fn zero_frames(&self, pfn: Pfn, count: u32) {

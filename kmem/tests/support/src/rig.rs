@@ -21,6 +21,8 @@ pub struct Rig {
     machine: Arc<Machine>,
     log: Arc<ReportLog>,
     start: Audit,
+    /// Frames that the slab layer held then.
+    held: u64,
 }
 
 impl Rig {
@@ -40,7 +42,9 @@ impl Rig {
         let sink = Arc::clone(&log);
         machine.hosted().set_report_sink(Arc::new(move |level, text: &str| sink.push(level, text)));
         let start = machine.audit().unwrap();
-        Rig { machine: Arc::new(machine), log, start }
+        let objects = machine.audit_objects().unwrap();
+        let held = objects.slab_frames + objects.own_frames;
+        Rig { machine: Arc::new(machine), log, start, held }
     }
 
     /// A PC with 64 MiB: zones DMA and DMA32, two CPUs, per-CPU lists in use.
@@ -147,7 +151,7 @@ impl Rig {
         self.machine.drop_slab();
         let objects = self.machine.audit_objects().unwrap();
         assert_eq!((objects.live, objects.cached), (0, 0), "objects lost or found");
-        let kept = objects.slab_frames + objects.own_frames;
+        let kept = objects.slab_frames + objects.own_frames - self.held;
         let Audit { free, allocated, .. } = self.start;
         let start = Audit { free: free - kept, allocated: allocated + kept, ..self.start };
         assert_eq!(self.settle(), start, "frames lost or found");
