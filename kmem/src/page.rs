@@ -196,6 +196,17 @@ impl fmt::Debug for PageState {
     }
 }
 
+/// Flags that mean nothing for a block of the slab layer's, and that a free does not mind: its notes.
+const NOTES: [PageFlags; 7] = [
+    PageFlags::REFERENCED,
+    PageFlags::UPTODATE,
+    PageFlags::DIRTY,
+    PageFlags::WORKINGSET,
+    PageFlags::RECLAIM,
+    PageFlags::SWAPBACKED,
+    PageFlags::MAPPEDTODISK,
+];
+
 /// The half of `used_by` that is the mapping.
 const MAPPING: u64 = u64::MAX << 32;
 
@@ -278,6 +289,25 @@ impl Page {
     pub(crate) fn take_slab_mark(&self) -> bool {
         let bits = u64::from(PageFlags::SLAB.bits()) << FLAGS_SHIFT;
         self.state.fetch_and(!bits, Ordering::AcqRel) & bits != 0
+    }
+
+    /// Changes the notes that the slab layer has about a block of its own, seven bits; 0 is none. Returns what they
+    /// were, or `None` if it is not the slab layer's or `f` wants no change. They go with the block.
+    pub(crate) fn note(&self, mut f: impl FnMut(u8) -> Option<u8>) -> Option<u8> {
+        let own = PageFlags::SLAB.union(PageFlags::ALLOCATED);
+        let notes = |flags: PageFlags| {
+            let set = NOTES.iter().enumerate().filter(|(_, flag)| flags.contains(**flag));
+            set.fold(0, |notes, (i, _)| notes | 1 << i)
+        };
+        let change = |word: u64| {
+            let flags = PageState(word).flags();
+            let to = if flags.contains(own) { f(notes(flags)) } else { None }?;
+            let mut changed = flags;
+            NOTES.iter().enumerate().for_each(|(i, flag)| changed.set(*flag, to >> i & 1 != 0));
+            Some(word & u64::from(u32::MAX) | u64::from(changed.bits()) << FLAGS_SHIFT)
+        };
+        let before = self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, change).ok()?;
+        Some(notes(PageState(before).flags()))
     }
 
     pub(crate) fn mark_reserved(&self) {

@@ -9,7 +9,7 @@ use core::{
     panic::Location,
     ptr::{self, NonNull},
     sync::atomic::{
-        AtomicU8, AtomicU64,
+        AtomicU8, AtomicU64, AtomicUsize,
         Ordering::{AcqRel, Relaxed},
     },
 };
@@ -232,6 +232,27 @@ impl Pool {
         (first + from..first + to).map(ptr::with_exposed_provenance_mut)
     }
 
+    /// Copies words from an address on, as far as they are the object's there; returns how many.
+    pub(crate) fn copy<P: Platform>(&self, p: &P, addr: usize, words: &mut [usize]) -> usize {
+        let Some((i, slot)) = self.slot_at(addr) else { return 0 };
+        let mut nr = 0;
+        let irq = p.local_irq_save();
+        slot.read(|info| {
+            let begin = self.address(i, info);
+            let end = begin + usize::from(info.size);
+            if addr >= begin && addr < end {
+                nr = words.len().min((end - addr) / size_of::<usize>());
+                for (i, word) in words[..nr].iter_mut().enumerate() {
+                    let at = ptr::with_exposed_provenance_mut::<usize>(addr).wrapping_add(i);
+                    // SAFETY: a word of an object whose page stays while it is read; its owner may write to it.
+                    *word = unsafe { AtomicUsize::from_ptr(at) }.load(Relaxed);
+                }
+            }
+        });
+        p.local_irq_restore(irq);
+        nr
+    }
+
     /// Whether most slots are in use and one of them by that caller.
     fn covered(&self, used: u32, at: &'static Location<'static>) -> bool {
         used as usize * 4 > self.slots.len() * 3
@@ -289,6 +310,7 @@ impl Pool {
             return None;
         }
         self.opened[page].store(0, Relaxed);
+        slot.byte().store(0, Relaxed);
         let size = ask.size as usize;
         let align = (ask.align as usize).max(1);
         let offset = if right { (self.page_size() - size) & !(align - 1) } else { 0 };
@@ -306,6 +328,14 @@ impl Pool {
         self.allocations.fetch_add(1, Relaxed);
         let at = NonNull::new(ptr::with_exposed_provenance_mut(self.address(i, info)))?;
         Some((at, slot.byte()))
+    }
+
+    /// Address, size and slot of the object in use that an address is in.
+    pub(crate) fn object_around(&self, addr: usize) -> Option<(usize, usize, &'static Slot)> {
+        let (i, slot) = self.slot_at(addr)?;
+        let info = slot.info();
+        let (begin, size) = (self.address(i, info), usize::from(info.size));
+        (info.live() && (begin..begin + size).contains(&addr)).then_some((begin, size, slot))
     }
 
     /// The slot that an address is in the page of.
@@ -342,6 +372,7 @@ impl Pool {
         if !slot.begin_free(info) {
             return Err(FreeError::Free);
         }
+        slot.wait_for_readers(|| p.relax());
         let damage = self.damage(i, info);
         if let Some(object) = NonNull::new(ptr::with_exposed_provenance_mut(addr)) {
             last(object, info);

@@ -6,7 +6,7 @@ use core::{
     ptr,
     sync::atomic::{
         AtomicPtr, AtomicU8, AtomicU32, AtomicU64,
-        Ordering::{AcqRel, Acquire, Relaxed, Release},
+        Ordering::{Acquire, Relaxed, Release, SeqCst},
     },
 };
 
@@ -84,6 +84,8 @@ pub(crate) struct Slot {
     pub(super) next: AtomicU32,
     /// The cache's name, which may be gone before the slot is used again.
     name: [AtomicU64; 4],
+    /// Those who look at the object's bytes from elsewhere; its page stays while there are any.
+    readers: AtomicU32,
     pub(super) allocated: Track,
     pub(super) freed: Track,
 }
@@ -101,10 +103,33 @@ impl Slot {
 
     /// Changes an allocated object into one being freed; says whether it was that one.
     pub(super) fn begin_free(&self, info: Info) -> bool {
-        // AcqRel: what its owner wrote is seen by who frees it.
+        // SeqCst: what its owner wrote is seen by who frees it; and either this is seen by a reader, or the reader in
+        // `wait_for_readers`.
         self.word
-            .compare_exchange(info.word(), Info { state: FREEING, ..info }.word(), AcqRel, Relaxed)
+            .compare_exchange(info.word(), Info { state: FREEING, ..info }.word(), SeqCst, Relaxed)
             .is_ok()
+    }
+
+    /// Waits until nobody looks at an object that is being freed. Readers have interrupts masked.
+    pub(super) fn wait_for_readers(&self, relax: impl Fn()) {
+        while self.readers.load(SeqCst) != 0 {
+            relax();
+        }
+    }
+
+    /// Calls `f` if the object is in use, while it stays in its page. The caller has masked interrupts.
+    pub(super) fn read(&self, f: impl FnOnce(Info)) {
+        self.readers.fetch_add(1, SeqCst);
+        let info = Info::of(self.word.load(SeqCst));
+        if info.live() {
+            f(info);
+        }
+        self.readers.fetch_sub(1, SeqCst);
+    }
+
+    /// Who allocated the object, and when.
+    pub(crate) fn user(&self) -> Option<(&'static Location<'static>, u64)> {
+        self.allocated.get().map(|(at, _, when)| (at, when))
     }
 
     pub(super) fn set_name(&self, name: Name) {

@@ -9,6 +9,7 @@
 
 mod debug;
 mod kfence;
+mod kmemleak;
 mod kvmalloc;
 mod objects;
 mod percpu;

@@ -260,7 +260,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     let here = of(state::FREE);
                     free += u64::from(here);
                     cached += u64::from(of(state::CACHED));
-                    live += u64::from(of(state::LIVE));
+                    live += u64::from(self.count_used(d, head));
                     kept += u64::from(of(state::QUARANTINED));
                     sum.slab_frames += 1 << d.layout.order;
                     let listed = if here == 0 {

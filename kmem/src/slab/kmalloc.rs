@@ -335,6 +335,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         self.untag(at.addr());
         self.trace_free(at.addr(), None, (1 << P::PAGE_SHIFT) << page.state().order(), false);
+        self.forget_areas(at.addr());
         // Looked at now that the block is nobody else's.
         let freed = self.pages.__free_pages(page, page.state().order());
         if freed.is_err() {

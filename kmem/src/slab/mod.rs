@@ -17,6 +17,7 @@
 //!    paths do what is to be done.
 //! 6. Now and then an object is served from a page of its own between guard pages (`sampled`,
 //!    [`kfence`](crate::kfence)).
+//! 7. Objects that nothing refers to are found by walking the caches (`leaks`).
 //!
 //! # Implementation
 //! ```text
@@ -49,6 +50,7 @@ mod create;
 mod debug;
 mod kmalloc;
 mod layout;
+mod leaks;
 mod magazine;
 mod moving;
 mod node;
@@ -65,6 +67,7 @@ pub use debug::DebugError;
 pub(crate) use debug::{INIT_ON_ALLOC, INIT_ON_FREE, TRACE, pattern};
 pub(crate) use kmalloc::KMALLOC_MAX_CACHE_SIZE;
 pub use kmalloc::ZERO_SIZE_PTR;
+pub use leaks::{KmemleakConfig, Leak, LeakError, LeakScan};
 pub use moving::{MoveError, MoveFn, MoveResult};
 
 use crate::{
@@ -142,6 +145,8 @@ pub struct Slabs {
     failslab_site: IrqLock<Option<FaultSite>>,
     /// Sampled objects, on pages of their own.
     pub(crate) kfence: Kfence,
+    /// What the leak scan knows beside objects' notes.
+    leaks: leaks::Leaks,
 }
 
 impl Default for Slabs {
@@ -186,6 +191,7 @@ impl Slabs {
             failslab: Fault::new(),
             failslab_site: IrqLock::new(None),
             kfence: Kfence::new(),
+            leaks: leaks::Leaks::new(),
         }
     }
 

@@ -21,6 +21,7 @@
 use super::{
     KmemCache, Objects,
     cache::{Descriptor, List, NONE, SHELVES},
+    leaks::USERS,
     magazine::Object,
     node::{Shelf, Slab, Whose},
     state,
@@ -223,5 +224,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 /// Makes the next object in use MOVING, from `from` on. The slab is on a list whose lock the caller holds, or has an
 /// object that is MOVING.
 fn offer_next(d: &Descriptor, slab: &Slab, from: u32) -> Option<u32> {
-    (from..d.layout.nr).find(|i| slab.state(*i).exchange(state::LIVE, state::MOVING))
+    // One that the leak scan knows is young again where it comes to; notes of its user's would be lost.
+    let may = |i: u32| slab.state(i).note(|n| (n & USERS == 0).then_some(0)).is_some();
+    (from..d.layout.nr).find(|i| may(*i) && slab.state(*i).exchange(state::LIVE, state::MOVING))
 }

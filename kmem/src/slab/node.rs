@@ -84,6 +84,12 @@ impl Slab {
         unsafe { State::new(at) }
     }
 
+    /// The object that an address of the slab's is in.
+    pub(super) fn object_around(&self, d: &Descriptor, addr: usize) -> Option<Object> {
+        let i = addr.checked_sub(self.first.addr().get())? as u32 / d.layout.stride;
+        (i < d.layout.nr).then(|| self.object(d, i))
+    }
+
     pub(super) fn object(&self, d: &Descriptor, i: u32) -> Object {
         let offset = (i * d.layout.stride) as usize;
         // SAFETY: callers stay below the number of objects, so this is inside the slab.
@@ -282,11 +288,17 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         (0..d.layout.nr).filter(|i| slab.state(*i).get() == state).count() as u32
     }
 
+    /// Objects of a slab that are in use.
+    pub(super) fn count_used(&self, d: &Descriptor, head: u32) -> u32 {
+        let slab = self.slab(d, head);
+        (0..d.layout.nr).filter(|i| state::in_use(slab.state(*i).get())).count() as u32
+    }
+
     /// Calls `f` with each live object of a slab.
     pub(super) fn each_live(&self, d: &Descriptor, head: u32, f: impl FnMut(Object)) {
         let slab = self.slab(d, head);
         let objects = (0..d.layout.nr).map(|i| slab.object(d, i));
-        objects.filter(|o| o.state.get() == state::LIVE).for_each(f);
+        objects.filter(|o| state::in_use(o.state.get())).for_each(f);
     }
 
     /// The slab to take objects from for CPUs that have a shelf: it is theirs then, if it is partial.
@@ -497,7 +509,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return;
         }
         self.inspect_leaving(d, &slab);
-        map.set_owner(head, 1 << d.layout.order, 0);
+        {
+            // Whoever finds the owner under the lock finds a slab of the cache's.
+            let lists =
+                d.nodes.get(self.node_of(head)).map(|n| n.lists.lock(self.pages.platform()));
+            map.set_owner(head, 1 << d.layout.order, 0);
+            drop(lists);
+        }
         let page = map.page_in_map(head);
         page.set_free_objects(0);
         page.set_shelf(0);

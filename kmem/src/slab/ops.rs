@@ -374,13 +374,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let Some((slab, object)) = found else {
             return Err(self.pages.misuse(Misuse::InsideObject { addr, cache: d.name }));
         };
-        let live = object.state.free();
-        if live && map.owner_at(offset, P::PAGE_SHIFT) != owner {
+        let was = object.state.end(state::CACHED);
+        if let Some(was) = was {
+            if map.owner_at(offset, P::PAGE_SHIFT) == owner {
+                self.trace_free(addr, Some(d.name), d.layout.stride as usize, cache.is_some());
+                self.forget_notes(addr, was);
+                return self.put_slow(d, &slab, object);
+            }
             // Freed twice, and its slab went meanwhile: that byte was somebody else's.
-            object.state.set(state::LIVE);
-        } else if live {
-            self.trace_free(addr, Some(d.name), d.layout.stride as usize, cache.is_some());
-            return self.put_slow(d, &slab, object);
+            object.state.set(was);
         } else if object.state.exchange(state::MOVING, state::GONE) {
             // Who moves it puts it back.
             self.trace_free(addr, Some(d.name), d.layout.stride as usize, cache.is_some());
@@ -422,6 +424,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         d.largest?;
         let pfn = map.owned_frame(offset, P::PAGE_SHIFT)?;
         let (_, object) = self.object_at(d, pfn, NonNull::new(at)?)?;
-        matches!(object.state.get(), state::LIVE | state::MOVING).then_some((d, object))
+        let state = object.state.get();
+        (state::in_use(state) || state == state::MOVING).then_some((d, object))
     }
 }

@@ -36,7 +36,7 @@ use core::{
 };
 
 /// The owner of the pool's frames: number 0, colour 1.
-const SAMPLED: u16 = 1 << super::node::OWNER_BITS;
+pub(super) const SAMPLED: u16 = 1 << super::node::OWNER_BITS;
 const _: () = assert!(super::node::number(SAMPLED) == 0);
 
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
@@ -46,7 +46,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// The pool, if an address is in it.
-    fn pool_at(&self, addr: usize) -> Option<&'static Pool> {
+    pub(super) fn pool_at(&self, addr: usize) -> Option<&'static Pool> {
         self.slabs.kfence.pool().filter(|pool| pool.contains(addr))
     }
 
@@ -178,6 +178,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let freed =
             pool.free(self.pages.platform(), addr, cache.map(|d| d.id), site, |at, info| {
                 self.untag(addr);
+                self.forget_areas(addr);
                 if wipe {
                     // SAFETY: an object of so many bytes, which nobody uses any more.
                     unsafe { at.write_bytes(0, usize::from(info.size)) };

@@ -14,6 +14,8 @@
 //! While its cache moves an object elsewhere it is MOVING, and GONE if it is freed meanwhile: then whoever moves it
 //! puts it back (see `moving`).
 //!
+//! The leak scan keeps notes in the bytes of objects in use (see `leaks`): NOTED and further bits stand for LIVE then.
+//!
 //! An object is freed by a compare-and-exchange from LIVE. Whoever frees it a second time finds it
 //! CACHED or FREE, whether it lies in a slab or in a magazine \[S9\]; of two CPUs that free it at once,
 //! one succeeds.
@@ -39,6 +41,14 @@ pub(super) const QUARANTINED: u8 = 3;
 pub(super) const MOVING: u8 = 4;
 /// Freed while it was being moved.
 pub(super) const GONE: u8 = 5;
+
+/// Given out, with notes of the leak scan in the other bits.
+pub(super) const NOTED: u8 = 0x80;
+
+/// Whether an object in that state is somebody's.
+pub(super) const fn in_use(state: u8) -> bool {
+    state == LIVE || state & NOTED != 0
+}
 
 /// The place of one object's state byte.
 #[derive(Clone, Copy)]
@@ -96,6 +106,23 @@ impl State {
     /// AcqRel: as in [`free`](Self::free).
     pub(super) fn exchange(self, from: u8, to: u8) -> bool {
         self.byte().compare_exchange(from, to, AcqRel, Relaxed).is_ok()
+    }
+
+    /// As [`free`](Self::free), for whatever is in use, and to any state; returns what it was.
+    pub(super) fn end(self, to: u8) -> Option<u8> {
+        // AcqRel: as in `free`.
+        self.byte().fetch_update(AcqRel, Relaxed, |s| in_use(s).then_some(to)).ok()
+    }
+
+    /// Changes the notes on an object in use; 0 stands for none. Returns what they were, or `None` if it is not in
+    /// use or `f` wants no change.
+    pub(super) fn note(self, mut f: impl FnMut(u8) -> Option<u8>) -> Option<u8> {
+        let bare = |s| if s == LIVE { 0 } else { s };
+        let change = |s| {
+            let to = if in_use(s) { f(bare(s)) } else { None };
+            to.map(|to| if to == 0 { LIVE } else { to | NOTED })
+        };
+        self.byte().fetch_update(AcqRel, Relaxed, change).ok().map(bare)
     }
 
     /// Makes a live object a cached one; says whether it was live.

@@ -273,7 +273,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let slab = self.slab(d, head);
         let states = || (0..d.layout.nr).map(|i| slab.object(d, i).state);
         // No object is in such a state: somebody wrote there. It is nobody's from now on.
-        let strange = states().filter(|s| s.get() > state::QUARANTINED);
+        let known = |s: u8| s <= state::QUARANTINED || self.leaks_noted() && state::in_use(s);
+        let strange = states().filter(|s| !known(s.get()));
         strange.for_each(|s| s.set(state::QUARANTINED));
         let found = states().filter(|s| s.get() == state::FREE).count() as u32;
         let counted = self.pages.map().page_in_map(head).free_objects();
@@ -337,6 +338,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             sites: self.pages.sites(),
             offset,
         }
+    }
+
+    /// Who allocated an object, and when, if that is kept with it.
+    pub(super) fn user_of(
+        &self,
+        d: &'static Descriptor,
+        object: &Object,
+    ) -> Option<(Option<&'static Location<'static>>, u64)> {
+        let track = d.bytes(object).track(Use::Alloc)?;
+        Some((self.pages.sites().and_then(|sites| sites.place(track.site)), track.when))
     }
 
     /// Where an object of a cache was found live, for a destroy that lists them.

@@ -160,6 +160,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
     }
 
+    /// Who allocated the object at an address, while that is noted.
+    pub(in super::super) fn tag_of(&self, addr: usize) -> Option<&'static Location<'static>> {
+        let tags = self.slabs.tags.lock(self.pages.platform());
+        let held = tags.as_ref().map(|tags| tags.held[tags.find(addr)])?;
+        (held.addr == addr).then(|| self.pages.sites()?.place(held.site))?
+    }
+
     /// `set_alloc_tags`.
     pub(crate) fn set_tags(&self, objects: Option<usize>) -> Result<(), DebugError> {
         let p = self.pages.platform();

@@ -88,7 +88,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let state = object.state.look();
         let damage = match state {
             state::FREE => wrong_when_free(d, &d.bytes(object)),
-            state::LIVE => wrong_when_live(d, &d.bytes(object)),
+            state if state::in_use(state) => wrong_when_live(d, &d.bytes(object)),
             _ => None,
         }?;
         // One that is being freed meanwhile is its freer's to look at. It cannot get further without the lock.
@@ -114,8 +114,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 let only_kept = |list: &List| {
                     let mut found = None;
                     self.walk(list, |head| {
-                        let busy =
-                            self.count(d, head, state::LIVE) + self.count(d, head, state::CACHED);
+                        let busy = self.count_used(d, head) + self.count(d, head, state::CACHED);
                         if busy == 0 && self.count(d, head, state::QUARANTINED) > 0 {
                             found = Some(head);
                         }
