@@ -204,6 +204,7 @@ impl Drop for Machine {
         // Release pairs with the Acquire in `kswapd_run`.
         self.stop.store(true, Release);
         self.kmem.nudge_kswapd();
+        self.kmem.nudge_kfence();
         for t in self.threads.drain(..) {
             let _ = t.join();
         }

@@ -383,8 +383,14 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn set_machine(&self, idle: IdleWord) -> bool {
         let word = self.word();
-        let news = word as u32 != idle.0 as u32 && word & PATH == 0 && idle.0 & PATH == 0;
-        let news = news && !self.forgetful.load(Relaxed);
+        word as u32 != idle.0 as u32 && self.note_machine(word, idle)
+    }
+
+    /// The rest of [`set_machine`](Self::set_machine), where there is something to do.
+    #[cold]
+    #[inline(never)]
+    fn note_machine(&self, word: u64, idle: IdleWord) -> bool {
+        let news = word & PATH == 0 && idle.0 & PATH == 0 && !self.forgetful.load(Relaxed);
         if news {
             self.set_word(word >> CONTEXT_SHIFT << CONTEXT_SHIFT | idle.0);
         }
@@ -400,6 +406,11 @@ impl Cpu {
         if forgets {
             self.set_word(self.word() >> CONTEXT_SHIFT << CONTEXT_SHIFT);
         }
+    }
+
+    /// Whether the machine is to stay forgotten, as far as others can tell.
+    pub(crate) fn forgetful(&self) -> bool {
+        self.forgetful.load(Relaxed)
     }
 
     /// Ends what [`forget_machine`](Self::forget_machine) began.

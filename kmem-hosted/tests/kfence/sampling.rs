@@ -65,6 +65,26 @@ fn what_comes_before_the_allocation_does_not_use_the_sample_up() {
 }
 
 #[test]
+fn a_cpu_that_was_asked_for_a_sample_takes_the_fast_paths_again_when_there_are_none() {
+    let rig = rig(7);
+    rig.run(|_| {
+        warm(&rig, 64);
+        let pair = || {
+            let at = rig.kmalloc(64, Gfp::KERNEL).unwrap();
+            let hit = sampled(&rig, at);
+            free(&rig, at).unwrap();
+            hit
+        };
+        rig.kfence_toggle();
+        rig.set_kfence(0).unwrap();
+        assert!((0..3).all(|_| !pair()));
+        rig.set_kfence(1).unwrap();
+        // On a slow path the first one were a sample.
+        assert!((0..100).all(|_| !pair()));
+    });
+}
+
+#[test]
 fn samples_are_apart_in_time() {
     let rig = rig(7);
     rig.run(|_| {

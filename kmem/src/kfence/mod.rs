@@ -134,7 +134,7 @@ pub(crate) struct Kfence {
     interval_ns: AtomicU64,
     next_ns: AtomicU64,
     pub(crate) incompatible: AtomicU64,
-    /// Rung when the interval changes.
+    /// Rung when the interval changes, or a machine goes.
     pub(crate) bell: AtomicU32,
 }
 
@@ -170,7 +170,6 @@ impl Kfence {
     pub(crate) fn set_interval_ns(&self, ns: u64) {
         self.interval_ns.store(ns, Relaxed);
         self.next_ns.store(0, Relaxed);
-        self.bell.fetch_add(1, Relaxed);
     }
 
     /// Whether samples are taken, and one is due.

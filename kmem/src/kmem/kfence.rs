@@ -55,6 +55,11 @@ impl<P: Platform> Kmem<P> {
         }
     }
 
+    /// Wakes [`kfence_run`](Self::kfence_run), so that it looks at its `stop` at once.
+    pub fn nudge_kfence(&self) {
+        self.objects().nudge_kfence();
+    }
+
     /// What a page fault's handler asks about an address that is not mapped: whether it is in the pool. If so, the
     /// mistake is reported, and the page is opened: the access may be tried again. `ip` is the instruction's address,
     /// or 0.

@@ -149,9 +149,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return self.kmalloc_large(size, gfp, -1);
         }
         let id = id(size, gfp);
-        let at = match self.take_hot(id, gfp - CHOSEN, |_| true) {
-            Some(object) => object.at,
-            None => return self.kmalloc_slow(size, gfp, None),
+        let (at, gfp) = match self.take_hot(id, gfp - CHOSEN, |_| true) {
+            Some(object) => (object.at, gfp),
+            // It is zeroed there.
+            None => (self.kmalloc_slow(size, gfp, None)?, gfp - Gfp::ZERO),
         };
         if gfp.contains(Gfp::ZERO) {
             // SAFETY: just given to us.

@@ -205,7 +205,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if self.fails(gfp, Location::caller()) {
             return Err(AllocError::NoMemory);
         }
-        if self.slabs.kfence.interval_ns() != 0
+        // Also while there are no samples: the CPU may have been asked for one before.
+        if self.slabs.kfence.pool().is_some()
             && let Some(object) = self.sample(d, gfp, node, size)
         {
             return Ok(object);

@@ -15,7 +15,7 @@
 
 use super::{Objects, SlabFlags, cache::Descriptor, magazine::Object, order_for, state::State};
 use crate::{
-    context::DEFER_SAMPLE,
+    context::{Cpu, DEFER_SAMPLE},
     error::Misuse,
     gfp::Gfp,
     kfence::{
@@ -93,8 +93,26 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     pub(crate) fn set_kfence(&self, interval_ns: u64) -> Result<(), KfenceError> {
         self.slabs.kfence.pool().ok_or(KfenceError::NoPool)?;
         self.slabs.kfence.set_interval_ns(interval_ns);
-        self.pages.platform().wake(&self.slabs.kfence.bell);
+        self.nudge_kfence();
+        // Those that were asked for one, and have none to take now: the second time ends it.
+        let p = self.pages.platform();
+        let cpus = (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id));
+        cpus.filter(|cpu| interval_ns == 0 && cpu.forgetful())
+            .for_each(|cpu| self.ask_for_sample(cpu));
         Ok(())
+    }
+
+    /// Wakes who keeps the time.
+    pub(crate) fn nudge_kfence(&self) {
+        let bell = &self.slabs.kfence.bell;
+        bell.fetch_add(1, Relaxed);
+        self.pages.platform().wake(bell);
+    }
+
+    fn ask_for_sample(&self, cpu: &Cpu) {
+        // AcqRel: the CPU that answers sees what the asker did before.
+        cpu.deferred.fetch_or(DEFER_SAMPLE, AcqRel);
+        self.pages.platform().kick(cpu.id());
     }
 
     /// Has every CPU that allocates objects come to a slow path, if a sample is due.
@@ -103,11 +121,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if !self.slabs.kfence.due(p.now_ns()) {
             return;
         }
-        for cpu in (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id)).filter(|cpu| cpu.equipped()) {
-            // AcqRel: the CPU that answers sees what the asker did before.
-            cpu.deferred.fetch_or(DEFER_SAMPLE, AcqRel);
-            p.kick(cpu.id());
-        }
+        let cpus = (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id));
+        cpus.filter(|cpu| cpu.equipped()).for_each(|cpu| self.ask_for_sample(cpu));
     }
 
     /// Whether the pool serves such a request.
