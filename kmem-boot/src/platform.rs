@@ -169,6 +169,15 @@ unsafe impl Platform for BareMetal {
         clock::now_ns()
     }
 
+    fn rcu_start(&self) -> Option<u64> {
+        Some(0)
+    }
+
+    fn rcu_done(&self, _end: u64) -> bool {
+        // Readers turn preemption off, and there is one CPU: who runs with it on has interrupted none.
+        CPU.context().may_sleep()
+    }
+
     fn report(&self, level: Level, message: fmt::Arguments<'_>) {
         serial::report(level, message);
     }

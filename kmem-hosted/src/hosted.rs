@@ -20,6 +20,7 @@ use crate::{
     memory::{FrameMapping, MapError, PhysMemory},
     protocol,
     queue::{OfflineError, SlotQueue},
+    rcu::Epoch,
     report::{Reports, Sink},
     shape::{Shape, ShapeError},
     slot::{self, Slot},
@@ -100,6 +101,7 @@ pub(crate) struct Inner {
     pub(crate) signals: Signals,
     pub(crate) handlers: Handlers,
     pub(crate) reports: Reports,
+    pub(crate) epoch: Epoch,
 }
 
 /// A machine in this process \[X1\]. Clones are handles to the same machine.
@@ -135,6 +137,7 @@ impl Hosted {
                 signals,
                 handlers: Handlers::default(),
                 reports: Reports::new(),
+                epoch: Epoch::new(),
             }
         });
         let id = Arc::as_ptr(&inner).addr();
@@ -401,6 +404,7 @@ impl Inner {
 
 /// Brings a CPU that was left in an atomic section back to process context.
 fn reset(slot: &Slot) {
+    slot.reader.clear();
     while slot.cpu.context().preempt_depth() > 0 {
         slot.cpu.leave(Section::Preempt);
     }

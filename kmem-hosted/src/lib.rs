@@ -51,6 +51,7 @@ mod memory;
 mod platform;
 mod protocol;
 mod queue;
+mod rcu;
 mod report;
 mod shape;
 mod slot;

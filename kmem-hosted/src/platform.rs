@@ -174,6 +174,14 @@ unsafe impl Platform for Hosted {
         sys::relax();
     }
 
+    fn rcu_start(&self) -> Option<u64> {
+        Some(self.inner.epoch.end())
+    }
+
+    fn rcu_done(&self, end: u64) -> bool {
+        self.rcu_reached(end)
+    }
+
     fn now_ns(&self) -> u64 {
         sys::now_ns()
     }

@@ -23,6 +23,7 @@ use crate::{
     hosted::Inner,
     irq,
     protocol::{self, SlotWord, Word},
+    rcu::Reader,
     stats::Stats,
     sys,
 };
@@ -80,6 +81,8 @@ pub(crate) struct Slot {
     pub(crate) word: CachePadded<SlotWord<AtomicU32>>,
     /// The timer's period; 0: no timer is wanted.
     pub(crate) period_ns: AtomicU64,
+    /// Whether somebody on the CPU reads what others may free.
+    pub(crate) reader: Reader,
     pub(crate) stats: Stats,
 }
 
@@ -108,6 +111,7 @@ impl Slot {
             timer: AtomicI32::new(NO_TIMER),
             word: CachePadded::new(SlotWord::new(AtomicU32::new(0))),
             period_ns: AtomicU64::new(0),
+            reader: Reader::new(),
             stats: Stats::new(),
         }
     }

@@ -191,6 +191,22 @@ pub enum Misuse {
         /// The address.
         addr: usize,
     },
+    /// The object waits for its readers already (`kfree_rcu`).
+    FreedLater {
+        /// Its address.
+        addr: usize,
+    },
+    /// What `kfree_rcu` needs of an object is not in it, or not aligned to a word.
+    BadRcuHead {
+        /// The object's address.
+        addr: usize,
+        /// The offset that was named.
+        head: usize,
+    },
+    /// The platform has no grace periods to wait for.
+    NoGracePeriods,
+    /// The call sleeps, and its context may not \[C1\].
+    AtomicContext,
     /// Nothing is allocated at the per-CPU address; it may have been freed before.
     PerCpuFree {
         /// The address.
@@ -340,13 +356,16 @@ impl Misuse {
             | Misuse::Overrun { .. }
             | Misuse::Underrun { .. }
             | Misuse::WrittenAfterFree { .. }
+            | Misuse::FreedLater { .. }
+            | Misuse::BadRcuHead { .. }
+            | Misuse::NoGracePeriods
             | Misuse::NotAnObject { .. } => "Bad object",
             Misuse::SlabDamaged { .. } => "Bad slab",
             Misuse::PerCpuFree { .. }
             | Misuse::InsidePerCpu { .. }
             | Misuse::NotPerCpu { .. }
             | Misuse::Migrated { .. } => "Bad per-CPU address",
-            Misuse::Preemptible => "Bad context",
+            Misuse::Preemptible | Misuse::AtomicContext => "Bad context",
             Misuse::VmallocAddress { .. }
             | Misuse::NoArea { .. }
             | Misuse::InsideArea { .. }
@@ -408,6 +427,14 @@ impl fmt::Display for Misuse {
                 )
             }
             Misuse::NotAnObject { addr } => write!(f, "address {addr:#x} is not that of an object"),
+            Misuse::FreedLater { addr } => {
+                write!(f, "object {addr:#x} waits for its readers already (double free)")
+            }
+            Misuse::BadRcuHead { addr, head } => {
+                write!(f, "object {addr:#x} has no room for an rcu_head at byte {head}")
+            }
+            Misuse::AtomicContext => f.write_str("a call that sleeps in atomic context"),
+            Misuse::NoGracePeriods => f.write_str("the platform has no grace periods"),
             Misuse::PerCpuFree { addr } => {
                 write!(f, "nothing is allocated at per-CPU address {addr:#x} (double free?)")
             }

@@ -32,6 +32,9 @@ pub(crate) const OWNER_PERCPU: u16 = NO_CACHE | 1 << 9;
 /// Owner of a frame that describes a chunk of per-CPU data.
 pub(crate) const OWNER_PERCPU_CHUNK: u16 = NO_CACHE | 2 << 9;
 
+/// Owner of frames whose readers may not be done: freed slabs and blocks that wait (see `slab::rcu`).
+pub(crate) const OWNER_RCU: u16 = NO_CACHE | 3 << 9;
+
 /// The tables of one machine. A copy in a local is what a loop over many pages works with.
 #[derive(Clone, Copy)]
 pub(crate) struct MemMap {

@@ -77,6 +77,8 @@ pub struct IrqState(pub usize);
 ///   and is used for nothing but what [`map_pages`](Platform::map_pages) maps there: those frames, readable and
 ///   writable as asked, until [`unmap_pages`](Platform::unmap_pages); all else in it faults when touched, once
 ///   [`flush_tlb_kernel_range`](Platform::flush_tlb_kernel_range) has returned;
+/// - when [`rcu_done`](Platform::rcu_done) says that a grace period has ended, every reader (as the platform has them)
+///   that had begun before [`rcu_start`](Platform::rcu_start) named it is done;
 /// - between [`local_irq_save`](Platform::local_irq_save) and the matching restore no interrupt
 ///   handler runs on the CPU.
 pub unsafe trait Platform: Sync {
@@ -229,6 +231,19 @@ pub unsafe trait Platform: Sync {
 
     /// Nanoseconds since some fixed moment, never running backwards on one CPU.
     fn now_ns(&self) -> u64;
+
+    /// Starts a grace period, and names its end for [`rcu_done`](Platform::rcu_done): until then there may be readers who
+    /// were at it when this was called. `None` on a platform without such readers \[S5\]. Called from any context but NMI.
+    /// See [`start_poll_synchronize_rcu`](https://docs.kernel.org/core-api/kernel-api.html).
+    fn rcu_start(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether a grace period has ended, and then it stays so. Whoever asks again and again brings it about, as far as
+    /// readers let it. Called from any context but NMI.
+    fn rcu_done(&self, _end: u64) -> bool {
+        true
+    }
 
     /// A report for people. Called from any context, interrupts included, never with a lock held, but maybe with
     /// the CPU's lists owned: it must not sleep and must not unwind.

@@ -13,13 +13,14 @@ mod kmemleak;
 mod kvmalloc;
 mod objects;
 mod percpu;
+mod rcu;
 mod vmalloc;
 
 use crate::{
     memblock::Memblock,
     page_alloc::{BringUpError, Config, PageAllocator},
-    percpu::Space,
     page_state::SystemStat,
+    percpu::Space,
     platform::Platform,
     reclaim::{OomHandler, Shrinker, ShrinkerError, ShrinkerId, Vmscan},
     slab::pattern,

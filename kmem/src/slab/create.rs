@@ -101,6 +101,8 @@ pub enum CacheError {
     Align,
     /// Flags that contradict each other.
     Flags,
+    /// [`TYPESAFE_BY_RCU`](SlabFlags::TYPESAFE_BY_RCU) on a platform without grace periods.
+    NoGracePeriods,
     /// There are 511 already.
     Full,
     /// No memory for it.
@@ -116,6 +118,7 @@ impl fmt::Display for CacheError {
             CacheError::Size => "no object can have that size",
             CacheError::Align => "alignment must be a power of two, at most a frame",
             CacheError::Flags => "flags contradict each other",
+            CacheError::NoGracePeriods => "the platform has no grace periods",
             CacheError::Full => "too many caches",
             CacheError::NoMemory => "out of memory",
             CacheError::Context => "a cache cannot be created in atomic context",
@@ -324,6 +327,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if let Some(pattern) = self.slabs.pattern {
             wanted.flags |= flags_for(pattern, wanted.name.as_str());
         }
+        if wanted.flags.contains(SlabFlags::TYPESAFE_BY_RCU) {
+            // Readers may look at what is free; nobody may change it.
+            wanted.flags -= SlabFlags::POISON;
+            wanted.flags |= SlabFlags::NO_MERGE | SlabFlags::SKIP_KFENCE;
+        }
         wanted
     }
 
@@ -332,6 +340,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         // Before interrupts are on nothing sleeps.
         if self.pages.allowed(gfp).may_block() && !self.pages.context().may_sleep() {
             return Err(CacheError::Context);
+        }
+        if wanted.flags.contains(SlabFlags::TYPESAFE_BY_RCU)
+            && self.pages.platform().rcu_start().is_none()
+        {
+            return Err(CacheError::NoGracePeriods);
         }
         let root = self.make_root(gfp).ok_or(CacheError::NoMemory)?;
         match self.merge(root, wanted) {

@@ -293,7 +293,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// The block of pages that a large kmalloc returned at an address.
-    fn large_at(&self, at: *mut u8) -> Option<&'a Page> {
+    pub(super) fn large_at(&self, at: *mut u8) -> Option<&'a Page> {
         let pfn = self.pages.platform().direct_unmap(at)?;
         let page = self.pages.pfn_to_page(pfn)?;
         let mask = (1 << P::PAGE_SHIFT) - 1;

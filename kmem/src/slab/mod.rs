@@ -55,6 +55,7 @@ mod magazine;
 mod moving;
 mod node;
 mod ops;
+mod rcu;
 mod sampled;
 mod shuffle;
 mod state;
@@ -69,6 +70,7 @@ pub(crate) use kmalloc::KMALLOC_MAX_CACHE_SIZE;
 pub use kmalloc::ZERO_SIZE_PTR;
 pub use leaks::{KmemleakConfig, Leak, LeakError, LeakScan};
 pub use moving::{MoveError, MoveFn, MoveResult};
+pub use rcu::RCU_HEAD;
 
 use crate::{
     context::Cpu,
@@ -118,6 +120,10 @@ bitflags::bitflags! {
         const STORE_USER = 1 << 10;
         /// Counts of slabs are checked at each allocation and free (`SLAB_CONSISTENCY_CHECKS`).
         const CONSISTENCY_CHECKS = 1 << 11;
+        /// Freed objects may be given out again at once, but their memory stays an object of the cache as long as
+        /// readers may look at it (`SLAB_TYPESAFE_BY_RCU`): until a grace period of the platform's has passed. Such a
+        /// cache is merged with no other, poisons nothing, and its objects are no samples of KFENCE's.
+        const TYPESAFE_BY_RCU = 1 << 13;
         /// Objects are never samples of KFENCE's (`SLAB_SKIP_KFENCE`).
         const SKIP_KFENCE = 1 << 12;
         /// All flags that look for mistakes. A cache with one of them has no magazines and is merged with no
@@ -147,6 +153,8 @@ pub struct Slabs {
     pub(crate) kfence: Kfence,
     /// What the leak scan knows beside objects' notes.
     leaks: leaks::Leaks,
+    /// What readers may still look at.
+    rcu: rcu::Rcu,
 }
 
 impl Default for Slabs {
@@ -192,6 +200,7 @@ impl Slabs {
             failslab_site: IrqLock::new(None),
             kfence: Kfence::new(),
             leaks: leaks::Leaks::new(),
+            rcu: rcu::Rcu::new(),
         }
     }
 
@@ -258,7 +267,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Gives back what a node's depots and empty slabs hold; returns the frames. The magazines of CPUs are
     /// left alone.
     pub(crate) fn shrink_node(&self, node: usize) -> u64 {
-        let mut frames = 0;
+        let mut frames = self.advance_rcu();
         self.each(|root, d| {
             let before = self.released(d);
             self.trim(root, d, node);

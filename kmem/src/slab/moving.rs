@@ -54,11 +54,15 @@ pub enum MoveError {
     Foreign,
     /// It is shared by merging: create it with [`NO_MERGE`](super::SlabFlags::NO_MERGE).
     Mergeable,
+    /// Readers may look at its objects at any time
+    /// ([`TYPESAFE_BY_RCU`](super::SlabFlags::TYPESAFE_BY_RCU)).
+    Rcu,
 }
 
 impl core::fmt::Display for MoveError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(match self {
+            MoveError::Rcu => "readers may look at the cache's objects at any time",
             MoveError::Foreign => "the cache is another machine's",
             MoveError::Mergeable => "the cache may be shared with others; create it with NO_MERGE",
         })
@@ -97,6 +101,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         if !d.flags.contains(super::SlabFlags::NO_MERGE) && d.ctor.is_none() {
             return Err(MoveError::Mergeable);
+        }
+        if d.flags.contains(super::SlabFlags::TYPESAFE_BY_RCU) {
+            return Err(MoveError::Rcu);
         }
         *d.mover.lock(self.pages.platform()) = f.map(|f| Mover(f, private));
         Ok(())

@@ -19,7 +19,7 @@ use crate::{
     context::Cpu,
     error::AllocError,
     gfp::Gfp,
-    memmap::NO_CACHE,
+    memmap::{NO_CACHE, OWNER_RCU},
     page_alloc::Reclaim,
     page_state::NodeStat,
     platform::{Level, Platform},
@@ -291,14 +291,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Objects of a slab that are in use.
     pub(super) fn count_used(&self, d: &Descriptor, head: u32) -> u32 {
         let slab = self.slab(d, head);
-        (0..d.layout.nr).filter(|i| state::in_use(slab.state(*i).get())).count() as u32
+        (0..d.layout.nr).filter(|i| state::held(slab.state(*i).get())).count() as u32
     }
 
     /// Calls `f` with each live object of a slab.
     pub(super) fn each_live(&self, d: &Descriptor, head: u32, f: impl FnMut(Object)) {
         let slab = self.slab(d, head);
         let objects = (0..d.layout.nr).map(|i| slab.object(d, i));
-        objects.filter(|o| state::in_use(o.state.get())).for_each(f);
+        objects.filter(|o| state::held(o.state.get())).for_each(f);
     }
 
     /// The slab to take objects from for CPUs that have a shelf: it is theirs then, if it is partial.
@@ -513,8 +513,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             // Whoever finds the owner under the lock finds a slab of the cache's.
             let lists =
                 d.nodes.get(self.node_of(head)).map(|n| n.lists.lock(self.pages.platform()));
-            map.set_owner(head, 1 << d.layout.order, 0);
+            let later = d.flags.contains(SlabFlags::TYPESAFE_BY_RCU);
+            map.set_owner(head, 1 << d.layout.order, if later { OWNER_RCU } else { 0 });
             drop(lists);
+        }
+        if d.flags.contains(SlabFlags::TYPESAFE_BY_RCU) {
+            return self.release_later(d, head);
         }
         let page = map.page_in_map(head);
         page.set_free_objects(0);

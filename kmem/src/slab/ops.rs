@@ -417,6 +417,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// The cache and object at an address, for `ksize` and its like; `None` where no live object begins.
     pub(super) fn live_at(&self, at: *mut u8) -> Option<(&'static Descriptor, Object)> {
+        self.in_slab(at).filter(|(_, object)| {
+            let state = object.state.get();
+            state::in_use(state) || state == state::MOVING
+        })
+    }
+
+    /// The cache and object at an address, in whatever state; `None` where none begins.
+    pub(super) fn in_slab(&self, at: *mut u8) -> Option<(&'static Descriptor, Object)> {
         let map = self.pages.map();
         let offset = map.direct_offset(at.addr());
         let owner = map.owner_at(offset, P::PAGE_SHIFT);
@@ -425,7 +433,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         d.largest?;
         let pfn = map.owned_frame(offset, P::PAGE_SHIFT)?;
         let (_, object) = self.object_at(d, pfn, NonNull::new(at)?)?;
-        let state = object.state.get();
-        (state::in_use(state) || state == state::MOVING).then_some((d, object))
+        Some((d, object))
     }
 }

@@ -14,6 +14,8 @@
 //! While its cache moves an object elsewhere it is MOVING, and GONE if it is freed meanwhile: then whoever moves it
 //! puts it back (see `moving`).
 //!
+//! One that is freed once its readers are done is DYING until then (see `rcu`).
+//!
 //! The leak scan keeps notes in the bytes of objects in use (see `leaks`): NOTED and further bits stand for LIVE then.
 //!
 //! An object is freed by a compare-and-exchange from LIVE. Whoever frees it a second time finds it
@@ -42,12 +44,20 @@ pub(super) const MOVING: u8 = 4;
 /// Freed while it was being moved.
 pub(super) const GONE: u8 = 5;
 
+/// Given out, and freed once its readers are done.
+pub(super) const DYING: u8 = 6;
+
 /// Given out, with notes of the leak scan in the other bits.
 pub(super) const NOTED: u8 = 0x80;
 
 /// Whether an object in that state is somebody's.
 pub(super) const fn in_use(state: u8) -> bool {
     state == LIVE || state & NOTED != 0
+}
+
+/// Whether an object in that state is not the layer's to give out.
+pub(super) const fn held(state: u8) -> bool {
+    in_use(state) || state == DYING
 }
 
 /// The place of one object's state byte.

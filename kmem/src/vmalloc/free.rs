@@ -177,9 +177,12 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     #[track_caller]
     fn put_frames(&self, area: &Area) -> Result<(), Misuse> {
         let pages = self.objects.pages;
-        (0..area.frames.len())
-            .filter_map(|i| pages.pfn_to_page(area.frames.get(i)?))
-            .fold(Ok(()), |result, page| result.and(pages.put_page(page)))
+        let mut result = Ok(());
+        for page in (0..area.frames.len()).filter_map(|i| pages.pfn_to_page(area.frames.get(i)?)) {
+            // All of them, whatever became of one.
+            result = result.and(pages.put_page(page));
+        }
+        result
     }
 
     /// Frees what was freed in atomic context; returns how many areas there were. Process context.

@@ -9,6 +9,7 @@ mod misuse;
 mod model;
 mod moving;
 mod play;
+mod rcu;
 mod sharing;
 mod stage;
 mod trace;

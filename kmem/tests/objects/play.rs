@@ -560,4 +560,3 @@ pub fn play_with<const S: u32>(blocks: &[u64], config: Config, steps: &[[u8; 4]]
     }
     game.finish();
 }
-

@@ -124,6 +124,11 @@ impl Descriptor {
         self.flags.intersects(MARKED)
     }
 
+    /// Whether its objects may be zeroed where all are: not what a constructor made or readers may look at.
+    fn may_be_zeroed(&self) -> bool {
+        self.ctor.is_none() && !self.flags.contains(SlabFlags::TYPESAFE_BY_RCU)
+    }
+
     /// Whether slabs' counts are checked.
     fn counts(&self) -> bool {
         SlabFlags::from_bits_retain(self.watched.load(Relaxed))
@@ -203,7 +208,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 Some(ctor) => ctor(object.at.as_ptr()),
                 None => bytes.fill_object(POISON_FRESH),
             }
-        } else if d.ctor.is_none() && self.slabs.modes.load(Relaxed) & INIT_ON_ALLOC != 0 {
+        } else if d.may_be_zeroed() && self.slabs.modes.load(Relaxed) & INIT_ON_ALLOC != 0 {
             self.zero(d, object.at);
         }
         if d.marks() {
@@ -234,7 +239,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         if d.flags.contains(SlabFlags::POISON) {
             bytes.poison();
-        } else if d.ctor.is_none() && self.slabs.modes.load(Relaxed) & INIT_ON_FREE != 0 {
+        } else if d.may_be_zeroed() && self.slabs.modes.load(Relaxed) & INIT_ON_FREE != 0 {
             self.zero(d, object.at);
         }
         Ok(())
@@ -273,7 +278,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let slab = self.slab(d, head);
         let states = || (0..d.layout.nr).map(|i| slab.object(d, i).state);
         // No object is in such a state: somebody wrote there. It is nobody's from now on.
-        let known = |s: u8| s <= state::QUARANTINED || self.leaks_noted() && state::in_use(s);
+        let known = |s: u8| {
+            s <= state::QUARANTINED || s == state::DYING || self.leaks_noted() && state::in_use(s)
+        };
         let strange = states().filter(|s| !known(s.get()));
         strange.for_each(|s| s.set(state::QUARANTINED));
         let found = states().filter(|s| s.get() == state::FREE).count() as u32;
