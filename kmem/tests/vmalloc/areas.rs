@@ -172,7 +172,7 @@ fn huge_blocks_where_asked_for() {
     });
 }
 
-fn pages<'a>(m: &'a Rig, n: usize) -> Vec<&'a Page> {
+fn pages(m: &Rig, n: usize) -> Vec<&Page> {
     (0..n).map(|_| m.machine().alloc_page(Gfp::HIGHUSER).unwrap()).collect()
 }
 
