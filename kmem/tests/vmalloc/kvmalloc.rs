@@ -18,7 +18,8 @@ fn fragment(m: &Rig) -> Vec<(kmem::Pfn, u32)> {
     let first = m.vmalloc(64 * PAGE).unwrap();
     kvfree(m, first);
     let all = m.exhaust(Gfp::KERNEL | Gfp::MEMALLOC | Gfp::NOWARN, 0);
-    let (keep, back): (Vec<_>, Vec<_>) = all.into_iter().partition(|(pfn, _)| pfn.0 % 2 == 0);
+    let (keep, back): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(pfn, _)| pfn.0.is_multiple_of(2));
     m.release(back);
     keep
 }
