@@ -54,7 +54,7 @@ unsafe impl Sync for Area {}
 impl Area {
     /// Anonymous memory that takes host memory when touched, or address space alone when `prot` is
     /// empty.
-    fn anonymous(len: usize, prot: ProtFlags) -> io::Result<Area> {
+    pub(crate) fn anonymous(len: usize, prot: ProtFlags) -> io::Result<Area> {
         // SAFETY: a fresh private mapping at an address of the kernel's choice.
         let ptr = unsafe {
             mm::mmap_anonymous(ptr::null_mut(), len, prot, MapFlags::PRIVATE | MapFlags::NORESERVE)?
@@ -92,7 +92,7 @@ impl Area {
     }
 
     /// Makes `range` of the area readable and writable.
-    fn open(&self, range: Range<usize>) -> io::Result<()> {
+    pub(crate) fn open(&self, range: Range<usize>) -> io::Result<()> {
         if range.end > self.len || range.start > range.end {
             return Err(Errno::INVAL);
         }

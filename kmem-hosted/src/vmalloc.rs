@@ -7,20 +7,26 @@
 //!
 //! # Implementation
 //! A process has some 65000 mappings (`vm.max_map_count`): to map fails when there are no more. To unmap needs none,
-//! since what is unmapped was mapped whole; where the host refuses all the same, access is taken away, which
-//! is as good: whatever comes there next replaces the mapping.
+//! since what is unmapped was mapped whole, but the host makes no mapping at all then, not even one that replaces
+//! others. So a few are kept that nobody needs (`headroom`), and given up for the moment of unmapping. Where that does
+//! not help, since somebody else took them, access is taken away, which faults as well: whatever comes there next
+//! replaces the mapping.
 //!
 //! # Locking
-//! The host's.
+//! `headroom` has a mutex, held while something is unmapped in its stead. Handlers never unmap.
 
-use crate::memory::Area;
+use crate::{memory::Area, shape::PAGE_SIZE};
 use kmem::platform::{MapFailed, PageProt};
 use rustix::{
     fd::OwnedFd,
     io,
     mm::{self, MapFlags, MprotectFlags, ProtFlags},
 };
-use std::{ops::Range, ptr::NonNull};
+use std::{
+    ops::Range,
+    ptr::NonNull,
+    sync::{Mutex, PoisonError},
+};
 
 /// Addresses for vmalloc.
 pub(crate) struct VmallocRange {
@@ -30,6 +36,20 @@ pub(crate) struct VmallocRange {
     len: usize,
     /// Whether anything is mapped.
     mapped: bool,
+    headroom: Mutex<Option<Area>>,
+}
+
+/// Mappings of the headroom.
+const HEADROOM: usize = 16;
+
+/// Mappings that nobody needs: pages that can be touched and that cannot, in turn.
+fn headroom() -> io::Result<Area> {
+    let page = PAGE_SIZE as usize;
+    let area = Area::anonymous(HEADROOM * page, ProtFlags::empty())?;
+    for at in (0..HEADROOM).step_by(2) {
+        area.open(at * page..(at + 1) * page)?;
+    }
+    Ok(area)
 }
 
 // SAFETY: the pointer is into the area, which this value owns.
@@ -41,7 +61,7 @@ impl VmallocRange {
     pub(crate) fn new(len: usize, mapped: bool) -> io::Result<VmallocRange> {
         let (area, first) = Area::reserved(len)?;
         let _ = first.as_ptr().expose_provenance();
-        Ok(VmallocRange { _area: area, first, len, mapped })
+        Ok(VmallocRange { _area: area, first, len, mapped, headroom: Mutex::new(headroom().ok()) })
     }
 
     #[inline]
@@ -89,13 +109,19 @@ impl VmallocRange {
         let Some(at) = self.part(&range).filter(|_| self.mapped) else { return };
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
         // SAFETY: the addresses are in the reservation and the caller's, who does not use them any more.
-        unsafe {
-            while mm::mmap_anonymous(at, range.len(), ProtFlags::empty(), flags).is_err()
-                && mm::mprotect(at, range.len(), MprotectFlags::empty()).is_err()
-            {
-                // The host has no memory for its own tables at the moment.
-                rustix::thread::sched_yield();
-            }
+        let replace =
+            || unsafe { mm::mmap_anonymous(at, range.len(), ProtFlags::empty(), flags).is_ok() };
+        if replace() {
+            return;
         }
+        let mut spare = self.headroom.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(spare.take());
+        // SAFETY: as above.
+        let lock = || unsafe { mm::mprotect(at, range.len(), MprotectFlags::empty()).is_ok() };
+        while !replace() && !lock() {
+            // The host has no memory for its own tables at the moment.
+            rustix::thread::sched_yield();
+        }
+        *spare = headroom().ok();
     }
 }
