@@ -200,11 +200,11 @@ const CONTEXT_SHIFT: u32 = 32;
 pub(crate) struct IdleWord(u64);
 
 impl IdleWord {
-    /// One that no CPU's word is equal to but those of whoever calls. There are 2^24 - 1 of them; who comes
+    /// One that no CPU's word is equal to but those of whoever calls. There are 2^24 - 2 of them; who comes
     /// later gets one that no CPU has, and his callers all take the slower paths.
     pub(crate) fn unique() -> IdleWord {
         static USED: AtomicU32 = AtomicU32::new(0);
-        const MOST: u32 = (1 << 24) - 1;
+        const MOST: u32 = (1 << 24) - 2;
         let before = USED.fetch_update(Relaxed, Relaxed, |n| (n < MOST).then_some(n + 1));
         IdleWord(before.map_or(NOBODYS, |n| u64::from(n + 1) << 8))
     }
@@ -216,6 +216,9 @@ impl IdleWord {
         self.0 | ((preemptible as u64) << CONTEXT_SHIFT)
     }
 }
+
+/// In place of a machine's number: it is to stay unknown. No machine has it.
+const FORGOTTEN: u64 = ((1 << 24) - 1) << 8;
 
 /// A path that no CPU is in.
 const NOBODYS: u64 = NR_PATHS as u64;
@@ -257,8 +260,6 @@ pub struct Cpu {
     online: AtomicBool,
     /// Whether `magazines` says anything.
     equipped: AtomicBool,
-    /// Whether the machine is to stay forgotten. Own CPU only.
-    forgetful: AtomicBool,
     /// The loaded magazines of the slab layer's caches, by number. Here, so that they are found without a
     /// further look.
     magazines: [AtomicPtr<()>; MAX_CACHES],
@@ -276,7 +277,6 @@ impl Cpu {
             data: AtomicPtr::new(ptr::null_mut()),
             online: AtomicBool::new(false),
             equipped: AtomicBool::new(false),
-            forgetful: AtomicBool::new(false),
             magazines: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CACHES],
         }
     }
@@ -378,44 +378,39 @@ impl Cpu {
         self.set_word(word);
     }
 
-    /// Notes whose CPU this is, if it is in no path: who went on to one brings the word back as it was. Says
-    /// whether that is news. A CPU that is to have forgotten it stays so.
+    /// Notes whose CPU this is, if nobody has and it is in no path: who went on to one brings the word back as it was.
+    /// Says whether that is news.
     #[inline(always)]
     pub(crate) fn set_machine(&self, idle: IdleWord) -> bool {
         let word = self.word();
-        word as u32 != idle.0 as u32 && self.note_machine(word, idle)
-    }
-
-    /// The rest of [`set_machine`](Self::set_machine), where there is something to do.
-    #[cold]
-    #[inline(never)]
-    fn note_machine(&self, word: u64, idle: IdleWord) -> bool {
-        let news = word & PATH == 0 && idle.0 & PATH == 0 && !self.forgetful.load(Relaxed);
+        let news = word as u32 == 0 && idle.0 & PATH == 0;
         if news {
-            self.set_word(word >> CONTEXT_SHIFT << CONTEXT_SHIFT | idle.0);
+            self.set_word(word | idle.0);
         }
         news
     }
 
     /// Has the CPU forget whose it is, so that everything takes the slower paths, until
-    /// [`remember`](Self::remember). One that still has, from the last time, is left alone. Of a path beneath the
-    /// caller it brings the word back as it was: then nothing comes of it.
+    /// [`remember`](Self::remember). One that still has, from the last time, may note it again instead. Of a path
+    /// beneath the caller it brings the word back as it was: then nothing comes of it.
     pub(crate) fn forget_machine(&self) {
-        let forgets = !self.forgetful.load(Relaxed) && self.word() & PATH == 0;
-        self.forgetful.store(forgets, Relaxed);
-        if forgets {
-            self.set_word(self.word() >> CONTEXT_SHIFT << CONTEXT_SHIFT);
+        let word = self.word();
+        if word & PATH == 0 {
+            let forgets = if self.forgetful() { 0 } else { FORGOTTEN };
+            self.set_word(word >> CONTEXT_SHIFT << CONTEXT_SHIFT | forgets);
         }
     }
 
-    /// Whether the machine is to stay forgotten, as far as others can tell.
+    /// Whether the CPU has forgotten whose it is and is to stay so.
     pub(crate) fn forgetful(&self) -> bool {
-        self.forgetful.load(Relaxed)
+        self.word() as u32 == FORGOTTEN as u32
     }
 
     /// Ends what [`forget_machine`](Self::forget_machine) began.
     pub(crate) fn remember(&self, idle: IdleWord) {
-        self.forgetful.store(false, Relaxed);
+        if self.forgetful() {
+            self.set_word(self.word() >> CONTEXT_SHIFT << CONTEXT_SHIFT);
+        }
         self.set_machine(idle);
     }
 
@@ -443,9 +438,15 @@ impl Cpu {
         self.set_word(if process { context } else { word } + path as u64);
     }
 
-    /// Ties the CPU to one allocator's data for it; `false` if it is tied already.
+    /// Ties the CPU, on which nothing runs but maybe the caller, to one allocator's data for it; `false` if it is
+    /// tied already. Whose it was before is forgotten.
     pub(crate) fn claim(&self, data: *const ()) -> bool {
-        self.data.compare_exchange(ptr::null_mut(), data.cast_mut(), Relaxed, Relaxed).is_ok()
+        let claimed =
+            self.data.compare_exchange(ptr::null_mut(), data.cast_mut(), Relaxed, Relaxed).is_ok();
+        if claimed {
+            self.set_word(self.word() >> CONTEXT_SHIFT << CONTEXT_SHIFT);
+        }
+        claimed
     }
 
     /// Unties the CPU, if it is tied to `data`.

@@ -411,6 +411,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.unlink(&mut lists.empty, head);
         lists.free -= u64::from(d.layout.nr);
         lists.released += 1;
+        // Who finds the cache's number under the lock finds a slab of its. The colour is needed until the end.
+        let map = self.pages.map();
+        let at = map.direct_offset(map.direct_address(head, P::PAGE_SHIFT));
+        let colour = map.owner_at(at, P::PAGE_SHIFT) >> OWNER_BITS << OWNER_BITS;
+        map.set_owner(head, 1 << d.layout.order, colour);
         Some(head)
     }
 
@@ -509,17 +514,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return;
         }
         self.inspect_leaving(d, &slab);
-        {
-            // Whoever finds the owner under the lock finds a slab of the cache's.
-            let lists =
-                d.nodes.get(self.node_of(head)).map(|n| n.lists.lock(self.pages.platform()));
-            let later = d.flags.contains(SlabFlags::TYPESAFE_BY_RCU);
-            map.set_owner(head, 1 << d.layout.order, if later { OWNER_RCU } else { 0 });
-            drop(lists);
-        }
         if d.flags.contains(SlabFlags::TYPESAFE_BY_RCU) {
+            map.set_owner(head, 1 << d.layout.order, OWNER_RCU);
             return self.release_later(d, head);
         }
+        map.set_owner(head, 1 << d.layout.order, 0);
         let page = map.page_in_map(head);
         page.set_free_objects(0);
         page.set_shelf(0);
