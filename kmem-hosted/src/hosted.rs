@@ -53,6 +53,20 @@ pub type IrqHandler = dyn Fn(Atomic<'_>, usize) + Send + Sync;
 /// A softirq handler: gets the raised bits too. As async-signal-safe as an [`IrqHandler`].
 pub type SoftirqHandler = dyn Fn(Atomic<'_>, usize, u32) + Send + Sync;
 
+/// What becomes of the task that runs on a CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Switch {
+    /// It gives the CPU up, and comes back.
+    Out,
+    /// It came back, maybe to another CPU.
+    In,
+    /// It ends.
+    End,
+}
+
+/// What runs on a CPU, on behalf of the task, when it leaves it or comes back.
+pub type SwitchHook = dyn Fn(Switch) + Send + Sync;
+
 /// Why a machine could not be made.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum HostedError {
@@ -90,6 +104,14 @@ pub(crate) struct Handlers {
     pub(crate) ipi: OnceLock<Arc<IrqHandler>>,
     pub(crate) nmi: OnceLock<Arc<IrqHandler>>,
     pub(crate) softirq: OnceLock<Arc<SoftirqHandler>>,
+    switch: OnceLock<Arc<SwitchHook>>,
+}
+
+/// Who left a CPU.
+pub(crate) struct Left {
+    task: *const Task,
+    /// The CPU, if it is the only one to come back to.
+    pinned: Option<usize>,
 }
 
 /// One machine.
@@ -210,15 +232,15 @@ impl Hosted {
         if let Some(slot) = slot::top_of(self.id()) {
             irq::run_softirqs(slot);
             if self.inner.queue.wanted(slot.cpu.id()) {
-                let task = self.inner.leave(slot);
-                self.inner.enter_again(task);
+                let left = self.inner.leave(slot, Switch::Out);
+                self.inner.enter_again(left);
             }
         }
     }
 
     /// Brings a CPU online or takes it offline. Going offline waits until the task on it ends, sleeps or
     /// offers the CPU; the result says whether the CPU is in the wanted state, which it is not if somebody
-    /// brought it back meanwhile. Not to be called by a task that the task on that CPU waits for.
+    /// brought it back meanwhile. A CPU that has places of a sleeping task's temporary mappings stays online. Not to be called by a task that the task on that CPU waits for.
     pub fn set_online(&self, cpu: usize, online: bool) -> Result<bool, OfflineError> {
         if online {
             return self.inner.queue.bring_online(cpu).map(|()| true);
@@ -243,6 +265,12 @@ impl Hosted {
     /// [`Hosted`] in it, directly or not: the machine would own itself. A [`std::sync::Weak`] does.
     pub fn set_ipi_hook(&self, hook: Arc<IrqHandler>) -> bool {
         self.inner.handlers.ipi.set(hook).is_ok()
+    }
+
+    /// Sets what runs when a task leaves a CPU or comes back; once, `false` after that. As for
+    /// [`set_ipi_hook`](Self::set_ipi_hook), keep no [`Hosted`] in it.
+    pub fn set_switch_hook(&self, hook: Arc<SwitchHook>) -> bool {
+        self.inner.handlers.switch.set(hook).is_ok()
     }
 
     /// Sets what runs at an NMI; once, `false` after that.
@@ -347,7 +375,7 @@ impl<'a> Attached<'a> {
 impl Drop for Attached<'_> {
     fn drop(&mut self) {
         if let Some(slot) = slot::top_of(self.inner) {
-            self.inner.leave(slot);
+            self.inner.leave(slot, Switch::End);
         }
         BOUND.set(self.outer_bound);
     }
@@ -364,8 +392,8 @@ impl Inner {
         unsafe { slot.cpu.set_current(task) };
     }
 
-    /// Leaves the CPU that the caller holds and gives it to the next in line. Returns the task.
-    pub(crate) fn leave(&self, slot: &Slot) -> *const Task {
+    /// Leaves the CPU that the caller holds and gives it to the next in line.
+    pub(crate) fn leave(&self, slot: &Slot, how: Switch) -> Left {
         let context = slot.cpu.context();
         if context != Context::PROCESS {
             self.reports.report(
@@ -375,24 +403,38 @@ impl Inner {
             reset(slot);
         }
         irq::run_softirqs(slot);
+        self.switch(how);
+        let cpu = slot.cpu.id();
+        let pinned = slot.cpu.current().is_some_and(|task| task.local_maps() > 0).then_some(cpu);
         let task = slot.cpu.current().map_or(ptr::null(), ptr::from_ref);
         // SAFETY: null is always allowed.
         unsafe { slot.cpu.set_current(ptr::null()) };
         slot.give_up();
-        self.queue.release(slot.cpu.id());
-        task
+        self.queue.release(cpu, pinned.is_some());
+        Left { task, pinned }
     }
 
-    /// Waits for a CPU again after [`Inner::leave`]. A task whose CPU went offline takes any.
-    pub(crate) fn enter_again(&self, task: *const Task) {
+    /// Waits for a CPU again after [`Inner::leave`]. A task whose CPU went offline takes any; one that is pinned has it
+    /// kept online.
+    pub(crate) fn enter_again(&self, left: Left) {
         let hint = LAST.get();
         let cpu = loop {
-            match self.queue.acquire(BOUND.get(), hint) {
+            match self.queue.acquire(left.pinned.or(BOUND.get()), hint) {
                 Ok(cpu) => break cpu,
                 Err(_) => BOUND.set(None),
             }
         };
-        self.enter(cpu, task);
+        if left.pinned.is_some() {
+            self.queue.unpin(cpu);
+        }
+        self.enter(cpu, left.task);
+        self.switch(Switch::In);
+    }
+
+    fn switch(&self, how: Switch) {
+        if let Some(hook) = self.handlers.switch.get() {
+            hook(how);
+        }
     }
 
     pub(crate) fn kick(&self, cpu: usize) {

@@ -44,6 +44,7 @@ compile_error!("hosted machines need 64-bit Linux");
 
 mod fault;
 mod global;
+mod highmem;
 mod hosted;
 mod irq;
 mod machine;
@@ -60,7 +61,9 @@ mod sys;
 mod vmalloc;
 
 pub use global::{GlobalPlatform, KmemGlobal};
-pub use hosted::{AttachError, Hosted, HostedError, IrqHandler, SoftirqHandler};
+pub use hosted::{
+    AttachError, Hosted, HostedError, IrqHandler, SoftirqHandler, Switch, SwitchHook,
+};
 pub use machine::{CpuError, Machine, MachineError};
 pub use memory::{FrameMapping, MapError};
 pub use queue::OfflineError;

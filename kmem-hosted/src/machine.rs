@@ -15,7 +15,7 @@
 use crate::{
     OfflineError,
     fault::{self, Watch},
-    hosted::{AttachError, Hosted, HostedError},
+    hosted::{AttachError, Hosted, HostedError, Switch},
     shape::{Shape, ShapeError},
 };
 use kmem::{
@@ -139,6 +139,16 @@ impl Machine {
             // Whoever runs on a CPU of the machine keeps it alive, so this is never the last handle.
             if let Some(kmem) = weak.upgrade() {
                 kmem.handle_ipi();
+            }
+        }));
+        let weak = Arc::downgrade(&kmem);
+        hosted.set_switch_hook(Arc::new(move |how| {
+            // As above.
+            let Some(kmem) = weak.upgrade() else { return };
+            match how {
+                Switch::Out => kmem.kmap_local_sched_out(),
+                Switch::In => kmem.kmap_local_sched_in(),
+                Switch::End => kmem.kmap_local_exit(),
             }
         }));
         (0..hosted.shape().cpus.len()).for_each(|cpu| kmem.cpu_online(cpu));

@@ -17,6 +17,7 @@
 //! The list of metadata mappings has a mutex, taken at bring-up only. All else is constant.
 
 use crate::{
+    highmem::KmapRange,
     shape::{PAGE_SHIFT, PAGE_SIZE, Shape},
     vmalloc::VmallocRange,
 };
@@ -139,6 +140,7 @@ pub(crate) struct PhysMemory {
     all: Vec<PfnRange>,
     metadata: Mutex<Vec<Area>>,
     vmalloc: Option<VmallocRange>,
+    kmap: Option<KmapRange>,
 }
 
 impl PhysMemory {
@@ -160,6 +162,7 @@ impl PhysMemory {
             all,
             metadata: Mutex::new(Vec::with_capacity(64)),
             vmalloc: None,
+            kmap: None,
         };
         if !shape.contents {
             return Ok(memory);
@@ -183,6 +186,9 @@ impl PhysMemory {
         let bytes = usize::try_from(shape.vmalloc_bytes()).map_err(|_| Errno::NOMEM)?;
         if bytes > 0 {
             memory.vmalloc = Some(VmallocRange::new(bytes, shape.page_tables)?);
+        }
+        if memory.all.last().is_some_and(|r| r.end > limit) {
+            memory.kmap = Some(KmapRange::new(shape)?);
         }
         memory.first = memory.low.first().copied().unwrap_or_default();
         memory.backing = Some(Backing { fd, _area: area, base });
@@ -324,6 +330,33 @@ impl PhysMemory {
         if let Some(vmalloc) = &self.vmalloc {
             // SAFETY: the caller's.
             unsafe { vmalloc.unmap(range) };
+        }
+    }
+
+    /// The addresses for `kmap`, if there is high memory.
+    pub(crate) fn kmap_range(&self) -> Option<Range<usize>> {
+        self.kmap.as_ref().map(KmapRange::range)
+    }
+
+    /// Shows a frame at one of them; calls `refused` each time that the host refuses.
+    ///
+    /// # Safety
+    /// As for [`Platform::kmap_set`](kmem::platform::Platform::kmap_set).
+    pub(crate) unsafe fn kmap_set(&self, addr: usize, pfn: Pfn, refused: impl FnMut()) {
+        if let (Some(backing), Some(kmap)) = (&self.backing, &self.kmap) {
+            // SAFETY: the caller's.
+            unsafe { kmap.set(addr, pfn, &backing.fd, refused) };
+        }
+    }
+
+    /// Takes away what is shown there.
+    ///
+    /// # Safety
+    /// As for [`Platform::kmap_clear`](kmem::platform::Platform::kmap_clear).
+    pub(crate) unsafe fn kmap_clear(&self, addr: usize) {
+        if let Some(kmap) = &self.kmap {
+            // SAFETY: the caller's.
+            unsafe { kmap.clear(addr) };
         }
     }
 

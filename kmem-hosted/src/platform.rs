@@ -8,7 +8,10 @@
 //! # Locking
 //! None of its own.
 
-use crate::{hosted::Hosted, irq, slot, sys};
+use crate::{
+    hosted::{Hosted, Switch},
+    irq, slot, sys,
+};
 use core::{
     fmt,
     ops::Range,
@@ -34,7 +37,8 @@ const NO_CPU: IrqState = IrqState(2);
 
 // SAFETY: a slot is held by one thread at a time (see `protocol`), which gives it up only in `wait` and
 // in calls that take `&mut Process`; handlers nest on that thread. CPUs live as long as the machine. The
-// direct map is a fixed mapping of distinct file pages. The vmalloc range is a reservation of its own. Metadata is anonymous memory of its own. The
+// direct map is a fixed mapping of distinct file pages. The vmalloc range is a reservation of its own, and so is that of kmap, in which
+// the host maps and unmaps for all its processors. Metadata is anonymous memory of its own. The
 // signal handlers serve nothing while the context word masks interrupts.
 unsafe impl Platform for Hosted {
     /// 2 MiB.
@@ -135,6 +139,27 @@ unsafe impl Platform for Hosted {
         unsafe { self.inner.memory.unmap_kernel(range) };
     }
 
+    fn kmap_range(&self) -> Option<Range<usize>> {
+        self.inner.memory.kmap_range()
+    }
+
+    unsafe fn kmap_set(&self, addr: usize, pfn: Pfn) {
+        let mut told = false;
+        let refused = || {
+            if !told {
+                self.report(Level::Warning, format_args!("kmap: the host refuses to map a frame"));
+            }
+            told = true;
+        };
+        // SAFETY: the caller's.
+        unsafe { self.inner.memory.kmap_set(addr, pfn, refused) };
+    }
+
+    unsafe fn kmap_clear(&self, addr: usize) {
+        // SAFETY: the caller's.
+        unsafe { self.inner.memory.kmap_clear(addr) };
+    }
+
     fn kick(&self, cpu: usize) {
         self.inner.kick(cpu);
     }
@@ -160,9 +185,9 @@ unsafe impl Platform for Hosted {
             self.report(Level::Bug, format_args!("sleeping inside the allocator: {path:?}"));
             return;
         }
-        let task = self.inner.leave(slot);
+        let left = self.inner.leave(slot, Switch::Out);
         sys::futex_wait(word, expected, Some(timeout_ns));
-        self.inner.enter_again(task);
+        self.inner.enter_again(left);
     }
 
     fn wake(&self, word: &AtomicU32) {

@@ -7,7 +7,8 @@
 //! barges in and an idle CPU means that nobody who could use it waits.
 //!
 //! A CPU can be taken offline: it is given to nobody any more, and whoever takes it offline waits until
-//! its task has given it up. Tasks bound to it are told.
+//! its task has given it up. Tasks bound to it are told. A CPU that a sleeping task must come back to (it is *pinned*)
+//! stays online.
 //!
 //! # Implementation
 //! The line is a list through nodes on the waiting threads' stacks, so that waiting allocates nothing.
@@ -49,12 +50,19 @@ pub enum OfflineError {
     /// The caller runs on it.
     #[error("the caller runs on CPU {0}")]
     OwnCpu(usize),
+    /// A task that sleeps has temporary mappings there, and has to come back to it.
+    #[error("a sleeping task has temporary mappings on CPU {0}")]
+    LocalMaps(usize),
 }
 
 #[derive(Clone, Copy)]
 struct CpuState {
     online: bool,
     busy: bool,
+    /// Tasks that gave it up and must come back to it.
+    pinned: u32,
+    /// It was to go offline, and a task that must come back kept it.
+    kept: bool,
 }
 
 struct Waiter {
@@ -153,7 +161,8 @@ impl SlotQueue {
     pub(crate) fn new(cpus: usize) -> SlotQueue {
         SlotQueue {
             state: Mutex::new(State {
-                cpus: vec![CpuState { online: true, busy: false }; cpus].into_boxed_slice(),
+                cpus: vec![CpuState { online: true, busy: false, pinned: 0, kept: false }; cpus]
+                    .into_boxed_slice(),
                 head: ptr::null_mut(),
                 tail: ptr::null_mut(),
             }),
@@ -209,9 +218,18 @@ impl SlotQueue {
         if outcome == OFFLINE { Err(Offline) } else { Ok(outcome as usize) }
     }
 
-    /// Gives a CPU up: to the first in line who may use it, if any.
-    pub(crate) fn release(&self, cpu: usize) {
+    /// Gives a CPU up: to the first in line who may use it, if any. With `pins` the caller must come back to it, and
+    /// [unpins](Self::unpin) it then.
+    pub(crate) fn release(&self, cpu: usize, pins: bool) {
         let mut state = self.lock();
+        if pins {
+            let c = &mut state.cpus[cpu];
+            c.pinned += 1;
+            c.kept |= !c.online;
+            if !mem::replace(&mut c.online, true) {
+                self.wake_drainers();
+            }
+        }
         if state.cpus[cpu].online {
             let word = state.hand_over(cpu);
             drop(state);
@@ -221,6 +239,11 @@ impl SlotQueue {
             drop(state);
             self.wake_drainers();
         }
+    }
+
+    /// A task that had to come back is there.
+    pub(crate) fn unpin(&self, cpu: usize) {
+        self.lock().cpus[cpu].pinned -= 1;
     }
 
     /// Whether a task on `cpu` ought to give it up: the CPU is to go offline, or somebody waits for it.
@@ -259,7 +282,11 @@ impl SlotQueue {
         let Some(c) = state.cpus.get_mut(cpu) else {
             return Err(OfflineError::NoSuchCpu(cpu));
         };
+        if c.pinned > 0 {
+            return Err(OfflineError::LocalMaps(cpu));
+        }
         let was = mem::replace(&mut c.online, false);
+        c.kept = false;
         if !state.cpus.iter().any(|c| c.online) {
             state.cpus[cpu].online = was;
             return Err(OfflineError::LastCpu(cpu));
@@ -277,7 +304,10 @@ impl SlotQueue {
             state = self.lock();
         }
         self.waiting.fetch_sub(1, Relaxed);
-        Ok(!state.cpus[cpu].online)
+        match state.cpus[cpu] {
+            CpuState { online: true, kept: true, .. } => Err(OfflineError::LocalMaps(cpu)),
+            c => Ok(!c.online),
+        }
     }
 
     fn wake_drainers(&self) {

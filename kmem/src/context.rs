@@ -26,7 +26,7 @@
 //! interrupt handler is, to the language, another thread.
 //!
 //! What belongs to the *task* and not to the CPU (scopes such as `memalloc_noio_save`, its cpuset, its
-//! memory policy) is in [`Task`]; interrupts do not inherit it.
+//! memory policy, its temporary mappings while it does not run) is in [`Task`]; interrupts do not inherit it.
 //!
 //! # Locking
 //! None; see above. [`Task`] is written by the task itself, read by others only for reports.
@@ -581,7 +581,12 @@ impl fmt::Debug for Comm {
     }
 }
 
-/// What the allocator knows of a task: its number and name, scopes, cpuset and memory policy.
+/// Temporary mappings that a CPU can have at once (`KM_MAX_IDX`), a task's and those of what interrupted it together
+/// \[H2\].
+pub const KM_MAX_IDX: usize = 16;
+
+/// What the allocator knows of a task: its number and name, scopes, cpuset, memory policy, and what it had mapped when
+/// it went to sleep.
 pub struct Task {
     flags: AtomicU32,
     interleave: AtomicU32,
@@ -590,6 +595,10 @@ pub struct Task {
     policy_nodes: AtomicU64,
     pid: AtomicU32,
     comm: [AtomicU64; 2],
+    /// Temporary mappings while the task does not run, and the CPU that has their places.
+    kmaps: AtomicU32,
+    kmap_cpu: AtomicU32,
+    kmap: [AtomicU64; KM_MAX_IDX],
 }
 
 impl Default for Task {
@@ -609,7 +618,34 @@ impl Task {
             policy_nodes: AtomicU64::new(0),
             pid: AtomicU32::new(0),
             comm: [const { AtomicU64::new(0) }; 2],
+            kmaps: AtomicU32::new(0),
+            kmap_cpu: AtomicU32::new(0),
+            kmap: [const { AtomicU64::new(0) }; KM_MAX_IDX],
         }
+    }
+
+    /// Temporary mappings that the task keeps while it does not run: with any it must come back on the CPU that it left
+    /// \[H2\]. 0 while it runs.
+    pub fn local_maps(&self) -> usize {
+        self.kmaps.load(Relaxed) as usize
+    }
+
+    /// Keeps mappings that a CPU's places had.
+    pub(crate) fn keep_maps(&self, cpu: usize, maps: impl Iterator<Item = u64>) {
+        let mut n = 0;
+        for (place, map) in self.kmap.iter().zip(maps) {
+            place.store(map, Relaxed);
+            n += 1;
+        }
+        self.kmap_cpu.store(cpu as u32, Relaxed);
+        self.kmaps.store(n, Relaxed);
+    }
+
+    /// Gives the mappings back, with the CPU whose places they were in.
+    pub(crate) fn take_maps(&self) -> (usize, impl ExactSizeIterator<Item = u64> + '_) {
+        let n = (self.kmaps.swap(0, Relaxed) as usize).min(KM_MAX_IDX);
+        let cpu = self.kmap_cpu.load(Relaxed) as usize;
+        (cpu, self.kmap[..n].iter().map(|map| map.load(Relaxed)))
     }
 
     #[inline(always)]

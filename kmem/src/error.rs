@@ -268,6 +268,91 @@ pub enum Misuse {
         /// The call that frees it.
         right: &'static str,
     },
+    /// The high page is not mapped by kmap: unmapped twice, or never mapped \[H1\].
+    NotKmapped {
+        /// The frame.
+        pfn: Pfn,
+    },
+    /// The platform has no address for the frame and no way to map it.
+    NoAddress {
+        /// The frame.
+        pfn: Pfn,
+    },
+    /// A temporary mapping was asked for by a caller on no CPU.
+    NoCpu,
+    /// The CPU's places for temporary mappings are all used: they are nested too deeply \[H2\].
+    LocalDepth {
+        /// The CPU.
+        cpu: usize,
+    },
+    /// The purpose has its temporary mapping on the CPU already \[H2\].
+    KmTypeInUse {
+        /// The purpose.
+        purpose: &'static str,
+        /// The CPU.
+        cpu: usize,
+    },
+    /// No temporary mapping of the running CPU is at the address.
+    NotLocalMap {
+        /// The address.
+        addr: usize,
+    },
+    /// A temporary mapping is undone before those that were made after it \[H2\].
+    LocalOrder {
+        /// The address.
+        addr: usize,
+        /// The one that is to be undone first.
+        last: usize,
+    },
+    /// The mapping is undone by another call.
+    WrongUnmap {
+        /// Its address.
+        addr: usize,
+        /// The call that was made.
+        given: &'static str,
+        /// The call that undoes it.
+        right: &'static str,
+    },
+    /// A temporary mapping that keeps its holder on the CPU was undone after preemption was on again.
+    SectionOver {
+        /// The address.
+        addr: usize,
+    },
+    /// Code without a task slept with temporary mappings, or a task ended with some. They are gone.
+    LocalMapsLeft {
+        /// The CPU.
+        cpu: usize,
+        /// Mappings.
+        maps: usize,
+    },
+    /// A task with temporary mappings came to another CPU. They are gone.
+    LocalMapsMoved {
+        /// Where they were made.
+        from: usize,
+        /// Where the task is.
+        to: usize,
+    },
+    /// A temporary mapping's address was taken for one that leads to its page on any CPU.
+    LocalAddress {
+        /// The address.
+        addr: usize,
+    },
+    /// A block has no such frame.
+    OutsideBlock {
+        /// The block's first frame.
+        pfn: Pfn,
+        /// Its order.
+        order: u32,
+        /// Where the frame would begin, in bytes.
+        offset: usize,
+    },
+    /// A page has no such bytes.
+    OutsidePage {
+        /// The first byte.
+        offset: usize,
+        /// How many.
+        len: usize,
+    },
 }
 
 /// The name of a cache, at most 31 bytes.
@@ -342,7 +427,10 @@ impl Misuse {
             | Misuse::StillInMapping { pfn, .. }
             | Misuse::StillInUse { pfn, .. }
             | Misuse::NotAllocated { pfn }
-            | Misuse::Shared { pfn, .. } => Some(pfn),
+            | Misuse::Shared { pfn, .. }
+            | Misuse::NotKmapped { pfn }
+            | Misuse::NoAddress { pfn }
+            | Misuse::OutsideBlock { pfn, .. } => Some(pfn),
             _ => None,
         }
     }
@@ -372,6 +460,20 @@ impl Misuse {
             | Misuse::AreaFree { .. }
             | Misuse::IoremapOfMemory { .. }
             | Misuse::WrongArea { .. } => "Bad vmalloc address",
+            Misuse::NotKmapped { .. }
+            | Misuse::NoAddress { .. }
+            | Misuse::NoCpu
+            | Misuse::LocalDepth { .. }
+            | Misuse::KmTypeInUse { .. }
+            | Misuse::NotLocalMap { .. }
+            | Misuse::LocalOrder { .. }
+            | Misuse::WrongUnmap { .. }
+            | Misuse::SectionOver { .. }
+            | Misuse::LocalMapsLeft { .. }
+            | Misuse::LocalMapsMoved { .. }
+            | Misuse::LocalAddress { .. }
+            | Misuse::OutsideBlock { .. }
+            | Misuse::OutsidePage { .. } => "Bad kmap",
             _ => "Bad page state",
         }
     }
@@ -462,6 +564,42 @@ impl fmt::Display for Misuse {
             Misuse::IoremapOfMemory { pfn } => write!(f, "ioremap on RAM: pfn:{pfn} is memory"),
             Misuse::WrongArea { addr, given, right } => {
                 write!(f, "the area at {addr:#x} was given to {given} and is freed by {right}")
+            }
+            Misuse::NotKmapped { pfn } => write!(f, "pfn:{pfn} is not mapped (kunmap twice?)"),
+            Misuse::NoAddress { pfn } => write!(f, "pfn:{pfn} cannot be mapped on this platform"),
+            Misuse::NoCpu => f.write_str("a temporary mapping on no CPU"),
+            Misuse::LocalDepth { cpu } => {
+                write!(f, "all temporary mappings of CPU {cpu} are used")
+            }
+            Misuse::KmTypeInUse { purpose, cpu } => {
+                write!(f, "{purpose} is in use on CPU {cpu} already")
+            }
+            Misuse::NotLocalMap { addr } => {
+                write!(f, "no temporary mapping of this CPU is at {addr:#x}")
+            }
+            Misuse::LocalOrder { addr, last } => {
+                write!(f, "the mapping at {addr:#x} is undone before the later one at {last:#x}")
+            }
+            Misuse::WrongUnmap { addr, given, right } => {
+                write!(f, "the mapping at {addr:#x} was given to {given} and is undone by {right}")
+            }
+            Misuse::SectionOver { addr } => {
+                write!(f, "the atomic mapping at {addr:#x} outlived its section")
+            }
+            Misuse::LocalMapsLeft { cpu, maps } => {
+                write!(f, "{maps} temporary mappings were left behind on CPU {cpu}")
+            }
+            Misuse::LocalMapsMoved { from, to } => {
+                write!(f, "a task with temporary mappings on CPU {from} came to CPU {to}")
+            }
+            Misuse::LocalAddress { addr } => {
+                write!(f, "address {addr:#x} is a temporary mapping's, of one CPU only")
+            }
+            Misuse::OutsideBlock { pfn, order, offset } => {
+                write!(f, "the order-{order} block at pfn:{pfn} has no frame at byte {offset}")
+            }
+            Misuse::OutsidePage { offset, len } => {
+                write!(f, "{len} bytes from {offset} on are not inside of a page")
             }
         }
     }

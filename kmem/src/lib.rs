@@ -17,6 +17,7 @@
 //!   vmalloc                        areas of virtually contiguous memory
 //!   reclaim                        shrinkers, kswapd, OOM: behind the slow path, through a trait
 //!   percpu                         an instance for each CPU
+//!   highmem                        kmap: frames without an address get one for a while
 //!   proc                           the machine as Linux's /proc texts
 //!   kmem                           one machine
 //!   alloc                          owners of its memory, allocators without a size
@@ -28,6 +29,7 @@ pub mod context;
 mod error;
 pub mod fault;
 pub mod gfp;
+pub mod highmem;
 pub mod kfence;
 mod kmem;
 pub mod memblock;

@@ -79,6 +79,12 @@ pub struct IrqState(pub usize);
 ///   [`flush_tlb_kernel_range`](Platform::flush_tlb_kernel_range) has returned;
 /// - when [`rcu_done`](Platform::rcu_done) says that a grace period has ended, every reader (as the platform has them)
 ///   that had begun before [`rcu_start`](Platform::rcu_start) named it is done;
+/// - [`kmap_range`](Platform::kmap_range) is the same each time, begins and ends at multiples of a frame, and is used for
+///   nothing but what [`kmap_set`](Platform::kmap_set) shows there: when that returns, the calling CPU and every CPU that
+///   knows nothing of the address reach that frame there, readable and writable, until
+///   [`kmap_clear`](Platform::kmap_clear); when that returns, the calling CPU faults there, and the others do once
+///   `flush_tlb_kernel_range` has returned;
+/// - [`wait`](Platform::wait) returns: it does not unwind;
 /// - between [`local_irq_save`](Platform::local_irq_save) and the matching restore no interrupt
 ///   handler runs on the CPU.
 pub unsafe trait Platform: Sync {
@@ -206,7 +212,31 @@ pub unsafe trait Platform: Sync {
     /// The range is in the vmalloc range and the caller's, and nobody uses what is mapped there.
     unsafe fn unmap_pages(&self, _range: Range<usize>) {}
 
-    /// Makes every CPU forget translations of addresses in the range. Called in process context.
+    /// Addresses at which single frames are shown by [`kmap_set`](Platform::kmap_set) \[H1, H2\], one frame's worth each:
+    /// first those for `kmap`, any number (1024 are used at most), then
+    /// [`SLOTS_PER_CPU`](crate::highmem::SLOTS_PER_CPU) for each possible CPU. `None` where there is no high memory.
+    fn kmap_range(&self) -> Option<Range<usize>> {
+        None
+    }
+
+    /// Shows a frame at an address: one page-table entry, whose table is there already. Whatever was there before, the
+    /// calling CPU forgets it. Called from any context, interrupts and NMIs included, maybe with interrupts masked and a
+    /// lock of the core held: it neither allocates nor sleeps, and it does not fail.
+    ///
+    /// # Safety
+    /// The address is one of the [`kmap_range`](Platform::kmap_range), a multiple of a frame, and the caller's; the frame
+    /// is memory.
+    unsafe fn kmap_set(&self, _addr: usize, _pfn: Pfn) {}
+
+    /// Takes away what is shown at an address; the calling CPU forgets it. Called as
+    /// [`kmap_set`](Platform::kmap_set) is.
+    ///
+    /// # Safety
+    /// The address is as for `kmap_set`, and nobody uses what is shown there.
+    unsafe fn kmap_clear(&self, _addr: usize) {}
+
+    /// Makes every CPU forget translations of addresses in the range, of vmalloc's or of kmap's. Called in process
+    /// context.
     fn flush_tlb_kernel_range(&self, _range: Range<usize>) {}
 
     /// Makes CPU `cpu` call [`Kmem::handle_ipi`](crate::PageAllocator::handle_ipi) soon. For a CPU that runs

@@ -34,6 +34,9 @@ pub const MAX_NODES: usize = 64;
 /// CPUs a machine may have.
 pub const MAX_CPUS: usize = 1024;
 
+/// Places for `kmap` that a machine uses at most (x86-32 without PAE) \[H1\].
+pub const LAST_PKMAP: usize = 1024;
+
 /// A page frame number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(transparent)]

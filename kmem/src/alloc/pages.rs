@@ -1,7 +1,7 @@
 //! `Pages`: a block of frames that knows its order.
 
 use crate::{
-    error::AllocError,
+    error::{AllocError, Misuse},
     gfp::{
         Gfp,
         typed::{Capability, TypedGfp},
@@ -80,9 +80,36 @@ impl<'k, P: Platform> Pages<'k, P> {
         self.kmem.page_to_pfn(self.head).unwrap_or_default()
     }
 
-    /// Where the direct map shows the block; `None` for high memory.
+    /// Where the direct map shows the block; `None` for high memory, which [`kmap`](Self::kmap) shows.
     pub fn address(&self) -> Option<NonNull<u8>> {
-        self.kmem.page_address(self.head)
+        self.kmem.pages().page_address(self.head)
+    }
+
+    pub(super) fn kmem(&self) -> &'k Kmem<P> {
+        self.kmem
+    }
+
+    /// The page of the block's frame with number `index`.
+    ///
+    /// # Errors
+    /// `NoMemory`, after a report, for one that the block does not have.
+    #[track_caller]
+    pub(super) fn frame(&self, index: usize) -> Result<&'k Page, AllocError> {
+        let inside = index < 1 << self.order;
+        match self
+            .pfn()
+            .checked_add(index as u32)
+            .filter(|_| inside)
+            .and_then(|pfn| self.kmem.pfn_to_page(pfn))
+        {
+            Some(page) => Ok(page),
+            None => {
+                let offset = index.saturating_mul(self.kmem.page_size());
+                let what = Misuse::OutsideBlock { pfn: self.pfn(), order: self.order, offset };
+                self.kmem.pages().misuse(what);
+                Err(AllocError::NoMemory)
+            }
+        }
     }
 
     /// Splits the block into its two halves, each an owner of its own; a single frame comes back whole.

@@ -8,6 +8,7 @@
 //! None of its own.
 
 mod debug;
+mod highmem;
 mod kfence;
 mod kmemleak;
 mod kvmalloc;
@@ -17,6 +18,7 @@ mod rcu;
 mod vmalloc;
 
 use crate::{
+    highmem::Highmem,
     memblock::Memblock,
     page_alloc::{BringUpError, Config, PageAllocator},
     page_state::SystemStat,
@@ -31,6 +33,7 @@ use core::ops::Deref;
 pub struct Kmem<P: Platform> {
     pages: PageAllocator<P, Vmscan>,
     percpu: Space,
+    highmem: Highmem,
 }
 
 impl<P: Platform> Kmem<P> {
@@ -47,10 +50,11 @@ impl<P: Platform> Kmem<P> {
             return Err(BringUpError::SlabDebug(at, why));
         }
         let percpu = Space::bring_up(&platform, &mut boot, config.max_order)?;
+        let highmem = Highmem::bring_up(&platform, &mut boot, config)?;
         let reclaim = Vmscan::configured(config);
         let pages = PageAllocator::bring_up(platform, boot, config, reclaim)?;
         pages.reclaim().objects(&pages).attach_cpus();
-        let kmem = Kmem { pages, percpu };
+        let kmem = Kmem { pages, percpu, highmem };
         if let Some(range) = kmem.pages.platform().vmalloc_range() {
             let frames = (range.len() >> P::PAGE_SHIFT) as i64;
             kmem.pages.mod_system_state(SystemStat::VmallocTotal, frames);
@@ -62,6 +66,11 @@ impl<P: Platform> Kmem<P> {
         let _ = kmem.set_init_on_alloc(config.init_on_alloc);
         let _ = kmem.set_init_on_free(config.init_on_free);
         Ok(kmem)
+    }
+
+    /// The layer of pages alone.
+    pub(crate) fn pages(&self) -> &PageAllocator<P, Vmscan> {
+        &self.pages
     }
 
     /// Registers a shrinker \[R1\].

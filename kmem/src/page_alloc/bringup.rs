@@ -34,8 +34,8 @@ use crate::{
     sites::Sites,
     sync::IrqLock,
     types::{
-        DEFAULT_MAX_ORDER, MAX_CPUS, MAX_MAX_ORDER, MAX_NODES, MAX_NR_ZONES, MigrateType,
-        PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn, PfnRange, ZoneType,
+        DEFAULT_MAX_ORDER, LAST_PKMAP, MAX_CPUS, MAX_MAX_ORDER, MAX_NODES, MAX_NR_ZONES,
+        MigrateType, PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn, PfnRange, ZoneType,
     },
     vmstat::VmCounters,
     zone::{
@@ -89,6 +89,11 @@ pub struct Config {
     /// The pool of pages for sampled objects; `None` for none \[D2\]. The platform must be able to
     /// [take frames out of the direct map](Platform::set_direct_map).
     pub kfence: Option<KfenceConfig>,
+    /// Places for `kmap` at most (`LAST_PKMAP`), at least 1; the platform may have fewer \[H1\].
+    pub last_pkmap: usize,
+    /// Whether what `kunmap` lets go is taken away at once, so that whoever uses it still faults, and not when its place
+    /// is wanted (`CONFIG_DEBUG_HIGHMEM`) \[H1\].
+    pub debug_highmem: bool,
 }
 
 impl Default for Config {
@@ -108,6 +113,8 @@ impl Default for Config {
             page_owner: false,
             slab_random: None,
             kfence: None,
+            last_pkmap: LAST_PKMAP,
+            debug_highmem: cfg!(debug_assertions),
         }
     }
 }
@@ -143,6 +150,8 @@ pub enum BringUpError {
     PerCpu(usize),
     /// There is no pool for sampled objects, and why.
     Kfence(KfenceError),
+    /// The platform's range for `kmap` is so many bytes long, which is too short for its CPUs.
+    Kmap(usize),
 }
 
 impl fmt::Display for BringUpError {
@@ -163,6 +172,7 @@ impl fmt::Display for BringUpError {
             BringUpError::SlabDebug(at, why) => write!(f, "slab_debug at byte {at}: {why}"),
             BringUpError::PerCpu(n) => write!(f, "no room for {n} bytes of per-CPU variables"),
             BringUpError::Kfence(e) => write!(f, "KFENCE: {e}"),
+            BringUpError::Kmap(n) => write!(f, "{n} bytes of addresses for kmap are too few"),
             BringUpError::PageShift(n) => write!(f, "frames of 2^{n} bytes are not supported"),
         }
     }

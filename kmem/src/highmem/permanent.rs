@@ -1,0 +1,185 @@
+//! `kmap` and `kunmap`: mappings that all CPUs see and that are counted.
+
+use super::{
+    Maps, pointer,
+    table::{Batch, Outcome, Ring, Table, Waiter},
+};
+use crate::{
+    error::{AllocError, Misuse},
+    gfp::Gfp,
+    page::Page,
+    page_alloc::Reclaim,
+    platform::Platform,
+    sync::IrqGuard,
+    types::Pfn,
+};
+use core::{
+    ptr::NonNull,
+    sync::atomic::Ordering::{Acquire, Release},
+};
+
+/// How long a sleeper waits before it looks again by itself: it need not.
+const FOREVER: u64 = u64::MAX;
+
+impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
+    /// Maps a page, or adds a user to its mapping.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn kmap(&self, page: &Page) -> Result<NonNull<u8>, AllocError> {
+        self.pages.check_context(Gfp::KERNEL)?;
+        let pfn = self.pfn_of(page).map_err(|_| AllocError::NoMemory)?;
+        match self.p().direct_map(pfn) {
+            Some(at) => Ok(at),
+            None => self.kmap_high(pfn),
+        }
+    }
+
+    fn kmap_high(&self, pfn: Pfn) -> Result<NonNull<u8>, AllocError> {
+        if self.state.base == self.state.local {
+            return Err(AllocError::NoMemory);
+        }
+        let mut mine = Batch::EMPTY;
+        loop {
+            let mut ring = Ring::default();
+            let mut table = self.lock();
+            mine.iter().for_each(|place| table.put_clean(place));
+            if let Some(place) = self.claim(&mut table, pfn, &mut ring) {
+                table.give_clean(&mut ring);
+                drop(table);
+                self.ring(&ring);
+                return Ok(pointer(self.permanent_at(place)));
+            }
+            mine = match table.take_stale() {
+                Some(batch) => {
+                    table.flushes += 1;
+                    drop(table);
+                    batch
+                }
+                None => match self.sleep(table, pfn) {
+                    Outcome::Mapped(place) => return Ok(pointer(self.permanent_at(place))),
+                    Outcome::Given { place, stale } => Batch::one(place, stale),
+                    Outcome::Waiting => Batch::EMPTY,
+                },
+            };
+            self.flush(&mine);
+        }
+    }
+
+    /// The page's place, or a clean one for it, with a user more.
+    fn claim(&self, table: &mut Table, pfn: Pfn, ring: &mut Ring) -> Option<u16> {
+        let (place, new) = match table.hold(pfn) {
+            Some(place) => (place, false),
+            None => (table.take_clean(pfn)?, true),
+        };
+        if !table.place(place).set {
+            // SAFETY: the place is one of the range's and shows this page, which is memory, from now on; what it showed
+            // before, if that was another page, was flushed before it became clean.
+            unsafe { self.p().kmap_set(self.permanent_at(place), pfn) };
+            table.place(place).set = true;
+        }
+        if new {
+            table.share(place, ring);
+        }
+        Some(place)
+    }
+
+    /// Makes all CPUs forget what stale places showed. They are the caller's.
+    fn flush(&self, batch: &Batch) {
+        if !batch.stale {
+            return;
+        }
+        if !self.state.eager {
+            for place in batch.iter() {
+                // SAFETY: a place of the range's that the caller has for itself; its last user is gone.
+                unsafe { self.p().kmap_clear(self.permanent_at(place)) };
+            }
+        }
+        if let (Some(first), Some(last)) = (batch.iter().next(), batch.iter().next_back()) {
+            let end = self.permanent_at(last) + (1 << P::PAGE_SHIFT);
+            self.p().flush_tlb_kernel_range(self.permanent_at(first)..end);
+        }
+    }
+
+    /// Stands in line until there is something for the caller.
+    fn sleep(&self, mut table: IrqGuard<'a, Table, P>, pfn: Pfn) -> Outcome {
+        let mut waiter = Waiter::new(pfn);
+        // One pointer for all uses from here on: the table's and this function's own.
+        let waiter = &raw mut waiter;
+        // SAFETY: it is this frame's, and stays in place until the outcome is there: `Platform::wait` does not unwind.
+        let bell = unsafe { table.push(waiter) };
+        drop(table);
+        let bell = &self.state.bells[bell];
+        loop {
+            // Acquire pairs with the Release in `ring`. Read before the look: who serves this sleeper after the look
+            // rings after it too, so the wait ends.
+            let heard = bell.load(Acquire);
+            // SAFETY: pushed above, to the table of the same machine.
+            match unsafe { self.lock().outcome(waiter) } {
+                Outcome::Waiting => self.p().wait(bell, heard, FOREVER),
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn ring(&self, ring: &Ring) {
+        for bell in ring.bells() {
+            let bell = &self.state.bells[bell];
+            // Release pairs with the Acquire in `sleep`.
+            bell.fetch_add(1, Release);
+            self.p().wake(bell);
+        }
+    }
+
+    /// Takes a user from a page's mapping.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn kunmap(&self, page: &Page) -> Result<(), Misuse> {
+        let pfn = self.pfn_of(page)?;
+        match self.p().direct_map(pfn) {
+            Some(_) => Ok(()),
+            None => self.kunmap_high(pfn),
+        }
+    }
+
+    #[track_caller]
+    fn kunmap_high(&self, pfn: Pfn) -> Result<(), Misuse> {
+        if self.pages.context().in_nmi() {
+            return Err(self.pages.misuse(Misuse::InNmi));
+        }
+        let mut ring = Ring::default();
+        let mut table = self.lock();
+        let Some((place, last)) = table.let_go(pfn) else {
+            drop(table);
+            return Err(self.pages.misuse(Misuse::NotKmapped { pfn }));
+        };
+        if last {
+            if self.state.eager && core::mem::take(&mut table.place(place).set) {
+                // SAFETY: a place of the range's; nobody uses what it shows any more.
+                unsafe { self.p().kmap_clear(self.permanent_at(place)) };
+            }
+            if !table.give(place, &mut ring) {
+                table.leave(place);
+            }
+        }
+        drop(table);
+        self.ring(&ring);
+        Ok(())
+    }
+
+    /// Where a high page is mapped; `None` in an NMI, which may have landed in the lock.
+    pub(super) fn mapped_at(&self, pfn: Pfn) -> Option<usize> {
+        if self.pages.context().in_nmi() {
+            return None;
+        }
+        let place = self.lock().find_used(pfn)?;
+        Some(self.permanent_at(place))
+    }
+
+    /// The page that a place shows, likewise.
+    pub(super) fn mapped_in(&self, place: u16) -> Option<Pfn> {
+        if self.pages.context().in_nmi() {
+            return None;
+        }
+        self.lock().used_by(place)
+    }
+}
