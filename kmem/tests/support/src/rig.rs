@@ -148,6 +148,10 @@ impl Rig {
         let areas = self.machine.audit_vmalloc().unwrap();
         assert_eq!((areas.live, areas.lazy, areas.pooled), (0, 0, 0), "areas lost or found");
         assert_eq!(areas.free, areas.largest, "free addresses are in pieces");
+        let maps = self.machine.audit_highmem().unwrap();
+        let used = (maps.mapped, maps.users, maps.held, maps.sleepers, maps.local);
+        assert_eq!(used, (0, 0, 0, 0, 0), "mappings lost or found");
+        assert_eq!(maps.clean + maps.stale, maps.places, "places lost");
         self.machine.drop_slab();
         let objects = self.machine.audit_objects().unwrap();
         assert_eq!((objects.live, objects.cached), (0, 0), "objects lost or found");
