@@ -23,7 +23,8 @@
 //! # Implementation
 //! From the bottom up: `sys` (system calls), `shape`, `memory`, `vmalloc`, `report`, `stats`, `queue` (who may
 //! run where), `protocol` (who is on a slot and what is pending for it), `slot` (the thread-local side),
-//! `irq` (signal handlers), [`Hosted`], which ties them together, and `platform` (what the core sees of it).
+//! `irq` (signal handlers), [`Hosted`], which ties them together, `platform` (what the core sees of it), and `stack`
+//! (code that runs on the machine's stacks; x86-64).
 //!
 //! # Limits
 //! **Linux, 64 bits.** A machine's memory has to fit into the address space several times.
@@ -56,6 +57,8 @@ mod rcu;
 mod report;
 mod shape;
 mod slot;
+#[cfg(target_arch = "x86_64")]
+mod stack;
 mod stats;
 mod sys;
 mod vmalloc;
@@ -69,4 +72,6 @@ pub use memory::{FrameMapping, MapError};
 pub use queue::OfflineError;
 pub use report::{REPORT_MAX, ReportLog, Sink};
 pub use shape::{Bank, PAGE_SHIFT, PAGE_SIZE, Shape, ShapeError, ZoneLimit};
+#[cfg(target_arch = "x86_64")]
+pub use stack::{StackError, call_on_stack};
 pub use stats::CpuStats;

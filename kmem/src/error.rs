@@ -353,6 +353,19 @@ pub enum Misuse {
         /// How many.
         len: usize,
     },
+    /// The end of a kernel stack was overwritten: it was too small \[K1\]. Found when it is freed, it is freed all the
+    /// same.
+    StackOverrun {
+        /// Its lowest address.
+        addr: usize,
+        /// What is where `STACK_END_MAGIC` should be.
+        found: usize,
+    },
+    /// No kernel stack begins at the address \[K1\]; it may have been freed before.
+    NotAStack {
+        /// The address.
+        addr: usize,
+    },
 }
 
 /// The name of a cache, at most 31 bytes.
@@ -474,6 +487,8 @@ impl Misuse {
             | Misuse::LocalAddress { .. }
             | Misuse::OutsideBlock { .. }
             | Misuse::OutsidePage { .. } => "Bad kmap",
+            Misuse::StackOverrun { .. } => "corrupted stack end detected",
+            Misuse::NotAStack { .. } => "Bad kernel stack",
             _ => "Bad page state",
         }
     }
@@ -600,6 +615,12 @@ impl fmt::Display for Misuse {
             }
             Misuse::OutsidePage { offset, len } => {
                 write!(f, "{len} bytes from {offset} on are not inside of a page")
+            }
+            Misuse::StackOverrun { addr, found } => {
+                write!(f, "the stack at {addr:#x} was overrun: {found:#x} at its end")
+            }
+            Misuse::NotAStack { addr } => {
+                write!(f, "no kernel stack begins at {addr:#x} (double free?)")
             }
         }
     }

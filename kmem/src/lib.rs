@@ -15,9 +15,10 @@
 //!   kfence                         a pool of pages with guards between them
 //!   slab                           caches, magazines, kmalloc, and what looks for mistakes with objects
 //!   vmalloc                        areas of virtually contiguous memory
-//!   reclaim                        shrinkers, kswapd, OOM: behind the slow path, through a trait
 //!   percpu                         an instance for each CPU
 //!   highmem                        kmap: frames without an address get one for a while
+//!   stack                          kernel stacks
+//!   reclaim                        shrinkers, kswapd, OOM: behind the slow path, through a trait
 //!   proc                           the machine as Linux's /proc texts
 //!   kmem                           one machine
 //!   alloc                          owners of its memory, allocators without a size
@@ -45,6 +46,7 @@ pub mod reclaim;
 mod runs;
 mod sites;
 pub mod slab;
+pub mod stack;
 pub mod sync;
 pub mod trace;
 pub mod types;

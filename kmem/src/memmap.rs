@@ -31,6 +31,10 @@ pub(crate) const NO_CACHE: u16 = 511;
 pub(crate) const OWNER_PERCPU: u16 = NO_CACHE | 1 << 9;
 /// Owner of a frame that describes a chunk of per-CPU data.
 pub(crate) const OWNER_PERCPU_CHUNK: u16 = NO_CACHE | 2 << 9;
+/// Owner of the frames of a kernel stack in the direct map; their pages' `private` tells the place in it and its size.
+pub(crate) const OWNER_STACK: u16 = NO_CACHE | 3 << 9;
+/// The same of one that interrupts run on.
+pub(crate) const OWNER_IRQ_STACK: u16 = NO_CACHE | 4 << 9;
 
 /// Owner of frames whose readers may not be done: freed slabs and blocks that wait (see `slab::rcu`).
 pub(crate) const OWNER_RCU: u16 = NO_CACHE | 3 << 9;

@@ -39,6 +39,11 @@ impl RawSpin {
         }
     }
 
+    fn try_lock(&self) -> bool {
+        // Acquire pairs with the Release in `unlock`.
+        self.0.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
     #[cold]
     fn lock_contended<P: Platform>(&self, p: &P) {
         loop {
@@ -83,6 +88,16 @@ impl<T> IrqLock<T> {
         let irq = p.local_irq_save();
         self.raw.lock(p);
         IrqGuard { lock: self, p, irq }
+    }
+
+    /// As [`lock`](Self::lock), but `None` instead of waiting: for who may have interrupted the holder.
+    pub fn try_lock<'a, P: Platform>(&'a self, p: &'a P) -> Option<IrqGuard<'a, T, P>> {
+        let irq = p.local_irq_save();
+        if self.raw.try_lock() {
+            return Some(IrqGuard { lock: self, p, irq });
+        }
+        p.local_irq_restore(irq);
+        None
     }
 }
 

@@ -32,6 +32,7 @@ mod kmap;
 mod kvec;
 mod pages;
 mod percpu;
+mod stack;
 mod vm_area;
 mod vmalloc;
 
@@ -44,5 +45,6 @@ pub use kmap::{Kmap, KmapAtomic, KmapLocal, KmapMut, MappedPage};
 pub use kvec::{IntoIter, KVec};
 pub use pages::Pages;
 pub use percpu::PerCpu;
+pub use stack::KernelStack;
 pub use vm_area::VmArea;
 pub use vmalloc::{KVBox, KVVec, KVmalloc, KVmallocOn, VBox, VVec, Vmalloc, VmallocOn};

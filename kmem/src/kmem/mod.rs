@@ -15,6 +15,7 @@ mod kvmalloc;
 mod objects;
 mod percpu;
 mod rcu;
+mod stack;
 mod vmalloc;
 
 use crate::{
@@ -51,7 +52,7 @@ impl<P: Platform> Kmem<P> {
         }
         let percpu = Space::bring_up(&platform, &mut boot, config.max_order)?;
         let highmem = Highmem::bring_up(&platform, &mut boot, config)?;
-        let reclaim = Vmscan::configured(config);
+        let reclaim = Vmscan::configured(config, &percpu);
         let pages = PageAllocator::bring_up(platform, boot, config, reclaim)?;
         pages.reclaim().objects(&pages).attach_cpus();
         let kmem = Kmem { pages, percpu, highmem };

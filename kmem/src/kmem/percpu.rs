@@ -238,7 +238,7 @@ impl<P: Platform> Kmem<P> {
 
     /// `this_cpu_ptr`: the address of the running CPU's instance, which is found out when it is used on another CPU.
     /// `None` for a caller on no CPU.
-    pub fn this_cpu_ptr<T>(&self, at: PerCpuPtr<T>) -> Option<CpuPtr<'_, P, T>> {
+    pub fn this_cpu_ptr<T>(&self, at: PerCpuPtr<T>) -> Option<CpuPtr<'_, P, Vmscan, T>> {
         let cpu = self.raw_smp_processor_id()?;
         Some(CpuPtr::new(&self.pages, self.per_cpu_ptr(at, cpu)?, cpu))
     }

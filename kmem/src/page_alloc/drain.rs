@@ -232,7 +232,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
     }
 
-    /// Takes CPU `id` out of service: its lists and magazines are drained \[P3, S4\]. To be called on that CPU before it
+    /// Takes CPU `id` out of service: its lists and magazines are drained, and the stacks it keeps go back \[P3, S4, K1\]. To be called on that CPU before it
     /// stops, or on another one once nothing runs on it any more; the platform's
     /// [`kick`](Platform::kick) then poses as it.
     ///
@@ -240,6 +240,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     pub fn cpu_offline(&self, id: usize) {
         let Some(cpu) = self.p.cpu(id) else { return };
         cpu.set_online(false);
+        self.reclaim.cpu_offline(self, id);
         if self.p.this_cpu().map(Cpu::id) == Some(id) {
             // Magazines first: slabs that become empty give pages to the lists.
             cpu.deferred.fetch_or(DEFER_OBJECTS, AcqRel);

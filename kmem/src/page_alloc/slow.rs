@@ -77,6 +77,9 @@ pub trait Reclaim: Sync + Sized {
     /// not owned.
     fn run_deferred<P: Platform>(&self, pages: &PageAllocator<P, Self>, cpu: &Cpu);
 
+    /// CPU `cpu` goes out of service: gives back what is kept for it, beyond its pages and objects. Process context.
+    fn cpu_offline<P: Platform>(&self, pages: &PageAllocator<P, Self>, cpu: usize);
+
     /// Nothing can be reclaimed: chooses a victim, or does something else about it. `true` if trying
     /// again makes sense \[R3\].
     fn out_of_memory<P: Platform>(

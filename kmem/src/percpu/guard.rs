@@ -3,9 +3,8 @@
 use crate::{
     context::{Cpu, Section},
     error::Misuse,
-    page_alloc::PageAllocator,
+    page_alloc::{PageAllocator, Reclaim},
     platform::{Level, Platform},
-    reclaim::Vmscan,
 };
 use core::{
     marker::PhantomData,
@@ -115,22 +114,22 @@ impl<'k, P: Platform, T> CpuPtrGuard<'k, P, T> {
 
 /// The address of an instance of the CPU that it was made on (`this_cpu_ptr`), which finds out when it is used on
 /// another one: the task slept in between, or never turned preemption off.
-pub struct CpuPtr<'k, P: Platform, T> {
-    pages: &'k PageAllocator<P, Vmscan>,
+pub struct CpuPtr<'k, P: Platform, R, T> {
+    pages: &'k PageAllocator<P, R>,
     at: NonNull<T>,
     cpu: usize,
 }
 
-impl<P: Platform, T> Clone for CpuPtr<'_, P, T> {
+impl<P: Platform, R, T> Clone for CpuPtr<'_, P, R, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<P: Platform, T> Copy for CpuPtr<'_, P, T> {}
+impl<P: Platform, R, T> Copy for CpuPtr<'_, P, R, T> {}
 
-impl<'k, P: Platform, T> CpuPtr<'k, P, T> {
-    pub(crate) fn new(pages: &'k PageAllocator<P, Vmscan>, at: NonNull<T>, cpu: usize) -> Self {
+impl<'k, P: Platform, R: Reclaim, T> CpuPtr<'k, P, R, T> {
+    pub(crate) fn new(pages: &'k PageAllocator<P, R>, at: NonNull<T>, cpu: usize) -> Self {
         CpuPtr { pages, at, cpu }
     }
 

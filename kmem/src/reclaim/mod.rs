@@ -2,7 +2,8 @@
 //!
 //! # Concepts
 //! Memory comes back from *sources*: shrinkers, caches that can count and give up objects; and the slab layer,
-//! whose depots are only kept for speed; and vmalloc, where areas wait that were freed in atomic context. (LRU lists, swap and page cache join as further sources of `Vmscan::shrink_node`.) Two callers ask: *kswapd*,
+//! whose depots are only kept for speed; stacks that CPUs keep; and vmalloc, where areas wait that were freed in atomic
+//! context. (LRU lists, swap and page cache join as further sources of `Vmscan::shrink_node`.) Two callers ask: *kswapd*,
 //! one task per node, woken at the low watermark and working up to the high one; and *direct reclaim*, a
 //! request that would fail otherwise. When neither gets anywhere, the OOM handler decides.
 //!
@@ -28,8 +29,10 @@ use crate::{
     context::Cpu,
     gfp::Gfp,
     page_alloc::{Config, PageAllocator, Reclaim, ReclaimRequest},
+    percpu::Space,
     platform::Platform,
     slab::{Objects, Slabs},
+    stack::{Stacks, Threads},
     sync::IrqLock,
     types::{MAX_NODES, ZoneType},
     vmalloc::{Vmalloc, Vmap},
@@ -49,6 +52,7 @@ pub struct Vmscan {
     oom: IrqLock<Option<&'static dyn OomHandler>>,
     slabs: Slabs,
     vmalloc: Vmalloc,
+    stacks: Stacks,
 }
 
 impl Default for Vmscan {
@@ -66,12 +70,14 @@ impl Vmscan {
             oom: IrqLock::new(None),
             slabs: Slabs::new(),
             vmalloc: Vmalloc::new(),
+            stacks: Stacks::new(),
         }
     }
 
     /// As a machine's settings say, before its bring-up.
-    pub(crate) fn configured(config: &Config) -> Vmscan {
+    pub(crate) fn configured(config: &Config, percpu: &Space) -> Vmscan {
         let mut made = Vmscan::new();
+        made.stacks.attach(percpu);
         made.slabs.configure(config);
         made
     }
@@ -87,7 +93,17 @@ impl Vmscan {
         // Depots cost nothing to give up, whatever the pressure, and what shrinkers free lies there.
         let freed = self.shrinkers.shrink(pages, node, gfp, priority);
         let freed = freed + self.objects(pages).shrink_node(node);
+        let freed = freed + self.threads(pages).shrink();
         freed + self.vmap(pages).shrink(priority)
+    }
+
+    /// Kernel stacks on these pages.
+    #[inline(always)]
+    pub(crate) fn threads<'a, P: Platform>(
+        &'a self,
+        pages: &'a PageAllocator<P, Self>,
+    ) -> Threads<'a, P, Self> {
+        Threads { vmap: self.vmap(pages), state: &self.stacks }
     }
 
     /// vmalloc on these pages.
@@ -152,6 +168,10 @@ impl Reclaim for Vmscan {
 
     fn run_deferred<P: Platform>(&self, pages: &PageAllocator<P, Self>, cpu: &Cpu) {
         self.objects(pages).run_deferred(cpu);
+    }
+
+    fn cpu_offline<P: Platform>(&self, pages: &PageAllocator<P, Self>, cpu: usize) {
+        self.threads(pages).drop_cpu(cpu);
     }
 
     fn unreclaimable(&self, node: usize) -> bool {

@@ -82,6 +82,13 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     #[inline]
     #[track_caller]
     pub(crate) fn vmalloc(self, wanted: Wanted) -> Result<NonNull<u8>, AllocError> {
+        self.make(wanted).map(Self::address)
+    }
+
+    /// An area with frames of its own.
+    #[inline]
+    #[track_caller]
+    pub(super) fn make(self, wanted: Wanted) -> Result<&'static Area, AllocError> {
         self.check_context(wanted.gfp)?;
         let at = Location::caller();
         let frames = wanted.size.div_ceil(Self::PAGE);
@@ -94,7 +101,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
                 Ok(area) => {
                     let used = i64::from(nr);
                     self.objects.pages.mod_system_state(SystemStat::VmallocUsed, used);
-                    return Ok(Self::address(area));
+                    return Ok(area);
                 }
                 Err(AllocError::NoMemory) if self.may_retry(&wanted, nr) => {}
                 Err(AllocError::NoMemory) => {
@@ -117,9 +124,9 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         again
     }
 
-    /// Where an area begins, as a pointer.
+    /// Where the first of an area's frames is shown, as a pointer.
     pub(super) fn address(area: &Area) -> NonNull<u8> {
-        let at = core::ptr::with_exposed_provenance_mut(area.start());
+        let at = core::ptr::with_exposed_provenance_mut(area.shown(Self::PAGE));
         // The range does not contain null.
         NonNull::new(at).unwrap_or(NonNull::dangling())
     }
@@ -155,7 +162,8 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     ) -> Result<&'static Area, AllocError> {
         let huge = self.huge_order(wanted, nr);
         let align = wanted.align.max(Self::PAGE << huge);
-        let area = self.reserve(nr, align, wanted.gfp, wanted.flags, at)?;
+        let guard = u32::from(wanted.flags.contains(VmFlags::STACK));
+        let area = self.reserve(nr + guard, align, wanted.gfp, wanted.flags, at)?;
         let prot = if huge > 0 { wanted.prot | PageProt::HUGE } else { wanted.prot };
         let built = self
             .frames_for(area, wanted, nr, huge)

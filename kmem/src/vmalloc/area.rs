@@ -12,6 +12,8 @@
 //!   its maker    all     who freed it,     a list    a list        or gone
 //!                        or the list of deferred frees
 //! ```
+//! One of a kernel stack may go from LIVE to KEPT, and back, or from KEPT to DYING: it is whole, and whose who keeps
+//! free stacks.
 //!
 //! # Locking
 //! Place and links in the tree: the tree's lock. `next`: the lock of the list that the area is on. LIVE to DYING
@@ -43,6 +45,8 @@ pub(super) enum State {
     Lazy = 3,
     /// Free: no CPU knows anything of its addresses.
     Pooled = 4,
+    /// Freed by its user, and kept for the next one, mapped as it was.
+    Kept = 5,
 }
 
 impl State {
@@ -52,7 +56,8 @@ impl State {
             1 => State::Live,
             2 => State::Dying,
             3 => State::Lazy,
-            _ => State::Pooled,
+            4 => State::Pooled,
+            _ => State::Kept,
         }
     }
 }
@@ -136,6 +141,11 @@ impl Area {
     pub(super) fn set_state(&self, state: State) {
         // Release pairs with the Acquire in `state`.
         self.state.store(state as u32, Release);
+    }
+
+    /// Where the first of its frames is shown: a frame further than it begins, if it has a guard before them.
+    pub(super) fn shown(&self, page: usize) -> usize {
+        self.start() + if self.flags().contains(VmFlags::STACK) { page } else { 0 }
     }
 
     pub(super) fn flags(&self) -> VmFlags {

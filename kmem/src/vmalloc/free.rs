@@ -19,6 +19,8 @@ pub(crate) enum By {
     Vfree,
     Vunmap,
     Iounmap,
+    FreeThreadStack,
+    FreeIrqStacks,
 }
 
 impl By {
@@ -27,12 +29,18 @@ impl By {
             By::Vfree => "vfree",
             By::Vunmap => "vunmap",
             By::Iounmap => "iounmap",
+            By::FreeThreadStack => "free_thread_stack",
+            By::FreeIrqStacks => "free_irq_stacks",
         }
     }
 
     /// Whether it is the one for an area.
     fn frees(self, flags: VmFlags) -> bool {
+        let stack = flags & (VmFlags::STACK | VmFlags::IRQ_STACK);
         match self {
+            By::FreeThreadStack => stack == VmFlags::STACK,
+            By::FreeIrqStacks => stack.contains(VmFlags::IRQ_STACK),
+            By::Vfree if !stack.is_empty() => false,
             By::Vfree => flags.intersects(VmFlags::ALLOC | VmFlags::MAP_PUT_PAGES),
             By::Vunmap => flags.contains(VmFlags::MAP),
             By::Iounmap => flags.contains(VmFlags::IOREMAP),
@@ -40,7 +48,8 @@ impl By {
     }
 
     fn right(flags: VmFlags) -> By {
-        [By::Vfree, By::Vunmap].into_iter().find(|by| by.frees(flags)).unwrap_or(By::Iounmap)
+        const OTHERS: [By; 4] = [By::Vfree, By::Vunmap, By::FreeThreadStack, By::FreeIrqStacks];
+        OTHERS.into_iter().find(|by| by.frees(flags)).unwrap_or(By::Iounmap)
     }
 }
 
@@ -53,10 +62,17 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             return Err(self.objects.pages.misuse(Misuse::InNmi));
         }
         let addr = if by == By::Iounmap { addr & !(Self::PAGE - 1) } else { addr };
-        let area = self.claim(addr, by)?;
+        let area = self.claim(addr, by, State::Dying)?;
         if by == By::Vunmap {
             area.set_flags(area.flags() - VmFlags::MAP_PUT_PAGES);
         }
+        self.finish(area)
+    }
+
+    /// Gives back an area that is DYING, at once or when the context allows it.
+    #[inline]
+    #[track_caller]
+    pub(super) fn finish(self, area: &'static Area) -> Result<(), Misuse> {
         if self.may_sleep() {
             if !self.state.deferred.is_empty() {
                 self.run_deferred_frees();
@@ -68,16 +84,16 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         }
     }
 
-    /// Takes an area from LIVE to DYING: it is the caller's then.
+    /// Takes an area from LIVE to another state, DYING or KEPT: it is the caller's then.
     #[inline]
     #[track_caller]
-    fn claim(&self, addr: usize, by: By) -> Result<&'static Area, Misuse> {
+    pub(super) fn claim(&self, addr: usize, by: By, to: State) -> Result<&'static Area, Misuse> {
         let tree = self.state.tree.lock(self.p());
         let Some(area) = tree.find(addr) else {
             drop(tree);
             return Err(self.objects.pages.misuse(Misuse::NoArea { addr }));
         };
-        let (start, flags, state) = (area.start(), area.flags(), area.state());
+        let (start, flags, state) = (area.shown(Self::PAGE), area.flags(), area.state());
         let (caller, freed_by) = (area.caller(), area.freed_by());
         let wrong = if start != addr {
             Some(match state {
@@ -91,7 +107,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             Some(Misuse::WrongArea { addr, given, right })
         } else {
             area.set_freed_by(Location::caller());
-            area.set_state(State::Dying);
+            area.set_state(to);
             None
         };
         drop(tree);
@@ -144,7 +160,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     fn unmap(&self, area: &Area) {
         let bytes = Self::mapped_bytes(area);
         if bytes > 0 {
-            let start = area.start();
+            let start = area.shown(Self::PAGE);
             // SAFETY: the area's own addresses, which by the contract of whoever freed it nobody uses any more.
             unsafe { self.p().unmap_pages(start..start + bytes) };
         }

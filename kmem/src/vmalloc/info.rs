@@ -74,7 +74,11 @@ impl core::error::Error for VmAuditError {}
 
 impl<'a, P: Platform, R: Reclaim> Vmap<'a, P, R> {
     /// Calls `f` under the lock with the live area that an address is in.
-    fn with_live<T>(&self, addr: usize, f: impl FnOnce(&Area) -> Option<T>) -> Option<T> {
+    pub(super) fn with_live<T>(
+        &self,
+        addr: usize,
+        f: impl FnOnce(&Area) -> Option<T>,
+    ) -> Option<T> {
         let tree = self.state.tree.lock(self.p());
         f(tree.find(addr).filter(|area| area.state() == State::Live)?)
     }
@@ -82,7 +86,7 @@ impl<'a, P: Platform, R: Reclaim> Vmap<'a, P, R> {
     /// `vmalloc_to_pfn`.
     pub(crate) fn to_pfn(self, addr: usize) -> Option<Pfn> {
         self.with_live(addr, |area| {
-            let offset = (addr - area.start()) >> P::PAGE_SHIFT;
+            let offset = addr.checked_sub(area.shown(Self::PAGE))? >> P::PAGE_SHIFT;
             if !area.flags().contains(VmFlags::IOREMAP) {
                 return area.frames.get(u32::try_from(offset).ok()?);
             }
@@ -99,7 +103,8 @@ impl<'a, P: Platform, R: Reclaim> Vmap<'a, P, R> {
     /// Bytes that may be used at the beginning of a live area of vmalloc's own.
     pub(crate) fn usable(self, addr: usize) -> Option<usize> {
         self.with_live(addr, |area| {
-            let own = area.start() == addr && area.flags().contains(VmFlags::ALLOC);
+            let flags = area.flags() & (VmFlags::ALLOC | VmFlags::STACK);
+            let own = area.start() == addr && flags == VmFlags::ALLOC;
             own.then(|| area.size - Self::PAGE)
         })
     }
@@ -124,7 +129,7 @@ impl<'a, P: Platform, R: Reclaim> Vmap<'a, P, R> {
             };
             drop(tree);
             // Others' are free, or not made yet.
-            if matches!(state, State::Live | State::Dying | State::Lazy) {
+            if matches!(state, State::Live | State::Kept | State::Dying | State::Lazy) {
                 f(&info);
             }
         }

@@ -28,7 +28,8 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         gfp: Gfp,
     ) -> Result<(), AllocError> {
         area.frames.runs(from, |i, pfn, count| {
-            self.map_run(area.start() + i as usize * Self::PAGE, pfn, count, prot, gfp)
+            let addr = area.shown(Self::PAGE) + i as usize * Self::PAGE;
+            self.map_run(addr, pfn, count, prot, gfp)
         })
     }
 

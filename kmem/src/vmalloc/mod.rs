@@ -45,6 +45,7 @@ mod alloc;
 mod area;
 mod frames;
 mod free;
+mod guarded;
 mod info;
 mod kvmalloc;
 mod map;
@@ -54,6 +55,7 @@ mod tree;
 
 pub(crate) use alloc::Wanted;
 pub(crate) use free::By;
+pub(crate) use guarded::{Guarded, Shelf};
 pub use info::{VmAreaInfo, VmAuditError, VmallocAudit};
 
 use crate::{
@@ -88,6 +90,11 @@ bitflags::bitflags! {
         const ALLOW_HUGE_VMAP = 0x400;
         /// `VM_SPARSE`: got without pages; `vm_map_pages` maps them.
         const SPARSE = 0x1000;
+        /// A kernel stack: nothing is mapped at the first frame's worth of addresses either. Linux has no such
+        /// flag.
+        const STACK = 1 << 16;
+        /// A kernel stack that interrupts run on. Linux has no such flag.
+        const IRQ_STACK = 1 << 17;
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod objects;
 mod percpu;
+mod stacks;
 mod vmalloc;
 
 use anyhow::{Context, Result, bail};
@@ -203,6 +204,8 @@ fn run(args: &Args, group: Group) -> Result<()> {
             objects::run(&r, kmem)?;
             percpu::harness(&r)?;
             percpu::run(&r, kmem)?;
+            stacks::harness(&r)?;
+            stacks::run(&r, kmem)?;
             vmalloc::harness(&r)?;
             vmalloc::run(&r, kmem)?;
             on_cpu(GIB, |m| {

@@ -4,6 +4,7 @@ use kmem::{
     AllocError, Audit, Config, Gfp, Page, Pfn, ZoneType,
     context::{Process, Task},
     platform::Level,
+    stack::StackAudit,
     vmstat::VmEvent,
     zone::Zone,
 };
@@ -144,6 +145,8 @@ impl Rig {
     /// Checks that every object is back, and every frame but those that the slab layer keeps for itself.
     #[track_caller]
     pub fn assert_conserved(&self) {
+        self.machine.drop_kept_stacks();
+        assert_eq!(self.machine.audit_stacks(), Ok(StackAudit::default()), "stacks lost or found");
         self.machine.vm_unmap_aliases();
         let areas = self.machine.audit_vmalloc().unwrap();
         assert_eq!((areas.live, areas.lazy, areas.pooled), (0, 0, 0), "areas lost or found");
