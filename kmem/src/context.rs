@@ -382,10 +382,16 @@ impl Cpu {
     /// Says whether that is news.
     #[inline(always)]
     pub(crate) fn set_machine(&self, idle: IdleWord) -> bool {
-        let word = self.word();
-        let news = word as u32 == 0 && idle.0 & PATH == 0;
+        self.word() as u32 == 0 && self.note_machine(idle)
+    }
+
+    /// As [`set_machine`](Self::set_machine), where nobody has.
+    #[cold]
+    #[inline(never)]
+    fn note_machine(&self, idle: IdleWord) -> bool {
+        let news = idle.0 & PATH == 0;
         if news {
-            self.set_word(word | idle.0);
+            self.set_word(self.word() | idle.0);
         }
         news
     }

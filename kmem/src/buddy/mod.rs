@@ -225,7 +225,7 @@ impl<'a> Area<'a> {
     /// Takes a block of `order` from a broken pageblock that has a free one of `order` or more: from the
     /// smallest that will do, splitting that. Returns the block's first frame and the order it was split
     /// out of.
-    #[inline]
+    #[inline(always)]
     fn carve(&mut self, index: u32, order: u32) -> Option<(u32, u32)> {
         let word = self.block(index).word();
         let from = word.smallest(order)?;
@@ -236,7 +236,7 @@ impl<'a> Area<'a> {
 
     /// Takes the block of `order` at `pos` out of the maximal block of order `from` around it, in a
     /// pageblock with the given word.
-    #[inline]
+    #[inline(always)]
     fn carve_at(&mut self, index: u32, word: Word, from: u32, order: u32, pos: u32) {
         self.bits(index).clear(pos, order);
         self.lists.nr_free[from as usize % NR_ORDERS] -= 1;

@@ -121,7 +121,7 @@ impl FreeBits {
     }
 
     /// The first maximal block of `order` (at most 9).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find(&self, order: u32) -> Option<u32> {
         match order {
             0 => self.find_in_words::<0>(),

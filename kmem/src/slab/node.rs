@@ -402,6 +402,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         None
     }
 
+    /// Takes the cache's number off a slab that leaves: who finds it under the lock finds a slab of the cache's. The
+    /// colour is needed until the end.
+    #[inline(never)]
+    fn unname(&self, d: &Descriptor, head: u32) {
+        let map = self.pages.map();
+        let at = map.direct_offset(map.direct_address(head, P::PAGE_SHIFT));
+        let colour = map.owner_at(at, P::PAGE_SHIFT) >> OWNER_BITS << OWNER_BITS;
+        map.set_owner(head, 1 << d.layout.order, colour);
+    }
+
     /// Takes an empty slab off its list.
     pub(super) fn pop_empty(&self, d: &Descriptor, lists: &mut Lists) -> Option<u32> {
         let head = lists.empty.first;
@@ -411,11 +421,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.unlink(&mut lists.empty, head);
         lists.free -= u64::from(d.layout.nr);
         lists.released += 1;
-        // Who finds the cache's number under the lock finds a slab of its. The colour is needed until the end.
-        let map = self.pages.map();
-        let at = map.direct_offset(map.direct_address(head, P::PAGE_SHIFT));
-        let colour = map.owner_at(at, P::PAGE_SHIFT) >> OWNER_BITS << OWNER_BITS;
-        map.set_owner(head, 1 << d.layout.order, colour);
+        self.unname(d, head);
         Some(head)
     }
 

@@ -375,7 +375,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let Some((slab, object)) = found else {
             return Err(self.pages.misuse(Misuse::InsideObject { addr, cache: d.name }));
         };
-        let was = object.state.end(state::CACHED);
+        let live = object.state.free().then_some(state::LIVE);
+        let was = live.or_else(|| object.state.end(state::CACHED));
         if let Some(was) = was {
             if map.owner_at(offset, P::PAGE_SHIFT) == owner {
                 self.trace_free(addr, Some(d.name), d.layout.stride as usize, cache.is_some());

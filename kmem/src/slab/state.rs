@@ -119,6 +119,7 @@ impl State {
     }
 
     /// As [`free`](Self::free), for whatever is in use, and to any state; returns what it was.
+    #[cold]
     pub(super) fn end(self, to: u8) -> Option<u8> {
         // AcqRel: as in `free`.
         self.byte().fetch_update(AcqRel, Relaxed, |s| in_use(s).then_some(to)).ok()
