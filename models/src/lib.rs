@@ -11,6 +11,7 @@
 use kmem::{
     Config, Kmem, Platform, ZoneType,
     context::{Cpu, Section},
+    highmem::{LAST_PKMAP, SLOTS_PER_CPU},
     memblock::Memblock,
     platform::{IrqState, Level},
     types::Pfn,
@@ -20,7 +21,9 @@ use shuttle::rand::{Rng, thread_rng};
 use std::{
     alloc::{Layout as Table, alloc_zeroed, dealloc},
     cell::{Cell, RefCell},
+    collections::HashMap,
     fmt,
+    ops::Range,
     ptr::NonNull,
     sync::{
         Arc, Mutex, Weak,
@@ -46,6 +49,10 @@ pub struct Modelled {
     tables: Mutex<Vec<(usize, Table)>>,
     /// Contents of the frames.
     memory: usize,
+    /// Frames that the direct map shows.
+    low: u32,
+    /// The page-table entries of kmap's places, and what each CPU knows of them.
+    maps: Mutex<Maps>,
     kmem: Mutex<Weak<Kmem<Modelled>>>,
     timer: Mutex<Option<Arc<Timer>>>,
     relaxed: AtomicU64,
@@ -57,6 +64,16 @@ pub struct Modelled {
     /// Threads that came to be asleep.
     pub slept: AtomicU32,
 }
+
+/// Page-table entries by address, and translations that CPUs know: they forget them only when told to.
+#[derive(Default)]
+struct Maps {
+    entries: HashMap<usize, Pfn>,
+    known: [HashMap<usize, Pfn>; CPUS],
+}
+
+/// Where kmap's places are; nothing is there but for the model.
+const KMAP: usize = 1 << 40;
 
 shuttle::thread_local! {
     static HERE: RefCell<Option<(Arc<Kmem<Modelled>>, usize)>> = RefCell::new(None);
@@ -90,6 +107,8 @@ fn quietly<R>(f: impl FnOnce() -> R) -> R {
 /// Bytes of memory.
 const BYTES: usize = 72 << 20;
 
+const ONE_ZONE: [ZoneLimit; 1] = [ZoneLimit { zone: ZoneType::Normal, end: u64::MAX }];
+
 /// Zeros that are not touched before their use, and where in them the first frame begins.
 fn zeroed(bytes: usize) -> Option<(usize, Table, NonNull<u8>)> {
     let table = Table::from_size_align(bytes + 4096, 16).ok()?;
@@ -101,11 +120,24 @@ fn zeroed(bytes: usize) -> Option<(usize, Table, NonNull<u8>)> {
 
 /// A machine with so much memory that lists of single pages are on.
 pub fn machine() -> Arc<Kmem<Modelled>> {
+    machine_with(BYTES, 1)
+}
+
+/// As [`machine`], of which the last 8 MiB are high memory, with so many places for kmap.
+pub fn machine_with_high_memory(places: usize) -> Arc<Kmem<Modelled>> {
+    machine_with(BYTES - (8 << 20), places)
+}
+
+fn machine_with(low: usize, places: usize) -> Arc<Kmem<Modelled>> {
     // Nothing is checked before a thread is a CPU.
     let mut boot = Memblock::new();
     boot.add(0, BYTES as u64, 0).unwrap();
-    let limits = [ZoneLimit { zone: ZoneType::Normal, end: u64::MAX }];
-    let config = Config { layout: Layout::new(&limits).unwrap(), ..Config::default() };
+    let limits = [
+        ZoneLimit { zone: ZoneType::Normal, end: low as u64 },
+        ZoneLimit { zone: ZoneType::HighMem, end: u64::MAX },
+    ];
+    let layout = Layout::new(if low == BYTES { &ONE_ZONE } else { &limits }).unwrap();
+    let config = Config { layout, last_pkmap: places, debug_highmem: false, ..Config::default() };
     let (raw, table, memory) = zeroed(BYTES).unwrap();
     let platform = Modelled {
         cpus: [Cpu::new(0, 0), Cpu::new(1, 0), Cpu::new(2, 0)],
@@ -113,6 +145,8 @@ pub fn machine() -> Arc<Kmem<Modelled>> {
         taken: Default::default(),
         tables: Mutex::new(vec![(raw, table)]),
         memory: memory.as_ptr().expose_provenance(),
+        low: (low >> 12) as u32,
+        maps: Mutex::default(),
         kmem: Mutex::default(),
         timer: Mutex::default(),
         relaxed: AtomicU64::new(0),
@@ -209,6 +243,31 @@ impl Modelled {
         });
     }
 
+    /// The frame that the running CPU reaches at an address of kmap's: by what it knows, or by the page table, which it
+    /// knows from then on.
+    pub fn touch(&self, addr: usize) -> Option<Pfn> {
+        let cpu = self.here()?;
+        let mut maps = self.maps.lock().unwrap();
+        let entry = maps.entries.get(&addr).copied();
+        let known = maps.known[cpu].get(&addr).copied();
+        if let (None, Some(pfn)) = (known, entry) {
+            maps.known[cpu].insert(addr, pfn);
+        }
+        known.or(entry)
+    }
+
+    /// Sets an entry; the running CPU forgets what it knew.
+    fn set_entry(&self, addr: usize, pfn: Option<Pfn>) {
+        let mut maps = self.maps.lock().unwrap();
+        match pfn {
+            Some(pfn) => maps.entries.insert(addr, pfn),
+            None => maps.entries.remove(&addr),
+        };
+        if let Some(cpu) = self.here() {
+            maps.known[cpu].remove(&addr);
+        }
+    }
+
     fn here(&self) -> Option<usize> {
         HERE.try_with(|here| here.borrow().as_ref().map(|h| h.1)).ok().flatten()
     }
@@ -253,12 +312,12 @@ unsafe impl Platform for Modelled {
 
     fn direct_map(&self, pfn: Pfn) -> Option<NonNull<u8>> {
         let at = std::ptr::with_exposed_provenance_mut(self.memory + (pfn.index() << 12));
-        (pfn.index() < BYTES >> 12).then(|| NonNull::new(at))?
+        (pfn.0 < self.low).then(|| NonNull::new(at))?
     }
 
     fn direct_unmap(&self, addr: *const u8) -> Option<Pfn> {
         let frame = addr.addr().wrapping_sub(self.memory) >> 12;
-        (frame < BYTES >> 12).then_some(Pfn(frame as u32))
+        (frame < self.low as usize).then_some(Pfn(frame as u32))
     }
 
     fn zero_frames(&self, pfn: Pfn, count: u32) {
@@ -272,6 +331,27 @@ unsafe impl Platform for Modelled {
         let (raw, table, first) = zeroed(bytes)?;
         self.tables.lock().unwrap().push((raw, table));
         Some(first)
+    }
+
+    fn kmap_range(&self) -> Option<Range<usize>> {
+        let places = LAST_PKMAP + CPUS * SLOTS_PER_CPU;
+        (usize::try_from(self.low) != Ok(BYTES >> 12)).then(|| KMAP..KMAP + (places << 12))
+    }
+
+    unsafe fn kmap_set(&self, addr: usize, pfn: Pfn) {
+        self.set_entry(addr, Some(pfn));
+    }
+
+    unsafe fn kmap_clear(&self, addr: usize) {
+        self.set_entry(addr, None);
+    }
+
+    fn flush_tlb_kernel_range(&self, range: Range<usize>) {
+        // One CPU after the other forgets.
+        for cpu in 0..CPUS {
+            shuttle::thread::yield_now();
+            self.maps.lock().unwrap().known[cpu].retain(|addr, _| !range.contains(addr));
+        }
     }
 
     fn kick(&self, cpu: usize) {

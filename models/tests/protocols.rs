@@ -9,8 +9,8 @@ use kmem::{
     vmstat::VmEvent,
     zone::Watermarks,
 };
-use kmem_models::{CPUS, Modelled, machine, modelled, on_cpu};
-use shuttle::{check_random, thread};
+use kmem_models::{CPUS, Modelled, machine, machine_with_high_memory, modelled, on_cpu};
+use shuttle::{Config, Runner, scheduler::RandomScheduler, thread};
 use std::{
     ptr::NonNull,
     sync::{
@@ -25,6 +25,14 @@ const PATIENCE: u64 = 10_000;
 /// Schedules per model; `KMEM_MODEL_SCHEDULES` sets it.
 fn schedules(default: usize) -> usize {
     std::env::var("KMEM_MODEL_SCHEDULES").map_or(default, |s| s.parse().expect("a number"))
+}
+
+/// Runs a model in so many schedules, drawn at random. A machine is made on the model's stack, and is larger than
+/// shuttle's stacks usually are.
+fn check_random(model: impl Fn() + Send + Sync + 'static, schedules: usize) {
+    let mut config = Config::new();
+    config.stack_size = 1 << 18;
+    Runner::new(RandomScheduler::new(schedules), config).run(model);
 }
 
 /// Runs closures at once, each on a CPU of its own, with some timer interrupts each.
@@ -407,4 +415,64 @@ fn an_object_freed_twice_is_freed_once() {
         check_all_back(&kmem, tried.load(SeqCst) as usize - 1);
     };
     check_random(run, schedules(500));
+}
+
+/// Three map pages, more than there are places, while interrupts map theirs: everybody gets a place in the end, nobody
+/// reaches another's page through what a CPU remembers, and sleepers for one page share its place.
+#[test]
+fn whoever_sleeps_for_a_place_gets_one() {
+    let slept = Arc::new(AtomicUsize::new(0));
+    let total = Arc::clone(&slept);
+    let run = move || {
+        let kmem = machine_with_high_memory(1);
+        let pages = on_cpu(
+            &kmem,
+            0,
+            0,
+            || true,
+            |k| {
+                [0; 3].map(|_| {
+                    let page = k.alloc_page(Gfp::HIGHUSER).unwrap();
+                    k.page_to_pfn(page).unwrap()
+                })
+            },
+        );
+        let reach = |k: &Kmem<Modelled>, at: usize, pfn| {
+            assert_eq!(k.platform().touch(at), Some(pfn), "another page is there");
+        };
+        kmem.platform().set_timer(Arc::new(move |k, _cpu| {
+            let page = k.pfn_to_page(pages[2]).unwrap();
+            let at = k.kmap_atomic(page).unwrap();
+            reach(k, at.addr().get(), pages[2]);
+            // SAFETY: not used after.
+            unsafe { k.kunmap_atomic(at.as_ptr()).unwrap() };
+        }));
+        let map = |which: [usize; 2]| -> Work {
+            Box::new(move |k| {
+                for pfn in which.map(|n| pages[n]) {
+                    let page = k.pfn_to_page(pfn).unwrap();
+                    let at = k.kmap(page).unwrap().addr().get();
+                    reach(k, at, pfn);
+                    thread::yield_now();
+                    reach(k, at, pfn);
+                    // SAFETY: not used after.
+                    unsafe { k.kunmap(page).unwrap() };
+                }
+            })
+        };
+        at_once(&kmem, 2, [map([0, 1]), map([1, 0]), map([1, 1])]);
+        let audit = kmem.audit_highmem().unwrap();
+        assert_eq!((audit.mapped, audit.held, audit.sleepers, audit.local), (0, 0, 0, 0));
+        total.fetch_add(audit.slept as usize, SeqCst);
+        on_cpu(
+            &kmem,
+            0,
+            0,
+            || true,
+            |k| pages.iter().for_each(|n| k.__free_page(k.pfn_to_page(*n).unwrap()).unwrap()),
+        );
+        check_all_free(&kmem, 0);
+    };
+    check_random(run, schedules(300));
+    assert!(slept.load(SeqCst) > 0, "nobody slept");
 }

@@ -42,6 +42,12 @@ pub mod sync {
                 #[repr(transparent)]
                 pub struct $name $(<$g>)? (real::$name $(<$g>)?);
 
+                impl $(<$g>)? Default for $name $(<$g>)? {
+                    fn default() -> Self {
+                        Self(Default::default())
+                    }
+                }
+
                 impl $(<$g>)? $name $(<$g>)? {
                     /// As the real one.
                     pub const fn new(v: $value) -> Self {
@@ -122,13 +128,25 @@ pub mod sync {
             };
         }
 
+        macro_rules! integers {
+            ($($name:ident: $value:ty),* $(,)?) => {$(
+                atomic!($name, $value, [fetch_add fetch_sub fetch_or fetch_and fetch_max fetch_min]);
+            )*};
+        }
+
         atomic!(AtomicBool, bool, [fetch_or fetch_and]);
-        atomic!(AtomicU8, u8, [fetch_add fetch_sub fetch_or fetch_and fetch_max]);
-        atomic!(AtomicU16, u16, [fetch_add fetch_sub fetch_or fetch_and fetch_max]);
-        atomic!(AtomicU32, u32, [fetch_add fetch_sub fetch_or fetch_and fetch_max]);
-        atomic!(AtomicU64, u64, [fetch_add fetch_sub fetch_or fetch_and fetch_max]);
-        atomic!(AtomicI64, i64, [fetch_add fetch_sub fetch_or fetch_and fetch_max]);
-        atomic!(AtomicUsize, usize, [fetch_add fetch_sub fetch_or fetch_and fetch_max]);
         atomic!(AtomicPtr<T>, *mut T, []);
+        integers!(
+            AtomicU8: u8,
+            AtomicU16: u16,
+            AtomicU32: u32,
+            AtomicU64: u64,
+            AtomicUsize: usize,
+            AtomicI8: i8,
+            AtomicI16: i16,
+            AtomicI32: i32,
+            AtomicI64: i64,
+            AtomicIsize: isize,
+        );
     }
 }
