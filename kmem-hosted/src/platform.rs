@@ -10,7 +10,7 @@
 
 use crate::{
     hosted::{Hosted, Switch},
-    irq, slot, sys,
+    irq, report, slot, sys,
 };
 use core::{
     fmt,
@@ -147,7 +147,8 @@ unsafe impl Platform for Hosted {
         let mut told = false;
         let refused = || {
             if !told {
-                self.report(Level::Warning, format_args!("kmap: the host refuses to map a frame"));
+                // Not to the sink: a lock of the core's may be held.
+                report::print(Level::Warning, format_args!("kmap: the host maps no more"));
             }
             told = true;
         };

@@ -330,7 +330,7 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
             Some(task) => {
                 task.keep_maps(cpu.id(), stack.entries[..depth].iter().map(|e| e.load(Relaxed)));
             }
-            None => _ = self.pages.misuse(Misuse::LocalMapsLeft { cpu: cpu.id(), maps: depth }),
+            None => self.tell(Misuse::LocalMapsLeft { cpu: cpu.id(), maps: depth }),
         }
         self.empty(cpu, stack);
     }
@@ -346,7 +346,7 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         let (from, maps) = task.take_maps();
         let to = cpu.id();
         if from != to {
-            self.pages.misuse(Misuse::LocalMapsMoved { from, to });
+            self.tell(Misuse::LocalMapsMoved { from, to });
             return;
         }
         stack.set_depth(maps.len());
@@ -364,8 +364,14 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         if stack.depth() > 0 {
             let maps = stack.depth();
             self.empty(cpu, stack);
-            self.pages.misuse(Misuse::LocalMapsLeft { cpu: cpu.id(), maps });
+            self.tell(Misuse::LocalMapsLeft { cpu: cpu.id(), maps });
         }
+    }
+
+    /// Reports; the scheduler's calls do not unwind.
+    #[track_caller]
+    fn tell(&self, what: Misuse) {
+        self.pages.tell(what, format_args!(""));
     }
 
     fn here(&self) -> Option<(&'a Cpu, &'a Stack)> {

@@ -204,7 +204,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.map.pfn(page).map(Pfn)
     }
 
-    /// Where the page's frame is mapped; `None` for a high frame that is not mapped \[F3\].
+    /// Where the direct map shows the page's frame; `None` for a high frame \[F3\].
+    /// [`Kmem::page_address`](crate::Kmem::page_address) knows those that are mapped too.
     pub fn page_address(&self, page: &Page) -> Option<NonNull<u8>> {
         self.p.direct_map(self.page_to_pfn(page)?)
     }
@@ -571,12 +572,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[cold]
     #[track_caller]
     pub(crate) fn misuse_with(&self, what: Misuse, more: core::fmt::Arguments<'_>) -> Misuse {
-        let at = Location::caller();
-        let (subject, owner) = (what.subject(), self.owner_story(what.frame()));
-        self.misuse_as(
-            what,
-            format_args!("BUG: {subject}: {what}, at {}:{}{owner}{more}", at.file(), at.line()),
-        )
+        self.tell(what, more);
+        self.panic_if_asked(what)
     }
 
     /// As [`misuse`](Self::misuse), with a report of the caller's.
@@ -584,6 +581,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     pub(crate) fn misuse_as(&self, what: Misuse, text: core::fmt::Arguments<'_>) -> Misuse {
         self.count(VmEvent::Misuse, 1);
         self.p.report(Level::Bug, text);
+        self.panic_if_asked(what)
+    }
+
+    fn panic_if_asked(&self, what: Misuse) -> Misuse {
         if self.panic_on_misuse.load(Relaxed) {
             match self.p.this_cpu().filter(|cpu| cpu.path_raw() >= Path::FIRST_OWNER) {
                 Some(cpu) => _ = cpu.deferred.fetch_or(DEFER_PANIC, Relaxed),
@@ -591,6 +592,19 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             }
         }
         what
+    }
+
+    /// Reports a misuse where nothing may unwind.
+    #[cold]
+    #[track_caller]
+    pub(crate) fn tell(&self, what: Misuse, more: core::fmt::Arguments<'_>) {
+        let at = Location::caller();
+        self.count(VmEvent::Misuse, 1);
+        let (subject, owner) = (what.subject(), self.owner_story(what.frame()));
+        self.p.report(
+            Level::Bug,
+            format_args!("BUG: {subject}: {what}, at {}:{}{owner}{more}", at.file(), at.line()),
+        );
     }
 
     /// `min_free_kbytes` now.

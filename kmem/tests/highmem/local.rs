@@ -96,6 +96,8 @@ fn each_purpose_has_a_place_of_its_own() {
         let pages: Vec<_> = KmType::ALL.iter().map(|_| high(&rig)).collect();
         let mut at = Vec::new();
         for (purpose, page) in KmType::ALL.into_iter().zip(&pages) {
+            assert_eq!(KmType::ALL[purpose as usize], purpose);
+            assert_eq!(format!("{purpose:?}"), purpose.name());
             at.push(rig.kmap_atomic_type(page, purpose).unwrap());
             write(*at.last().unwrap(), purpose as u8);
         }
@@ -237,6 +239,12 @@ fn mappings_that_a_task_leaves_are_reported() {
     let at = rig.run(|_| rig.kmap_local_page(page).unwrap());
     assert!(rig.one_report(mark).contains("left behind"));
     assert!(!readable(at));
+    // Where a misuse panics too the task leaves its CPU.
+    rig.set_panic_on_misuse(true);
+    rig.run(|_| rig.kmap_local_page(page).unwrap());
+    rig.set_panic_on_misuse(false);
+    assert_eq!(rig.since(mark).len(), 2);
+    rig.run(|_| ());
     free(&rig, [page]);
 }
 
