@@ -38,18 +38,20 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         if self.state.base == self.state.local {
             return Err(AllocError::NoMemory);
         }
-        let mut mine = Batch::EMPTY;
+        let mut mine: Option<Batch> = None;
         loop {
             let mut ring = Ring::default();
             let mut table = self.lock();
-            mine.iter().for_each(|place| table.put_clean(place));
+            if let Some(mine) = mine.take() {
+                mine.iter().for_each(|place| table.put_clean(place));
+            }
             if let Some(place) = self.claim(&mut table, pfn, &mut ring) {
                 table.give_clean(&mut ring);
                 drop(table);
                 self.ring(&ring);
                 return Ok(pointer(self.permanent_at(place)));
             }
-            mine = match table.take_stale() {
+            let batch = match table.take_stale() {
                 Some(batch) => {
                     table.flushes += 1;
                     drop(table);
@@ -58,10 +60,11 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
                 None => match self.sleep(table, pfn) {
                     Outcome::Mapped(place) => return Ok(pointer(self.permanent_at(place))),
                     Outcome::Given { place, stale } => Batch::one(place, stale),
-                    Outcome::Waiting => Batch::EMPTY,
+                    Outcome::Waiting => continue,
                 },
             };
-            self.flush(&mine);
+            self.flush(&batch);
+            mine = Some(batch);
         }
     }
 

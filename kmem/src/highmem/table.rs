@@ -94,8 +94,11 @@ impl Batch {
 
     /// The places, ascending.
     pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = u16> + '_ {
-        (0..LAST_PKMAP as u16)
-            .filter(|place| self.bits[usize::from(*place) / 64] & 1 << (place % 64) != 0)
+        let firsts = (0..LAST_PKMAP as u16).step_by(64);
+        let words = self.bits.iter().zip(firsts).filter(|(word, _)| **word != 0);
+        words.flat_map(|(word, first)| {
+            (0..64).filter(move |bit| word & 1 << bit != 0).map(move |bit| first + bit)
+        })
     }
 }
 
@@ -130,7 +133,8 @@ pub(super) struct Ring(u32);
 
 impl Ring {
     pub(super) fn bells(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..BELLS).filter(|bell| self.0 & 1 << bell != 0)
+        let most = if self.0 == 0 { 0 } else { BELLS };
+        (0..most).filter(|bell| self.0 & 1 << bell != 0)
     }
 }
 

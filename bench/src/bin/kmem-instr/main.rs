@@ -8,6 +8,7 @@
 //! # Locking
 //! One thread.
 
+mod highmem;
 mod objects;
 mod percpu;
 mod stacks;
@@ -208,6 +209,8 @@ fn run(args: &Args, group: Group) -> Result<()> {
             stacks::run(&r, kmem)?;
             vmalloc::harness(&r)?;
             vmalloc::run(&r, kmem)?;
+            highmem::harness(&r)?;
+            highmem::run(&r, kmem)?;
             on_cpu(GIB, |m| {
                 hot(&r, kmem, &mut KmemFrames(m))?;
                 page_pairs(&r, kmem, &mut KmemPages(m))?;
