@@ -1,7 +1,10 @@
 //! The parsers of `/proc` texts: what they read, and which line they refuse.
 
 use kmem_trace::end::unusable_index;
-use kmem_trace::proc::{Buddyinfo, Iomem, PageSet, Pagetypeinfo, SlabCache, Slabinfo, Zoneinfo};
+use kmem_trace::proc::{
+    AreaKind, Buddyinfo, Iomem, PageSet, Pagetypeinfo, SlabCache, Slabinfo, VmArea, Vmallocinfo,
+    Zoneinfo,
+};
 use kmem_trace::{Meta, Place, Recording, gfp};
 
 const BUDDYINFO: &str =
@@ -241,5 +244,36 @@ fn slabinfo() {
     for (text, line) in cases {
         let place = Slabinfo::parse(&text, "slabinfo").unwrap_err().place;
         assert_eq!(place, Place::Line(line), "{text:?}");
+    }
+}
+
+#[test]
+fn vmallocinfo() {
+    let text = "\
+0x(____ptrval____)-0x(____ptrval____)   20480 kernel_clone+0xc2/0x430 pages=4 vmalloc N0=4
+0xffffc90000008000-0xffffc9000000a000    8192 hpet_enable+0x9e/0x500 phys=0x00000000fed00000 ioremap
+0x00000000554b6d44-0x000000002d6b20a3   12288 unpurged vm_area
+0x00000000554b6d44-0x000000002d6b20a3   16384 vm_map_ram
+";
+    let info = Vmallocinfo::parse(text, "vmallocinfo").unwrap();
+    let expected = [
+        (20480, 4, AreaKind::Vmalloc),
+        (8192, 0, AreaKind::Ioremap),
+        (12288, 0, AreaKind::Unpurged),
+        (16384, 0, AreaKind::Other),
+    ];
+    let expected = expected.map(|(bytes, pages, kind)| VmArea { bytes, pages, kind });
+    assert_eq!(info.areas, expected);
+    assert_eq!(info.in_use().count(), 3);
+    for (text, line) in [
+        ("", 1),
+        ("0x1-0x2\n", 1),
+        ("0x1-0x2 20480 vmalloc\n1-2 20480\n", 2),
+        ("0x1-0x2 many\n", 1),
+        ("0x1-0x2 8192 pages=x vmalloc\n", 1),
+        ("0x1-0x2 18446744073709551615 vmalloc\n", 1),
+    ] {
+        let error = Vmallocinfo::parse(text, "vmallocinfo").unwrap_err();
+        assert_eq!(error.place, Place::Line(line), "{text:?}");
     }
 }

@@ -12,7 +12,10 @@
 mod figures;
 mod plot;
 
-use super::result::{FreeState, INDEX_ORDERS, ReplayResult};
+use super::{
+    areas::Done,
+    result::{FreeState, INDEX_ORDERS, ReplayResult},
+};
 use anyhow::Context;
 use std::{fmt::Write as _, fs, io::Write as _, path::Path};
 
@@ -106,6 +109,7 @@ fn page(r: &ReplayResult) -> anyhow::Result<String> {
     latency(w, r)?;
     free_blocks(w, r)?;
     objects(w, r)?;
+    areas(w, r)?;
     figures::write(w, r)?;
     odd_events(w, r)?;
     notes(w, r)?;
@@ -383,6 +387,92 @@ fn objects(w: &mut String, r: &ReplayResult) -> anyhow::Result<()> {
             0 => String::new(),
             n => format!(", of which the recording shows {} to have been free", grouped(n)),
         }
+    )?;
+    Ok(())
+}
+
+fn areas(w: &mut String, r: &ReplayResult) -> anyhow::Result<()> {
+    let or = |n: Option<u64>| n.map_or("–".to_owned(), grouped);
+    let kib = |n: u64| n / 1024;
+    if let Some(v) = &r.vmalloc {
+        let linux = r.linux_vmalloc.as_ref();
+        writeln!(w, "<h2>vmalloc areas, kmem beside Linux</h2>")?;
+        done(w, &v.done, "areas")?;
+        writeln!(
+            w,
+            "<div class=\"wide\"><table><tr><th>vmalloc</th><th>areas, start</th><th>end</th>"
+        )?;
+        writeln!(w, "<th>KiB in use, start</th><th>peak</th><th>end</th><th>pages, start</th>")?;
+        writeln!(w, "<th>end</th><th>KiB not purged, end</th></tr>")?;
+        let (start, end) = (linux.map(|l| l.start), linux.and_then(|l| l.end));
+        let kmem = [
+            v.start.areas,
+            v.end.areas,
+            kib(v.start.bytes),
+            kib(v.peak.bytes),
+            kib(v.end.bytes),
+            v.start.pages,
+            v.end.pages,
+            kib(v.end.unpurged_bytes),
+        ];
+        let theirs = [
+            start.map(|s| s.areas),
+            end.map(|s| s.areas),
+            start.map(|s| kib(s.bytes)),
+            linux.map(|l| kib(l.peak_bytes)),
+            end.map(|s| kib(s.bytes)),
+            start.map(|s| s.pages),
+            end.map(|s| s.pages),
+            end.map(|s| kib(s.unpurged_bytes)),
+        ];
+        for (label, numbers) in [("kmem", kmem.map(Some)), ("Linux", theirs)] {
+            let cells = numbers.map(|n| format!("<td>{}</td>", or(n))).concat();
+            writeln!(w, "<tr><td>{label}</td>{cells}</tr>")?;
+        }
+        writeln!(w, "</table></div>")?;
+        writeln!(
+            w,
+            "<p class=\"soft\">Guards are included. Of kmem's {} MiB of addresses {} MiB are free at the end, {} MiB of \
+             them in one piece; Linux's text does not tell where its areas lie.</p>",
+            v.range_bytes >> 20,
+            v.free_bytes >> 20,
+            v.largest_free_bytes >> 20
+        )?;
+    }
+    let Some(p) = &r.percpu else { return Ok(()) };
+    writeln!(w, "<h2>Per-CPU memory</h2>")?;
+    done(w, &p.done, "pieces")?;
+    writeln!(w, "<div class=\"wide\"><table><tr><th>kmem</th><th>pieces</th>")?;
+    writeln!(w, "<th>bytes of each CPU asked for</th><th>taken</th><th>chunks</th></tr>")?;
+    for (label, at) in [("start", p.start), ("peak", p.peak), ("end", p.end)] {
+        let numbers = [at.live, at.bytes, at.taken_bytes, at.chunks];
+        let cells = numbers.map(|n| format!("<td>{}</td>", grouped(n))).concat();
+        writeln!(w, "<tr><td>{label}</td>{cells}</tr>")?;
+    }
+    writeln!(w, "</table></div>")?;
+    writeln!(
+        w,
+        "<p class=\"soft\">Linux counted {} bytes for all CPUs at the peak, its accounting included. Its chunks had {} KiB \
+         before the recording and {} KiB after, with its static variables.</p>",
+        grouped(p.linux_peak_bytes),
+        or(p.linux_start_kib),
+        or(p.linux_end_kib)
+    )?;
+    Ok(())
+}
+
+fn done(w: &mut String, d: &Done, what: &str) -> anyhow::Result<()> {
+    writeln!(
+        w,
+        "<p>{} on {what} ({} allocations, {} frees, {} failed), {} per second; {} of what was there before; {} that make \
+         no sense.</p>",
+        plural(d.events, "event"),
+        grouped(d.allocs),
+        grouped(d.frees),
+        grouped(d.failures),
+        grouped(d.ops_per_second.round() as u64),
+        plural(d.prior_frees, "free"),
+        plural(d.unmatched_frees, "free")
     )?;
     Ok(())
 }

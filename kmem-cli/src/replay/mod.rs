@@ -1,12 +1,13 @@
 //! `kmem replay`: every page event of a recording, on a machine of the recorded shape; then every event on
-//! objects.
+//! objects; then those on vmalloc areas and per-CPU memory.
 //!
 //! # Concepts
 //! A recording says what a kernel asked of its page allocator. [`machine`] builds a machine that starts
 //! where the recording started: the same zones and watermarks, the same free blocks. [`plan`] turns the
 //! recording into one list of operations per recorded CPU; [`strays`] takes out what the machine cannot have;
 //! [`engine`] runs each list on a thread of its own.
-//! [`objects`] replays the objects afterwards, on a machine of their own.
+//! [`objects`] replays the objects afterwards, on a machine of their own, and [`areas`] the vmalloc areas and per-CPU
+//! memory.
 //! [`result`] is what came of it; [`mod@print`] and [`html`] show it. [`record`] makes a recording of what kmem did.
 //!
 //! # What orders the events
@@ -15,6 +16,7 @@
 //! memory waits for the events that the recording has before it, since Linux had their frees; see
 //! [`engine`].
 
+mod areas;
 mod engine;
 mod html;
 mod machine;
@@ -72,7 +74,7 @@ pub struct Args {
     /// CPUs of the machines instead of the recorded number. Each recorded CPU keeps a thread of its own.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     cpus: Option<u16>,
-    /// Leave the objects of kmalloc and kmem_cache_alloc out.
+    /// Leave out all but pages: the objects of kmalloc and kmem_cache_alloc, vmalloc areas, per-CPU memory.
     #[arg(long)]
     pages_only: bool,
     /// Replay every page event on one thread, in the recorded order.
@@ -153,6 +155,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             .with_context(|| format!("{file}: cannot replay the objects"))?;
     }
     (result.slab, result.linux_slab) = (objects.slab, objects.linux);
+    if !args.pages_only {
+        let rows = result::sample_rows(&recording, &result);
+        let areas = areas::replay(&recording, cpus, &rows, args)
+            .with_context(|| format!("{file}: cannot replay areas and per-CPU memory"))?;
+        (result.vmalloc, result.linux_vmalloc, result.percpu) =
+            (areas.vmalloc, areas.linux, areas.percpu);
+    }
     if let (Some(path), Some(pages)) = (&args.record, pages) {
         record::write(path, pages, objects.taken, |cache| objects.constructors.contains(cache))?;
         eprintln!("recording: {}", path.display());

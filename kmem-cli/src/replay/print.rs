@@ -1,6 +1,7 @@
 //! The result as text.
 
 use super::{
+    areas::{Done, LinuxVmalloc, PercpuResult, VmallocResult},
     objects::{CacheUse, LinuxResult, SlabResult},
     result::{FreeState, INDEX_ORDERS, ReplayResult},
 };
@@ -110,7 +111,80 @@ pub fn text(r: &ReplayResult) -> String {
     if let Some(slab) = &r.slab {
         objects(w, slab, r.linux_slab.as_ref());
     }
+    if let Some(vmalloc) = &r.vmalloc {
+        areas(w, vmalloc, r.linux_vmalloc.as_ref());
+    }
+    if let Some(percpu) = &r.percpu {
+        per_cpu(w, percpu);
+    }
     out
+}
+
+fn done(w: &mut String, what: &str, d: &Done) {
+    let _ = writeln!(
+        w,
+        "\n{what:<15} {} events ({} allocations, {} frees), {:.0} per second ({:.3} s)",
+        d.events, d.allocs, d.frees, d.ops_per_second, d.seconds
+    );
+    let _ = writeln!(
+        w,
+        "  failures      {} ({} frees refused, {} skipped, {} unmatched, {} from before)",
+        d.failures, d.refused_frees, d.skipped, d.unmatched_frees, d.prior_frees
+    );
+    for odd in &d.odd_frees {
+        let _ = writeln!(w, "                row {}: {:#x}: {}", odd.row, odd.address, odd.why);
+    }
+}
+
+fn areas(w: &mut String, v: &VmallocResult, linux: Option<&LinuxVmalloc>) {
+    done(w, "vmalloc areas", &v.done);
+    let or = |n: Option<u64>| n.map_or("–".to_string(), |n| n.to_string());
+    let kib = |n: u64| n / 1024;
+    let start = linux.map(|l| l.start);
+    let end = linux.and_then(|l| l.end);
+    let _ = writeln!(w, "\nareas               kmem     Linux");
+    for (label, kmem, linux) in [
+        ("start", v.start.areas, start.map(|s| s.areas)),
+        ("end", v.end.areas, end.map(|s| s.areas)),
+        ("start, KiB", kib(v.start.bytes), start.map(|s| kib(s.bytes))),
+        ("peak, KiB", kib(v.peak.bytes), linux.map(|l| kib(l.peak_bytes))),
+        ("end, KiB", kib(v.end.bytes), end.map(|s| kib(s.bytes))),
+        ("pages, start", v.start.pages, start.map(|s| s.pages)),
+        ("pages, end", v.end.pages, end.map(|s| s.pages)),
+        ("unpurged, KiB", kib(v.end.unpurged_bytes), end.map(|s| kib(s.unpurged_bytes))),
+    ] {
+        let _ = writeln!(w, "  {label:<14} {kmem:>8} {:>9}", or(linux));
+    }
+    let _ = writeln!(
+        w,
+        "  kmem has {} MiB of addresses free at the end, {} MiB in one piece (fragmentation {:.4})",
+        v.free_bytes >> 20,
+        v.largest_free_bytes >> 20,
+        v.fragmentation
+    );
+}
+
+fn per_cpu(w: &mut String, p: &PercpuResult) {
+    done(w, "per-CPU memory", &p.done);
+    for (label, at) in [("start", p.start), ("peak", p.peak), ("end", p.end)] {
+        let _ = writeln!(
+            w,
+            "  {label:<13} {} pieces, {} bytes of each CPU asked for, {} taken; {} chunk{}",
+            at.live,
+            at.bytes,
+            at.taken_bytes,
+            at.chunks,
+            if at.chunks == 1 { "" } else { "s" }
+        );
+    }
+    let kib = |n: Option<u64>| n.map_or("–".to_string(), |n| n.to_string());
+    let _ = writeln!(
+        w,
+        "  Linux         {} bytes for all CPUs at the peak; {} KiB of chunks before, {} after",
+        p.linux_peak_bytes,
+        kib(p.linux_start_kib),
+        kib(p.linux_end_kib)
+    );
 }
 
 /// Caches that are listed.

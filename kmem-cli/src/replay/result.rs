@@ -8,6 +8,7 @@
 
 use super::{
     Args, Speed,
+    areas::{LinuxVmalloc, PercpuResult, VmallocResult},
     engine::{Run, Sample},
     machine::{Start, free_blocks},
     objects::{LinuxResult, SlabResult},
@@ -245,6 +246,12 @@ pub struct ReplayResult {
     pub slab: Option<SlabResult>,
     /// Linux's slab layer, if the recording has objects and `slabinfo`.
     pub linux_slab: Option<LinuxResult>,
+    /// vmalloc, if the recording has areas.
+    pub vmalloc: Option<VmallocResult>,
+    /// Linux's vmalloc, if the recording has areas and `vmallocinfo`.
+    pub linux_vmalloc: Option<LinuxVmalloc>,
+    /// Per-CPU memory, if the recording has any.
+    pub percpu: Option<PercpuResult>,
 }
 
 impl ReplayResult {
@@ -315,6 +322,9 @@ impl ReplayResult {
                 .collect(),
             slab: None,
             linux_slab: None,
+            vmalloc: None,
+            linux_vmalloc: None,
+            percpu: None,
         })
     }
 }
@@ -338,6 +348,19 @@ fn walk(recording: &Recording) -> (Vec<PhaseMark>, usize) {
     }
     mark(usize::MAX, seq);
     (marks, missing)
+}
+
+/// For each of the result's samples the row of the recording that it follows.
+pub fn sample_rows(recording: &Recording, r: &ReplayResult) -> Vec<usize> {
+    let mut waiting = r.samples.iter().map(|s| s.sample.seq).peekable();
+    let mut rows = Vec::with_capacity(r.samples.len());
+    for (seq, event) in recording.page_events().enumerate() {
+        while waiting.next_if(|sample| *sample <= seq as u64).is_some() {
+            rows.push(event.row);
+        }
+    }
+    rows.extend(waiting.map(|_| recording.rows.len()));
+    rows
 }
 
 fn zones(machine: &Machine) -> Vec<ZoneResult> {

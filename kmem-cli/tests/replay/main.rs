@@ -1,5 +1,6 @@
 //! `kmem replay`, run as its users run it.
 
+mod areas;
 mod damage;
 mod data;
 mod forms;

@@ -57,6 +57,24 @@ impl Maker {
         self.push(Kind::PageFree, ms, cpu, block, id);
     }
 
+    /// An event of another kind on CPU 0: at an address, of so many bytes and an alignment's log2. An allocation is given
+    /// an id, which is returned; a free ends the one it is given.
+    pub fn other(
+        &mut self,
+        kind: Kind,
+        address: u64,
+        (bytes, align): (u32, u8),
+        id: Option<u32>,
+    ) -> u32 {
+        let id = if kind.gives_id() { Some(self.ids) } else { id };
+        self.ids += u32::from(kind.gives_id());
+        self.push(kind, 2, 0, (address, 0), id);
+        let Some(row) = self.recording.rows.last_mut() else { unreachable!("just pushed") };
+        (row.bytes_requested, row.bytes_allocated, row.order) = (bytes, bytes, align);
+        row.gfp = 0xcc0;
+        id.unwrap_or(u32::MAX)
+    }
+
     /// A phase mark.
     pub fn phase(&mut self, ms: u64, number: u64) {
         self.push(Kind::Phase, ms, 0, (number, 0), None);

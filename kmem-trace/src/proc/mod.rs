@@ -1,5 +1,5 @@
-//! The kernel's own texts about its memory: `/proc/buddyinfo`, `pagetypeinfo`, `zoneinfo`, `slabinfo` and
-//! `iomem`.
+//! The kernel's own texts about its memory: `/proc/buddyinfo`, `pagetypeinfo`, `zoneinfo`, `slabinfo`,
+//! `vmallocinfo` and `iomem`.
 //!
 //! Each parser takes the whole text and the name it goes by in errors, checks every line, and names the first line
 //! it does not understand. Lines such a file may gain with a new kernel, a counter more in `zoneinfo` for instance,
@@ -10,12 +10,14 @@ mod buddyinfo;
 mod iomem;
 mod pagetypeinfo;
 mod slabinfo;
+mod vmallocinfo;
 mod zoneinfo;
 
 pub use buddyinfo::{Buddyinfo, ZoneBlocks};
 pub use iomem::{Iomem, Resource};
 pub use pagetypeinfo::{Pagetypeinfo, TypeBlocks, TypedFree};
 pub use slabinfo::{SlabCache, Slabinfo};
+pub use vmallocinfo::{AreaKind, VmArea, Vmallocinfo};
 pub use zoneinfo::{PageSet, Zone, Zoneinfo};
 
 use crate::error::TraceError;

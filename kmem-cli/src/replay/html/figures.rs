@@ -43,7 +43,8 @@ pub fn write(out: &mut String, r: &ReplayResult) -> anyhow::Result<()> {
     figures.free_frames(r)?;
     figures.crossings(r)?;
     figures.hits(r)?;
-    figures.lists(r)
+    figures.lists(r)?;
+    figures.areas(r)
 }
 
 impl Figures<'_> {
@@ -263,6 +264,40 @@ impl Figures<'_> {
                 style: Style::Lines,
                 series,
                 points: linux.into_iter().map(|(x, y)| (x, y, LINUX)).collect(),
+                levels: Vec::new(),
+                range: None,
+            },
+        )
+    }
+}
+
+impl Figures<'_> {
+    fn areas(&mut self, r: &ReplayResult) -> anyhow::Result<()> {
+        let Some(v) = &r.vmalloc else { return Ok(()) };
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let series = |name: &str, colour, values: &[u64]| Series {
+            name: name.into(),
+            colour,
+            values: values.iter().map(|bytes| mib(*bytes)).collect(),
+        };
+        let linux = r.linux_vmalloc.as_ref();
+        let ends = [(0.0, linux.map(|l| l.start)), (self.axis.events, linux.and_then(|l| l.end))];
+        let ends: Vec<_> = ends.into_iter().filter_map(|(x, state)| Some((x, state?))).collect();
+        let used = ends.iter().map(|(x, s)| (*x, mib(s.bytes), KMEM));
+        let taken = ends.iter().map(|(x, s)| (*x, mib(s.bytes + s.unpurged_bytes), ON_LISTS));
+        self.add(
+            "Addresses of vmalloc areas",
+            "What areas in use take of the vmalloc range, guards included, and what no other area can have, since it waits \
+             for a purge or for the next area of its size.",
+            true,
+            &Plot {
+                unit: "MiB of addresses",
+                style: Style::Lines,
+                series: vec![
+                    series("in use", KMEM, &v.samples_bytes),
+                    series("in use, not purged or pooled", ON_LISTS, &v.samples_taken),
+                ],
+                points: used.chain(taken).collect(),
                 levels: Vec::new(),
                 range: None,
             },

@@ -26,6 +26,7 @@ mod result;
 mod run;
 
 pub use result::{CacheUse, LinuxResult, SlabResult};
+pub use run::frames;
 
 use super::{Args, record::Taken};
 use kmem_trace::Recording;

@@ -94,7 +94,7 @@ const DEFAULT_FRAMES: u64 = 1 << 18;
 const LEAST_FRAMES: u64 = 1 << 14;
 
 /// Frames of the recorded machine.
-fn frames(recording: &Recording) -> anyhow::Result<u64> {
+pub fn frames(recording: &Recording) -> anyhow::Result<u64> {
     let Some((name, text)) =
         recording.meta.first_file(&["zoneinfo.traced_start", "start/zoneinfo"])
     else {
