@@ -11,13 +11,23 @@
 //! bytes below its stack pointer (the red zone), so no handler may start on the interrupted stack.
 //! Gates mask interrupts, hence no IST stack is ever entered twice by interrupts; NMI, double fault
 //! and machine check have a stack of their own, as have the other exceptions.
+//!
+//! The first stacks are part of the image. When kmem is up the CPU gets its interrupt stack, of one page, and threads'
+//! stacks for the rest, all of them with a guard page below \[K2\].
 
-use crate::{apic, exit, platform, println, stack::Stack};
+use crate::{
+    apic, exit,
+    platform::{self, BareMetal},
+    println,
+    stack::Stack,
+};
 use core::{
     arch::{asm, global_asm},
+    cell::UnsafeCell,
+    ptr,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
-use kmem::context::Section;
+use kmem::{AllocError, Kmem, context::Section};
 use spin::Once;
 use x86_64::{
     VirtAddr,
@@ -97,9 +107,22 @@ struct Gate {
 struct Gates([Gate; 256]);
 
 struct Tables {
-    tss: TaskStateSegment,
+    tss: UnsafeCell<TaskStateSegment>,
     gates: Gates,
 }
+
+// SAFETY: the processor reads the task state when an interrupt comes; it is written to with interrupts off, by the one
+// CPU.
+unsafe impl Sync for Tables {}
+
+/// The stacks from kmem.
+struct KernelStacks {
+    kmem: &'static Kmem<BareMetal>,
+    /// In the order of the IST: where each begins, and its bytes.
+    places: [(usize, usize); STACKS.len()],
+}
+
+static KERNEL_STACKS: Once<KernelStacks> = Once::new();
 
 static TABLES: Once<Tables> = Once::new();
 static GDT: Once<GlobalDescriptorTable> = Once::new();
@@ -130,12 +153,13 @@ pub fn init(hook: fn(Source)) {
             tss.interrupt_stack_table[slot] = VirtAddr::new(stack.top());
         }
         // The code segment is the GDT's first entry, at offset 8.
-        Tables { tss, gates: gates(8) }
+        Tables { tss: UnsafeCell::new(tss), gates: gates(8) }
     });
     let mut segments = GlobalDescriptorTable::new();
     let code = segments.append(Descriptor::kernel_code_segment());
     let data = segments.append(Descriptor::kernel_data_segment());
-    let task = segments.append(Descriptor::tss_segment(&tables.tss));
+    // SAFETY: it is a task state that lives for ever.
+    let task = segments.append(unsafe { Descriptor::tss_segment_unchecked(tables.tss.get()) });
     GDT.call_once(|| segments).load();
     let idt = DescriptorTablePointer {
         limit: (size_of::<Gates>() - 1) as u16,
@@ -151,9 +175,44 @@ pub fn init(hook: fn(Source)) {
     }
 }
 
-/// Deepest use of each interrupt stack in bytes, and its size.
-pub fn stack_use() -> impl Iterator<Item = (&'static str, usize, usize)> {
-    STACKS.iter().map(|(name, stack)| (*name, stack.high_water(), IST_BYTES))
+/// Frames of the stacks that are not for interrupts.
+const EXCEPTION_FRAMES: usize = 4;
+
+/// Lets interrupts and exceptions run on stacks of kmem's from now on. Called once, with interrupts off.
+pub fn use_kernel_stacks(kmem: &'static Kmem<BareMetal>) -> Result<(), AllocError> {
+    kmem.alloc_irq_stacks(1)?;
+    let irq = kmem.irq_stack(0).ok_or(AllocError::NoMemory)?;
+    let mut stacks = [(irq.start, irq.len()); STACKS.len()];
+    for stack in &mut stacks[1..] {
+        let low = kmem.alloc_thread_stack(EXCEPTION_FRAMES)?;
+        *stack = (low.addr().get(), EXCEPTION_FRAMES * kmem.page_size());
+    }
+    let Some(tables) = TABLES.get() else { return Ok(()) };
+    for (slot, (low, size)) in stacks.iter().enumerate() {
+        // SAFETY: the task state is there for ever, and nothing but an NMI reads it now, which finds the old or the new
+        // address, both good. The stacks are never given back.
+        unsafe {
+            let place = &raw mut (*tables.tss.get()).interrupt_stack_table[slot];
+            place.write(VirtAddr::new((low + size) as u64));
+        }
+    }
+    KERNEL_STACKS.call_once(|| KernelStacks { kmem, places: stacks });
+    Ok(())
+}
+
+/// Where each interrupt stack is from, what it is for, its deepest use in bytes, and its size.
+pub fn stack_use() -> impl Iterator<Item = (&'static str, &'static str, usize, usize)> {
+    let first = STACKS.iter().map(|(name, stack)| ("image", *name, stack.high_water(), IST_BYTES));
+    let kernel = KERNEL_STACKS.get().into_iter().flat_map(|of| {
+        STACKS.iter().zip(&of.places).map(|((name, _), (low, size))| {
+            let low = ptr::without_provenance(*low);
+            // The two words at the end are not for use.
+            let unused = of.kmem.stack_not_used(low).map_or(0, |unused| unused + 16);
+            let overrun = of.kmem.stack_end_corrupted(low).unwrap_or(true);
+            ("kmem", *name, if overrun { *size } else { size - unused }, *size)
+        })
+    });
+    first.chain(kernel)
 }
 
 /// Runs `f` with an interrupt after every instruction that leaves interrupts unmasked.
@@ -238,6 +297,10 @@ fn fatal(vector: u8, frame: &Frame) -> ! {
         frame.rsp,
         Cr2::read_raw(),
     );
+    let faulted = ptr::without_provenance(Cr2::read_raw() as usize);
+    if let Some(stack) = KERNEL_STACKS.get().and_then(|of| of.kmem.stack_of(faulted)) {
+        println!("  {stack}");
+    }
     println!("  {:?}, path {:?}", platform::CPU.context(), platform::CPU.path());
     for (name, value) in REGISTERS.iter().zip(frame.general) {
         println!("  {name}={value:#018x}");

@@ -81,6 +81,9 @@ extern "C" fn kmain(start_info: u64) -> ! {
         size_of::<kmem::page::Page>(),
     );
     kmem.cpu_online(0);
+    if let Err(error) = interrupts::use_kernel_stacks(kmem) {
+        fail(format_args!("stacks: {error}"));
+    }
     apic::arm(1);
     irq::enable();
     buddyinfo(kmem);
@@ -108,10 +111,10 @@ fn buddyinfo(kmem: &Kmem<BareMetal>) {
 
 /// Prints how deep each stack was used; whether none overflowed.
 fn stacks_intact() -> bool {
-    let boot = [("boot", BOOT_STACK.high_water(), BOOT_STACK_BYTES)];
+    let boot = [("image", "boot", BOOT_STACK.high_water(), BOOT_STACK_BYTES)];
     let mut intact = true;
-    for (name, used, size) in boot.into_iter().chain(interrupts::stack_use()) {
-        println!("stack {name}: {used} of {size} bytes used");
+    for (origin, name, used, size) in boot.into_iter().chain(interrupts::stack_use()) {
+        println!("stack {name} ({origin}): {used} of {size} bytes used");
         if used == size {
             println!("FAIL: stack {name} overflowed");
             intact = false;

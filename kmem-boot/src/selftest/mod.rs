@@ -13,6 +13,7 @@ mod misuse;
 mod orders;
 mod percpu;
 mod random;
+mod stacks;
 mod storm;
 mod vmalloc;
 
@@ -59,7 +60,7 @@ use {check, fail};
 
 type Test = (&'static str, fn(&mut Bench) -> Verdict);
 
-const TESTS: [Test; 10] = [
+const TESTS: [Test; 12] = [
     ("machine", machine::run),
     ("orders", orders::run),
     ("bulk", bulk::run),
@@ -67,6 +68,7 @@ const TESTS: [Test; 10] = [
     ("percpu", percpu::run),
     ("misuse", misuse::run),
     ("vmalloc", vmalloc::run),
+    ("stacks", stacks::run),
     ("exhaustion", exhaust::run),
     ("interrupt storm", storm::timer),
     ("storm under pressure", storm::pressure),
@@ -105,6 +107,7 @@ fn checked(bench: &mut Bench, name: &str, test: fn(&mut Bench) -> Verdict) -> Ve
 /// Frames free once nothing waits in per-CPU lists and magazines, and those that the slab layer and page tables
 /// keep.
 fn drained_free(kmem: &Kmem<BareMetal>) -> u64 {
+    kmem.drop_kept_stacks();
     kmem.vm_unmap_aliases();
     kmem.drop_slab();
     kmem.drain_all_pages();

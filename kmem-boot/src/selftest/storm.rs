@@ -300,7 +300,9 @@ fn finish(
     verdict?;
     kmem.drop_slab();
     let objects = kmem.audit_objects();
-    let gone = objects.is_ok_and(|o| (o.live, o.cached) == (0, 0));
+    // The CPU's stacks are areas, each with a descriptor.
+    let areas = kmem.audit_vmalloc().map_or(0, |areas| areas.live + areas.lazy + areas.pooled);
+    let gone = objects.is_ok_and(|o| (o.live, o.cached) == (areas, 0));
     check!(gone, "objects left: {objects:?}");
     let total: u64 = HITS.iter().map(|h| h.load(Relaxed)).sum();
     println!(

@@ -32,7 +32,7 @@ fn check(name: &str, expected: &Expected) {
     // Both begin with the same areas, and have the same in use at the peak.
     assert_eq!(number(&linux["start"]["areas"]), expected.linux_start[0]);
     assert_eq!(number(&linux["start"]["pages"]), expected.linux_start[1]);
-    for same in ["areas", "bytes"] {
+    for same in ["areas", "bytes", "pages"] {
         assert_eq!(v["start"][same], linux["start"][same], "{same}");
     }
     // Each frees areas from before; the text does not say how large they were, so Linux's sum is not reduced by them.

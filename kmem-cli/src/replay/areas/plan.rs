@@ -91,7 +91,8 @@ impl Plan {
         let usual_area = shapes(Kind::VmapAlloc);
         let usual_percpu = shapes(Kind::PerCpuAlloc);
         for area in linux.start.iter().flat_map(|start| start.in_use()) {
-            let frames = area.kind == AreaKind::Vmalloc;
+            // Some that count as vmalloc's have frames of others: those of per-CPU memory.
+            let frames = area.kind == AreaKind::Vmalloc && area.pages > 0;
             plan.things.push(Thing { of: Of::Area, bytes: area.bytes, align: 0, frames, gfp: 0 });
         }
         // Those that a free from before may end, the last made first.
