@@ -12,7 +12,7 @@
 //! Gates mask interrupts, hence no IST stack is ever entered twice by interrupts; NMI, double fault
 //! and machine check have a stack of their own, as have the other exceptions.
 //!
-//! The first stacks are part of the image. When kmem is up the CPU gets its interrupt stack, of one page, and threads'
+//! The first stacks are part of the image. When kmem is up the CPU gets its interrupt stack, and threads'
 //! stacks for the rest, all of them with a guard page below \[K2\].
 
 use crate::{
@@ -175,12 +175,14 @@ pub fn init(hook: fn(Source)) {
     }
 }
 
+/// Frames of the interrupt stack. The self-test's handlers, when they meet an empty machine, use one to its last bytes.
+const IRQ_FRAMES: usize = 2;
 /// Frames of the stacks that are not for interrupts.
 const EXCEPTION_FRAMES: usize = 4;
 
 /// Lets interrupts and exceptions run on stacks of kmem's from now on. Called once, with interrupts off.
 pub fn use_kernel_stacks(kmem: &'static Kmem<BareMetal>) -> Result<(), AllocError> {
-    kmem.alloc_irq_stacks(1)?;
+    kmem.alloc_irq_stacks(IRQ_FRAMES)?;
     let irq = kmem.irq_stack(0).ok_or(AllocError::NoMemory)?;
     let mut stacks = [(irq.start, irq.len()); STACKS.len()];
     for stack in &mut stacks[1..] {
@@ -274,6 +276,8 @@ fn hard_interrupt(source: Source) {
     cpu.leave(Section::Hardirq);
 }
 
+#[cold]
+#[inline(never)]
 fn fatal(vector: u8, frame: &Frame) -> ! {
     let name = match vector {
         0 => "divide error",

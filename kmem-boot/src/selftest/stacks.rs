@@ -1,5 +1,5 @@
 //! Kernel stacks: code runs on them, how deep is told, and nothing is mapped where they end. Interrupts run on the CPU's
-//! own, of one page.
+//! own.
 
 use super::{Bench, Verdict, check, fail};
 use crate::{apic, println, vmalloc};
