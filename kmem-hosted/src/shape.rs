@@ -308,9 +308,6 @@ impl Shape {
         if let Some(&node) = self.cpus.iter().find(|&&n| n >= MAX_NODES) {
             return Err(ShapeError::BadNode("CPU", node));
         }
-        if !self.vmalloc_bytes().is_multiple_of(PAGE_SIZE) {
-            return Err(ShapeError::Vmalloc(self.vmalloc_bytes()));
-        }
         for pair in self.zones.windows(2) {
             if pair[1].zone <= pair[0].zone || pair[1].end < pair[0].end {
                 return Err(ShapeError::ZoneOrder(pair[1].zone, pair[0].zone));
@@ -331,6 +328,9 @@ impl Shape {
             if bank.node >= MAX_NODES {
                 return Err(ShapeError::BadNode("bank", bank.node));
             }
+        }
+        if !self.vmalloc_bytes().is_multiple_of(PAGE_SIZE) {
+            return Err(ShapeError::Vmalloc(self.vmalloc_bytes()));
         }
         let mut order: Vec<usize> = (0..self.banks.len()).collect();
         order.sort_unstable_by_key(|&i| self.banks[i].base);

@@ -93,8 +93,9 @@ macro_rules! define_per_cpu {
         $vis static $name: $crate::percpu::PerCpuVar<$type> = {
             const fn shared<T: ::core::marker::Sync>() {}
             shared::<$type>();
+            let initial: $type = $initial;
             // SAFETY: the attribute above puts it there.
-            unsafe { $crate::percpu::PerCpuVar::new($initial) }
+            unsafe { $crate::percpu::PerCpuVar::new(initial) }
         };
     )*};
 }
