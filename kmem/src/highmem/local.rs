@@ -94,7 +94,7 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
     /// The stack of the CPU that the caller is pinned to.
     #[track_caller]
     fn stack_for(&self, cpu: Option<&Cpu>, pfn: Pfn) -> Result<(usize, &'a Stack), Misuse> {
-        let cpu = cpu.ok_or_else(|| self.pages.misuse(Misuse::NoCpu))?;
+        let Some(cpu) = cpu else { return Err(self.pages.misuse(Misuse::NoCpu)) };
         match self.stack(cpu) {
             Some(stack) => Ok((cpu.id(), stack)),
             None => Err(self.pages.misuse(Misuse::NoAddress { pfn })),

@@ -166,7 +166,10 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
     /// The frame of a page of this machine.
     #[track_caller]
     fn pfn_of(&self, page: &Page) -> Result<Pfn, Misuse> {
-        self.pages.page_to_pfn(page).ok_or_else(|| self.pages.misuse(Misuse::NotAPage))
+        match self.pages.page_to_pfn(page) {
+            Some(pfn) => Ok(pfn),
+            None => Err(self.pages.misuse(Misuse::NotAPage)),
+        }
     }
 
     /// Address of a permanent mapping's place.

@@ -107,9 +107,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let page = self.p.direct_unmap(addr).and_then(|pfn| self.pfn_to_page(pfn));
         match page.filter(|_| aligned) {
             Some(page) => Ok(page),
-            None => Err(self
-                .refuse_vmalloc(addr)
-                .unwrap_or_else(|| self.misuse(Misuse::BadAddress { addr: addr as usize }))),
+            // Not in a closure, which has no caller.
+            None => match self.refuse_vmalloc(addr) {
+                Some(misuse) => Err(misuse),
+                None => Err(self.misuse(Misuse::BadAddress { addr: addr as usize })),
+            },
         }
     }
 

@@ -184,7 +184,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Puts a freed page where its list has no place for it. The caller owns the lists.
     #[cold]
     #[inline(never)]
-    fn spill_freed(&self, cpu: &Cpu, pb: PbFlags, pfn: u32) {
+    pub(super) fn spill_freed(&self, cpu: &Cpu, pb: PbFlags, pfn: u32) {
         if let (Some(slot), Some(list)) = (pb.zone_slot(), ListId::small(0, pb.mt_index()))
             && let Some(pcp) = self.pcp_of(cpu.id(), slot)
         {

@@ -39,6 +39,7 @@ mod bringup;
 mod bulk;
 mod drain;
 mod fast;
+mod frames;
 mod free;
 mod general;
 mod highatomic;

@@ -326,9 +326,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return Ok(());
         }
         let Some(page) = self.large_at(at) else {
-            let vmalloc = self.pages.refuse_vmalloc(at);
-            return Err(vmalloc
-                .unwrap_or_else(|| self.pages.misuse(Misuse::NotAnObject { addr: at.addr() })));
+            // Not in a closure, which has no caller.
+            return Err(match self.pages.refuse_vmalloc(at) {
+                Some(misuse) => misuse,
+                None => self.pages.misuse(Misuse::NotAnObject { addr: at.addr() }),
+            });
         };
         // Of two that free it at once one takes the mark off.
         if !page.take_slab_mark() {

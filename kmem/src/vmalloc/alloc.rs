@@ -15,7 +15,6 @@ use super::{
 use crate::{
     error::AllocError,
     gfp::Gfp,
-    page::Page,
     page_alloc::Reclaim,
     page_state::SystemStat,
     platform::{Level, PageProt, Platform},
@@ -23,9 +22,6 @@ use crate::{
     types::Pfn,
 };
 use core::{panic::Location, ptr::NonNull, sync::atomic::AtomicU32};
-
-/// Frames asked for at once.
-pub(super) const BATCH: usize = 32;
 
 /// How long a request that may not fail sleeps before it tries again.
 const AGAIN_NS: u64 = 10_000_000;
@@ -281,15 +277,11 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
                 area.frames.push(1, |_| pfn);
                 continue;
             }
-            let mut batch: [Option<&Page>; BATCH] = [None; BATCH];
-            let batch = &mut batch[..left.min(BATCH)];
-            let got = self.objects.pages.alloc_pages_bulk(gfp, batch)?;
-            if got == 0 {
-                return Err(AllocError::NoMemory);
-            }
-            let map = self.objects.pages.map();
-            let pfn = |i: usize| batch[i].and_then(|page| map.pfn(page)).unwrap_or_default();
-            area.frames.push(got, |i| Pfn(pfn(i)));
+            area.frames.fill(left, |places| {
+                let mut filled = 0;
+                let done = self.objects.pages.alloc_frames_bulk(gfp, places, &mut filled);
+                (filled, done)
+            })?;
         }
         Ok(())
     }

@@ -176,6 +176,32 @@ impl Frames {
         self.filled.store(first + done as u32, Relaxed);
     }
 
+    /// Has `n` places at the most behind the frames that are there filled; `f` says how many it did.
+    #[inline(always)]
+    pub(super) fn fill<E>(
+        &self,
+        n: usize,
+        f: impl FnOnce(&[AtomicU32]) -> (usize, Result<(), E>),
+    ) -> Result<(), E> {
+        let first = self.len();
+        let places = self.piece(first);
+        let (done, result) = f(&places[..n.min(places.len())]);
+        self.filled.store(first + done as u32, Relaxed);
+        result
+    }
+
+    /// Calls `f` with all frames, the last ones first, by pieces.
+    #[inline(always)]
+    pub(super) fn pieces_from_the_end(&self, mut f: impl FnMut(&[AtomicU32])) {
+        let mut end = self.len();
+        while end > 0 {
+            let start = (end - 1) >> LEAF_BITS << LEAF_BITS;
+            let piece = self.piece(start);
+            f(&piece[..((end - start) as usize).min(piece.len())]);
+            end = start;
+        }
+    }
+
     /// The frames from number `i` on that lie in one piece.
     pub(super) fn from(&self, i: u32) -> impl Iterator<Item = Pfn> + '_ {
         let left = self.len().saturating_sub(i) as usize;
@@ -189,27 +215,36 @@ impl Frames {
     }
 
     /// Calls `f` for runs of frames with consecutive numbers, from place `from` on: with the first one's place and
-    /// frame, and how many they are. Stops at the first failure.
+    /// frame, and how many they are. A run ends with the piece that it lies in. Stops at the first failure.
+    #[inline(always)]
     pub(super) fn runs<E>(
         &self,
         from: u32,
         mut f: impl FnMut(u32, Pfn, u32) -> Result<(), E>,
     ) -> Result<(), E> {
-        let (mut at, mut begun, mut first, mut n) = (from, from, 0, 0);
-        while at < self.len() {
-            for pfn in self.from(at) {
-                // A run does not wrap: there is no frame with the number 0 behind the last.
-                if n > 0 && pfn.0 != u32::wrapping_add(first, n) {
-                    f(begun, Pfn(first), n)?;
-                    n = 0;
+        let (mut at, end) = (from, self.len());
+        while at < end {
+            let piece = self.piece(at);
+            let mut left = &piece[..piece.len().min((end - at) as usize)];
+            if left.is_empty() {
+                break;
+            }
+            while let Some((first, rest)) = left.split_first() {
+                let first = first.load(Relaxed);
+                let mut next = first.wrapping_add(1);
+                let mut n = 1;
+                for frame in rest {
+                    if frame.load(Relaxed) != next {
+                        break;
+                    }
+                    next = next.wrapping_add(1);
+                    n += 1;
                 }
-                if n == 0 {
-                    (begun, first) = (at, pfn.0);
-                }
-                n += 1;
-                at += 1;
+                f(at, Pfn(first), n)?;
+                at += n;
+                left = &left[n as usize..];
             }
         }
-        if n > 0 { f(begun, Pfn(first), n) } else { Ok(()) }
+        Ok(())
     }
 }

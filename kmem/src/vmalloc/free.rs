@@ -5,12 +5,9 @@
 
 use super::{
     At, VmFlags, Vmap,
-    alloc::BATCH,
     area::{Area, State},
 };
-use crate::{
-    error::Misuse, page::Page, page_alloc::Reclaim, page_state::SystemStat, platform::Platform,
-};
+use crate::{error::Misuse, page_alloc::Reclaim, page_state::SystemStat, platform::Platform};
 use core::panic::Location;
 
 /// The call that frees an area.
@@ -169,23 +166,12 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     /// Frees the frames that an area has of its own.
     #[track_caller]
     fn free_frames(&self, area: &Area) -> Result<(), Misuse> {
-        let pages = self.objects.pages;
-        let map = pages.map();
         let mut result = Ok(());
-        let mut end = area.frames.len();
         // From the end: what was freed last is given out first, and neighbours are mapped together.
-        while end > 0 {
-            let start = (end - 1) / BATCH as u32 * BATCH as u32;
-            let mut batch: [Option<&Page>; BATCH] = [None; BATCH];
-            let batch = &mut batch[..(end - start) as usize];
-            for (place, pfn) in batch.iter_mut().rev().zip(area.frames.from(start)) {
-                // They were allocated.
-                *place = Some(map.page_in_map(pfn.0));
-            }
+        area.frames.pieces_from_the_end(|frames| {
             // One that somebody else freed is reported there.
-            result = result.and(pages.free_pages_bulk(batch));
-            end = start;
-        }
+            result = result.and(self.objects.pages.free_frames_bulk(frames));
+        });
         result
     }
 

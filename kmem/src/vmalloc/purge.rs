@@ -35,6 +35,10 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     /// Flushes and frees all lazy areas; returns how many. Process context.
     #[cold]
     pub(super) fn purge(&self) -> u64 {
+        if self.state.lazy.load(Relaxed) == 0 {
+            // Nothing to flush, and nobody to wake.
+            return 0;
+        }
         // Before the lists are taken: who does not see this finds the areas on them.
         self.state.purging.fetch_add(1, AcqRel);
         let mut lists = [List::EMPTY; SHARDS];
