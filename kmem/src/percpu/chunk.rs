@@ -151,7 +151,7 @@ impl Room {
     }
 
     /// Takes `n` neighbours, the first a multiple of 2^`align`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn alloc(&self, n: u32, align: u32) -> Option<u32> {
         if n == 0 || n > self.largest.get() {
             return None;
@@ -209,8 +209,31 @@ impl Room {
     }
 
     /// Gives back what begins at a granule; returns its length.
-    #[inline]
+    #[inline(always)]
     pub(super) fn free(&self, start: u32) -> Result<u32, Bad> {
+        let (i, at) = (start as usize / 64, start % 64);
+        // Nearly always all of it, and what is before it, lies in one word.
+        if start < self.len && at != 0 {
+            let (taken, bounds) = (&self.taken.0[i], &self.bounds.0[i]);
+            let later = bounds.get() >> at >> 1;
+            if taken.get() >> at & bounds.get() >> at & 1 != 0 && later != 0 {
+                let n = later.trailing_zeros() + 1;
+                let left = taken.get() & !(u64::MAX >> (64 - n) << at);
+                // A boundary that a neighbour shares stays.
+                let before = u64::from(left >> (at - 1) & 1 == 0) << at;
+                let after = u64::from(left >> (at + n) & 1 == 0) << (at + n);
+                taken.set(left);
+                bounds.set(bounds.get() & !(before | after));
+                self.freed(start, n);
+                return Ok(n);
+            }
+        }
+        self.free_far(start)
+    }
+
+    /// As `free`, wherever it lies.
+    #[inline(never)]
+    fn free_far(&self, start: u32) -> Result<u32, Bad> {
         if start >= self.len || !self.taken.get(start) {
             return Err(Bad::Free);
         }
@@ -219,22 +242,27 @@ impl Room {
         }
         let end = self.bounds.next(start + 1, self.len, true);
         self.taken.set_range(start, end, false);
-        // A boundary that a neighbour shares stays.
         if start == 0 || !self.taken.get(start - 1) {
             self.bounds.set(start, false);
         }
         if end >= self.len || !self.taken.get(end) {
             self.bounds.set(end, false);
         }
-        self.free.set(self.free.get() + (end - start));
+        self.freed(start, end - start);
+        Ok(end - start)
+    }
+
+    /// Counts what was given back.
+    #[inline(always)]
+    fn freed(&self, start: u32, n: u32) {
+        self.free.set(self.free.get() + n);
         self.first.set(self.first.get().min(start));
         // A run cannot be longer than all that is free.
         if self.largest.get() < self.free.get() {
             let from = self.taken.after_last(start);
-            let to = self.taken.next(end, self.len, true);
+            let to = self.taken.next(start + n, self.len, true);
             self.largest.set(self.largest.get().max(to - from));
         }
-        Ok(end - start)
     }
 }
 

@@ -137,7 +137,8 @@ impl Lists {
     }
 
     /// Puts a chunk on the list of its class.
-    #[inline(always)]
+    #[cold]
+    #[inline(never)]
     fn sort(&mut self, at: ChunkRef) {
         if self.class(at) != self.chunk(at).class.get() {
             self.unlink(at);
@@ -146,7 +147,7 @@ impl Lists {
     }
 
     /// Takes `n` granules at a multiple of 2^`align`; returns where they are in CPU 0's unit.
-    #[inline]
+    #[inline(always)]
     pub(super) fn alloc(&mut self, n: u32, align: u32) -> Option<usize> {
         let mut classes = self.present >> Self::class_of(n) << Self::class_of(n);
         while classes != 0 {
@@ -158,7 +159,10 @@ impl Lists {
                 let chunk = self.chunk(this);
                 at = chunk.next.get();
                 let found = chunk.room.alloc(n, align).map(|g| chunk.base + g as usize * GRANULE);
-                self.sort(this);
+                // Its class is the same unless it was empty, or the search in vain has made it exact.
+                if found.is_none() || class == EMPTY {
+                    self.sort(this);
+                }
                 if found.is_some() {
                     self.free -= u64::from(n);
                     return found;
@@ -169,18 +173,24 @@ impl Lists {
     }
 
     /// Frees what begins at an offset in a chunk's units; returns its length in bytes.
+    #[inline(always)]
     pub(super) fn free(&mut self, at: ChunkRef, offset: usize) -> Result<usize, Bad> {
         if !offset.is_multiple_of(GRANULE) {
             return Err(Bad::Inside);
         }
         let chunk = self.chunk(at);
+        let before = chunk.room.largest();
         let n = chunk.room.free(u32::try_from(offset / GRANULE).map_err(|_| Bad::Free)?)?;
+        let elsewhere = chunk.room.largest() != before || chunk.room.is_empty();
         self.free += u64::from(n);
-        self.sort(at);
+        if elsewhere {
+            self.sort(at);
+        }
         Ok(n as usize * GRANULE)
     }
 
     /// Takes a chunk with nothing live out, if there is one and `reserve` granules are free without it.
+    #[inline(always)]
     pub(super) fn take_empty(&mut self, reserve: u64) -> Option<ChunkRef> {
         let at = self.heads[EMPTY]?;
         let left = self.free - u64::from(self.chunk(at).room.free_granules());

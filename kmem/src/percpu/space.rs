@@ -143,7 +143,8 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
             return Err(self.pages.refuse(gfp, 0, GfpError::BadSize));
         }
         let n = size.div_ceil(GRANULE) as u32;
-        let granules = align.div_ceil(GRANULE).ilog2();
+        // A power of two: its zeros are its logarithm.
+        let granules = (align / GRANULE).max(1).trailing_zeros();
         loop {
             let (found, left) = {
                 let mut lists = self.space.lists.lock(self.pages.platform());
