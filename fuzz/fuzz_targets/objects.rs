@@ -10,7 +10,7 @@
 
 #[path = "../../kmem/tests/objects/play.rs"]
 mod play;
-#[allow(dead_code, reason = "the tests use all of it")]
+#[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../../kmem/tests/objects/stage.rs"]
 mod stage;
 

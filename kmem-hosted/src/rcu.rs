@@ -14,10 +14,13 @@
 //! the reader sees what was done before he looked.
 
 use crate::{hosted::Hosted, slot};
-use core::sync::atomic::{
-    AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
-    fence,
+use core::{
+    ptr,
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
+        fence,
+    },
 };
 use kmem::context::Section;
 
@@ -83,13 +86,18 @@ impl Hosted {
     /// Runs `f` as a reader (`rcu_read_lock`, `rcu_read_unlock`): what was reachable when it began, and is freed with a
     /// grace period, stays as long. Nests. `f` cannot sleep. `None` for a thread that is not on the machine.
     pub fn rcu_read<R>(&self, f: impl FnOnce() -> R) -> Option<R> {
-        struct Done<'a>(&'a slot::Slot, bool);
+        struct Done<'a>(&'a Hosted, &'a slot::Slot, bool);
         impl Drop for Done<'_> {
             fn drop(&mut self) {
-                if self.1 {
-                    self.0.reader.clear();
+                // Who left the CPU inside was told so, and the section ended there.
+                let here = slot::slot_of(self.0.id()).is_some_and(|slot| ptr::eq(slot, self.1));
+                if !here || self.1.cpu.context().preempt_depth() == 0 {
+                    return;
                 }
-                self.0.cpu.leave(Section::Preempt);
+                if self.2 {
+                    self.1.reader.clear();
+                }
+                self.1.cpu.leave(Section::Preempt);
             }
         }
         let slot = slot::slot_of(self.id())?;
@@ -101,7 +109,7 @@ impl Hosted {
             // Pairs with the fences in `end` and `reached`.
             fence(SeqCst);
         }
-        let _done = Done(slot, outermost);
+        let _done = Done(self, slot, outermost);
         Some(f())
     }
 

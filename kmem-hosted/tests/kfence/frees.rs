@@ -1,6 +1,6 @@
 //! Frees that find something, or are refused.
 
-use super::{assert_has, free, rig, sample, sample_at, write};
+use super::{assert_has, free, read, rig, sample, sample_at, write};
 use kmem::{Gfp, Misuse, slab::SlabFlags};
 use std::{
     ptr::NonNull,
@@ -160,4 +160,34 @@ fn cpus_that_allocate_and_free_lose_nothing() {
     let stats = rig.kfence_stats().unwrap();
     assert!(stats.allocations > 100, "{stats:?}");
     assert_eq!((stats.live, stats.bugs), (0, 0));
+}
+
+#[test]
+fn a_sample_waits_for_its_readers() {
+    let rig = rig(3);
+    let m = rig.machine();
+    // Again and again, so that places come again with what the last one left in them.
+    for _ in 0..8 {
+        rig.run(|_| {
+            let at = sample(&rig, 64);
+            m.hosted()
+                .rcu_read(|| {
+                    // SAFETY: ours; readers look at its first bytes.
+                    unsafe { rig.kfree_rcu(at.as_ptr(), 48) }.unwrap();
+                    let mark = rig.mark();
+                    assert!(free(&rig, at).is_err(), "freed before its readers are done");
+                    // SAFETY: that it does no harm is what is tested.
+                    assert!(unsafe { rig.kfree_rcu(at.as_ptr(), 0) }.is_err());
+                    assert_eq!(rig.since(mark).len(), 2);
+                    read(at.as_ptr());
+                    assert_eq!(rig.since(mark).len(), 2, "a reader faulted");
+                })
+                .unwrap();
+            assert!(m.rcu_barrier());
+            let mark = rig.mark();
+            read(at.as_ptr());
+            assert!(rig.one_report(mark).contains("use-after-free"));
+        });
+    }
+    assert_eq!(rig.kfence_stats().unwrap().live, 0);
 }

@@ -14,17 +14,20 @@ fn warm(rig: &Rig, size: usize) {
     rig.set_kfence(1).unwrap();
 }
 
+/// Allocates and frees; says whether it was a sample.
+fn pair(rig: &Rig) -> bool {
+    let at = rig.kmalloc(64, Gfp::KERNEL).unwrap();
+    let hit = sampled(rig, at);
+    free(rig, at).unwrap();
+    hit
+}
+
 #[test]
 fn traffic_within_a_magazine_is_sampled_when_it_is_asked_for() {
     let rig = rig(7);
     rig.run(|_| {
         warm(&rig, 64);
-        let pair = || {
-            let at = rig.kmalloc(64, Gfp::KERNEL).unwrap();
-            let hit = sampled(&rig, at);
-            free(&rig, at).unwrap();
-            hit
-        };
+        let pair = || pair(&rig);
         // The fast path does not look.
         assert!((0..1000).all(|_| !pair()));
         for _ in 0..50 {
@@ -55,12 +58,7 @@ fn what_comes_before_the_allocation_does_not_use_the_sample_up() {
         rig.kfence_toggle();
         let at = rig.kmalloc(64, Gfp::KERNEL).unwrap();
         free(&rig, at).unwrap();
-        assert!((0..100).all(|_| {
-            let at = rig.kmalloc(64, Gfp::KERNEL).unwrap();
-            let hit = sampled(&rig, at);
-            free(&rig, at).unwrap();
-            !hit
-        }));
+        assert!((0..100).all(|_| !pair(&rig)));
     });
 }
 
@@ -69,12 +67,7 @@ fn a_cpu_that_was_asked_for_a_sample_takes_the_fast_paths_again_when_there_are_n
     let rig = rig(7);
     rig.run(|_| {
         warm(&rig, 64);
-        let pair = || {
-            let at = rig.kmalloc(64, Gfp::KERNEL).unwrap();
-            let hit = sampled(&rig, at);
-            free(&rig, at).unwrap();
-            hit
-        };
+        let pair = || pair(&rig);
         rig.kfence_toggle();
         rig.set_kfence(0).unwrap();
         assert!((0..3).all(|_| !pair()));

@@ -16,6 +16,7 @@
 //! // A kernel writes `#[global_allocator]` above this. Until `mem::init` every request is refused.
 //! static HEAP: mem::Kmalloc = mem::Kmalloc::new();
 //! # use std::alloc::{GlobalAlloc, Layout};
+//! # // SAFETY: the layout has a size.
 //! # assert!(unsafe { GlobalAlloc::alloc(&HEAP, Layout::new::<u64>()) }.is_null());
 //! ```
 //!

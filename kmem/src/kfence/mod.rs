@@ -25,6 +25,7 @@
 //!
 //! *States.* A slot's word holds its state, the cache's number, and where on its page the object lies. Of two
 //! CPUs that free an object one changes the word from ALLOCATED to FREEING; who comes later is refused.
+//! One that `kfree_rcu` was called for is DYING until its readers are done.
 //!
 //! # Locking
 //! The list of free slots has a lock, a leaf. All else are atomics: a fault may land anywhere, and its handler

@@ -2,7 +2,7 @@
 
 use super::{
     KfenceError,
-    slot::{ALLOCATED, FREED, FREEING, Info, NO_CPU, Slot, UNUSED},
+    slot::{ALLOCATED, DYING, FREED, FREEING, Info, NO_CPU, Slot, UNUSED},
 };
 use crate::{context::Cpu, error::Name, platform::Platform, sync::IrqLock, types::Pfn};
 use core::{
@@ -210,6 +210,15 @@ impl Pool {
         let i = self.slot_of(self.page_of(addr))?;
         let info = self.slots[i].info();
         (info.live() && self.address(i, info) == addr).then_some(info)
+    }
+
+    /// Makes the object that begins at an address wait for its readers, so that nobody frees it, or ends that; says
+    /// whether it did.
+    pub(crate) fn set_dying(&self, addr: usize, dying: bool) -> bool {
+        self.slot_at(addr).is_some_and(|(i, slot)| {
+            let info = slot.info();
+            self.address(i, info) == addr && slot.set_dying(info, dying)
+        })
     }
 
     /// Calls `f` with the address of each object in use and what is known of it.
@@ -448,7 +457,7 @@ impl Pool {
                 true => begin - addr,
                 false => addr - (begin + usize::from(info.size)) + 1,
             };
-            matches!(info.state, ALLOCATED | FREEING).then_some((far, i))
+            matches!(info.state, ALLOCATED | FREEING | DYING).then_some((far, i))
         };
         let left = page.checked_sub(1).and_then(used);
         let near = left.into_iter().chain(used(page + 1)).min();

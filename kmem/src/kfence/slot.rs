@@ -6,7 +6,7 @@ use core::{
     ptr,
     sync::atomic::{
         AtomicPtr, AtomicU8, AtomicU32, AtomicU64,
-        Ordering::{Acquire, Relaxed, Release, SeqCst},
+        Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
     },
 };
 
@@ -16,6 +16,8 @@ pub(super) const ALLOCATED: u8 = 1;
 /// Being freed by whoever made it so.
 pub(super) const FREEING: u8 = 2;
 pub(super) const FREED: u8 = 3;
+/// To be freed once its readers are done.
+pub(super) const DYING: u8 = 4;
 
 /// No CPU.
 pub(super) const NO_CPU: u32 = u32::MAX;
@@ -108,6 +110,14 @@ impl Slot {
         self.word
             .compare_exchange(info.word(), Info { state: FREEING, ..info }.word(), SeqCst, Relaxed)
             .is_ok()
+    }
+
+    /// Changes an allocated object into one that waits for its readers, or back; says whether it was that one.
+    pub(super) fn set_dying(&self, info: Info, dying: bool) -> bool {
+        let (from, to) = if dying { (ALLOCATED, DYING) } else { (DYING, ALLOCATED) };
+        let (from, to) = (Info { state: from, ..info }, Info { state: to, ..info });
+        // AcqRel, as an allocation's `set` and a look at it.
+        self.word.compare_exchange(from.word(), to.word(), AcqRel, Relaxed).is_ok()
     }
 
     /// Waits until nobody looks at an object that is being freed. Readers have interrupts masked.

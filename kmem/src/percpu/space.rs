@@ -77,11 +77,9 @@ impl Space {
         let chunk = table(size_of::<Chunk>())?.cast::<Chunk>();
         let _ = first.as_ptr().expose_provenance();
         for cpu in 0..cpus {
-            // SAFETY: the table has a unit of `wanted` bytes for each CPU, each longer than the section, which the
-            // linker put into the program; nobody else has the table.
-            unsafe {
-                first.add(cpu * wanted).copy_from_nonoverlapping(NonNull::from_ref(&*from), statics)
-            };
+            // SAFETY: the table has a unit of `wanted` bytes for each CPU, each longer than the section, which lies in
+            // the program from `from` on; nobody writes there, and nobody else has the table.
+            unsafe { first.as_ptr().add(cpu * wanted).copy_from_nonoverlapping(from, statics) };
         }
         let base = first.addr().get();
         let mut lists = Lists::new();

@@ -12,7 +12,8 @@
 //! Two lists of each kind: one *waits* for a grace period that is named, the other gathers until the first has gone.
 //! A grace period is asked for after a list was taken off, so that all that is on it was unreachable before.
 //! Slabs are linked through their first frames. Objects are linked through 16 bytes of themselves, which the caller
-//! names, as the kernel's `rcu_head` is; they are `DYING` meanwhile, so that another free is found out.
+//! names, as the kernel's `rcu_head` is; they are `DYING` meanwhile (samples of KFENCE's too; the first frame of a
+//! block of pages has another owner), so that another free is found out.
 //!
 //! # Locking
 //! One `IrqLock` for the lists, a leaf. The platform is asked, and everything freed, with nothing held.
@@ -47,11 +48,9 @@ pub const RCU_HEAD: usize = size_of::<Head>();
 struct Head {
     /// Where the next one's head is; 0 at the end.
     next: usize,
-    /// Where the object begins, so mixed that nothing holds it by chance.
+    /// Where the object begins.
     object: usize,
 }
-
-const MIX: usize = 0x5ca1_ab1e_0ddb_a115_u64 as usize;
 
 /// What waits, or is to.
 struct Batch {
@@ -160,7 +159,7 @@ impl<P: Platform, R: Reclaim> Objects<'_, P, R> {
             // SAFETY: a head that `free_later` wrote, in an object that nobody frees or writes to but this.
             let Head { next, object } =
                 unsafe { core::ptr::with_exposed_provenance::<Head>(at).read() };
-            self.free_now(core::ptr::with_exposed_provenance_mut(object ^ MIX));
+            self.free_now(core::ptr::with_exposed_provenance_mut(object));
             at = next;
         }
         frames
@@ -170,8 +169,10 @@ impl<P: Platform, R: Reclaim> Objects<'_, P, R> {
     fn free_now(&self, at: *mut u8) {
         match self.dying_at(at) {
             Some(state) => _ = state.exchange(state::DYING, state::LIVE),
-            // A block of pages, or a sample.
-            None => _ = self.change_owner(at, OWNER_RCU, 0),
+            None => match self.pool_at(at.addr()) {
+                Some(pool) => _ = pool.set_dying(at.addr(), false),
+                None => _ = self.change_owner(at, OWNER_RCU, 0),
+            },
         }
         // A misuse (somebody freed its pages) is reported by the callee.
         let _ = self.kfree(at);
@@ -201,28 +202,29 @@ impl<P: Platform, R: Reclaim> Objects<'_, P, R> {
             return Err(self.pages.misuse(Misuse::BadRcuHead { addr, head }));
         }
         let place = at.wrapping_add(head).cast::<Head>();
-        match self.live_at(at) {
-            Some((_, object)) => match object.state.end(state::DYING) {
-                Some(was) => self.forget_notes(addr, was),
-                // Its cache moves it, or another free came first.
-                None => return Err(self.pages.misuse(Misuse::FreedLater { addr })),
-            },
-            // A block of pages: its first frame says so meanwhile.
-            None if self.large_at(at).is_some() => match self.change_owner(at, 0, OWNER_RCU) {
-                true => {}
-                false => return Err(self.pages.misuse(Misuse::FreedLater { addr })),
-            },
-            // A sample. SAFETY: within the object, which by the contract of whoever calls this is live.
-            None if unsafe { place.read() }.object == addr ^ MIX => {
-                return Err(self.pages.misuse(Misuse::FreedLater { addr }));
+        let (was, began) = match (self.live_at(at), self.pool_at(addr)) {
+            (Some((_, object)), _) => {
+                let was = object.state.end(state::DYING);
+                (was, was.is_some())
             }
-            None => {}
+            (None, Some(pool)) => (None, pool.set_dying(addr, true)),
+            (None, None) => {
+                let large = self.large_at(at).is_some();
+                (None, large && self.change_owner(at, 0, OWNER_RCU))
+            }
+        };
+        if !began {
+            // Another free came first, or its cache moves it.
+            return Err(self.pages.misuse(Misuse::FreedLater { addr }));
+        }
+        if let Some(was) = was {
+            self.forget_notes(addr, was);
         }
         {
             let mut lists = self.slabs.rcu.0.lock(self.pages.platform());
             let next = lists.gathering.objects;
             // SAFETY: within the object, and by the caller's word nobody else's.
-            unsafe { place.write(Head { next, object: addr ^ MIX }) };
+            unsafe { place.write(Head { next, object: addr }) };
             lists.gathering.objects = place.expose_provenance();
         }
         self.advance_rcu();

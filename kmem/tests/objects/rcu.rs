@@ -311,3 +311,33 @@ fn readers_see_nothing_that_was_freed() {
     let end = machine.audit().unwrap();
     assert!(end.free + end.pcp <= start.free + start.pcp);
 }
+
+#[test]
+fn a_reader_that_leaves_its_cpu_does_no_harm() {
+    let rig = Rig::new(Shape::no_dma(64 << 20).cpus(1), Config::default());
+    let m = rig.machine();
+    let (inside, ran) = (AtomicBool::new(false), AtomicBool::new(false));
+    thread::scope(|s| {
+        s.spawn(|| {
+            while !inside.load(SeqCst) {
+                thread::yield_now();
+            }
+            m.run(|_| ran.store(true, SeqCst)).unwrap();
+        });
+        let mark = rig.mark();
+        rig.run(|process| {
+            m.hosted().rcu_read(|| {
+                inside.store(true, SeqCst);
+                while !ran.load(SeqCst) {
+                    m.hosted().cond_resched(process);
+                }
+            });
+            assert!(rig.one_report(mark).contains("scheduling while atomic"));
+            // The section is over, once.
+            let at = m.kmalloc(64, Gfp::KERNEL).unwrap();
+            // SAFETY: ours.
+            unsafe { m.kfree(at.as_ptr()) }.unwrap();
+            assert!(m.rcu_barrier());
+        });
+    });
+}
