@@ -39,94 +39,109 @@ pub trait Home: 'static {
     fn kmem() -> Option<&'static Kmem<Self::Platform>>;
 }
 
-/// kmalloc of the machine whose home is `H`.
-///
-/// ```
-/// # use kmem_hosted::{Hosted, Machine, Shape};
-/// # use std::sync::OnceLock;
-/// use kmem::{Kmem, alloc::{Home, KBox, KVec, Kmalloc, flags::*}};
-///
-/// static MACHINE: OnceLock<Machine> = OnceLock::new();
-/// struct Here;
-/// impl Home for Here {
-///     type Platform = Hosted;
-///     fn kmem() -> Option<&'static Kmem<Hosted>> {
-///         MACHINE.get().map(|machine| machine.kmem())
-///     }
-/// }
-///
-/// // Before the machine is up there is no memory.
-/// assert!(KBox::<_, Kmalloc<Here>>::new(1u64, GFP_KERNEL).is_err());
-/// MACHINE.get_or_init(|| Machine::new(Shape::x86_64(64 << 20)).unwrap());
-///
-/// let one = KBox::<_, Kmalloc<Here>>::new(1u64, GFP_KERNEL)?;
-/// assert_eq!(size_of_val(&one), size_of::<usize>());
-/// let mut primes = KVec::<_, Kmalloc<Here>>::with_capacity(2, GFP_KERNEL)?;
-/// primes.push(2u64, GFP_KERNEL)?;
-/// primes.extend_from_slice(&[3, 5], GFP_KERNEL)?;
-/// assert_eq!(primes[..], [2, 3, 5]);
-/// # Ok::<(), kmem::AllocError>(())
-/// ```
-pub struct Kmalloc<H>(PhantomData<fn() -> H>);
+/// An allocator without a size, of the machine whose home is its parameter; the expression makes of the machine what
+/// serves it.
+macro_rules! homed {
+    ($(#[$doc:meta])* $name:ident, |$kmem:ident| $serves:expr) => {
+        $(#[$doc])*
+        pub struct $name<H>(PhantomData<fn() -> H>);
 
-impl<H: Home> Kmalloc<H> {
-    /// The allocator.
-    pub const fn new() -> Self {
-        Kmalloc(PhantomData)
-    }
-}
-
-impl<H: Home> Default for Kmalloc<H> {
-    fn default() -> Self {
-        Kmalloc::new()
-    }
-}
-
-impl<H> Clone for Kmalloc<H> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<H> Copy for Kmalloc<H> {}
-
-impl<H> fmt::Debug for Kmalloc<H> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Kmalloc")
-    }
-}
-
-// SAFETY: as for the reference to the machine; where the home names another one, memory is refused, or a free
-// found out.
-unsafe impl<H: Home> Allocator for Kmalloc<H> {
-    #[inline]
-    #[track_caller]
-    fn alloc(self, layout: Layout, flags: Flags) -> Result<NonNull<[u8]>, AllocError> {
-        H::kmem().ok_or(AllocError::NoMemory)?.alloc(layout, flags)
-    }
-
-    #[inline]
-    #[track_caller]
-    unsafe fn realloc(
-        self,
-        at: NonNull<u8>,
-        layout: Layout,
-        old: Layout,
-        flags: Flags,
-    ) -> Result<NonNull<[u8]>, AllocError> {
-        let kmem = H::kmem().ok_or(AllocError::NoMemory)?;
-        // SAFETY: the caller's.
-        unsafe { kmem.realloc(at, layout, old, flags) }
-    }
-
-    #[inline]
-    #[track_caller]
-    unsafe fn free(self, at: NonNull<u8>, layout: Layout) {
-        if let Some(kmem) = H::kmem() {
-            // SAFETY: the caller's.
-            unsafe { kmem.free(at, layout) };
+        impl<H: Home> $name<H> {
+            /// The allocator.
+            pub const fn new() -> Self {
+                $name(PhantomData)
+            }
         }
-    }
+
+        impl<H: Home> Default for $name<H> {
+            fn default() -> Self {
+                $name::new()
+            }
+        }
+
+        impl<H> Clone for $name<H> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+
+        impl<H> Copy for $name<H> {}
+
+        impl<H> fmt::Debug for $name<H> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($name))
+            }
+        }
+
+        // SAFETY: as for what serves it; where the home names another machine, memory is refused, or a free found out.
+        unsafe impl<H: Home> Allocator for $name<H> {
+            #[inline]
+            #[track_caller]
+            fn alloc(self, layout: Layout, flags: Flags) -> Result<NonNull<[u8]>, AllocError> {
+                let $kmem = H::kmem().ok_or(AllocError::NoMemory)?;
+                $serves.alloc(layout, flags)
+            }
+
+            #[inline]
+            #[track_caller]
+            unsafe fn realloc(
+                self,
+                at: NonNull<u8>,
+                layout: Layout,
+                old: Layout,
+                flags: Flags,
+            ) -> Result<NonNull<[u8]>, AllocError> {
+                let $kmem = H::kmem().ok_or(AllocError::NoMemory)?;
+                let serves = $serves;
+                // SAFETY: the caller's.
+                unsafe { serves.realloc(at, layout, old, flags) }
+            }
+
+            #[inline]
+            #[track_caller]
+            unsafe fn free(self, at: NonNull<u8>, layout: Layout) {
+                if let Some($kmem) = H::kmem() {
+                    let serves = $serves;
+                    // SAFETY: the caller's.
+                    unsafe { serves.free(at, layout) };
+                }
+            }
+        }
+    };
+}
+
+pub(super) use homed;
+
+homed! {
+    /// kmalloc of the machine whose home is `H`.
+    ///
+    /// ```
+    /// # use kmem_hosted::{Hosted, Machine, Shape};
+    /// # use std::sync::OnceLock;
+    /// use kmem::{Kmem, alloc::{Home, KBox, KVec, Kmalloc, flags::*}};
+    ///
+    /// static MACHINE: OnceLock<Machine> = OnceLock::new();
+    /// struct Here;
+    /// impl Home for Here {
+    ///     type Platform = Hosted;
+    ///     fn kmem() -> Option<&'static Kmem<Hosted>> {
+    ///         MACHINE.get().map(|machine| machine.kmem())
+    ///     }
+    /// }
+    ///
+    /// // Before the machine is up there is no memory.
+    /// assert!(KBox::<_, Kmalloc<Here>>::new(1u64, GFP_KERNEL).is_err());
+    /// MACHINE.get_or_init(|| Machine::new(Shape::x86_64(64 << 20)).unwrap());
+    ///
+    /// let one = KBox::<_, Kmalloc<Here>>::new(1u64, GFP_KERNEL)?;
+    /// assert_eq!(size_of_val(&one), size_of::<usize>());
+    /// let mut primes = KVec::<_, Kmalloc<Here>>::with_capacity(2, GFP_KERNEL)?;
+    /// primes.push(2u64, GFP_KERNEL)?;
+    /// primes.extend_from_slice(&[3, 5], GFP_KERNEL)?;
+    /// assert_eq!(primes[..], [2, 3, 5]);
+    /// # Ok::<(), kmem::AllocError>(())
+    /// ```
+    Kmalloc, |kmem| kmem
 }
 
 const EMPTY: u8 = 0;

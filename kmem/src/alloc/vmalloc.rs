@@ -10,7 +10,7 @@
 //! # Locking
 //! None of its own.
 
-use super::{Allocator, Flags, Home, KBox, KVec};
+use super::{Allocator, Flags, Home, KBox, KVec, home::homed};
 use crate::{error::AllocError, kmem::Kmem, platform::Platform, vmalloc::Wanted};
 use core::{alloc::Layout, fmt, marker::PhantomData, ptr::NonNull};
 
@@ -87,34 +87,9 @@ unsafe fn given_back<P: Platform>(kmem: &Kmem<P>, at: NonNull<u8>, layout: Layou
 
 macro_rules! allocators {
     ($contiguous:literal, $what:literal, $here:ident, $on:ident) => {
-        #[doc = concat!($what, " of the machine whose home is `H`; in `global!`, of the one machine.")]
-        pub struct $here<H>(PhantomData<fn() -> H>);
-
-        impl<H: Home> $here<H> {
-            /// The allocator.
-            pub const fn new() -> Self {
-                $here(PhantomData)
-            }
-        }
-
-        impl<H: Home> Default for $here<H> {
-            fn default() -> Self {
-                $here::new()
-            }
-        }
-
-        impl<H> Clone for $here<H> {
-            fn clone(&self) -> Self {
-                *self
-            }
-        }
-
-        impl<H> Copy for $here<H> {}
-
-        impl<H> fmt::Debug for $here<H> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(stringify!($here))
-            }
+        homed! {
+            #[doc = concat!($what, " of the machine whose home is `H`; in `global!`, of the one machine.")]
+            $here, |kmem| $on(kmem)
         }
 
         #[doc = concat!($what, " of a machine that is at hand.")]
@@ -160,35 +135,6 @@ macro_rules! allocators {
             unsafe fn free(self, at: NonNull<u8>, layout: Layout) {
                 // SAFETY: the caller's.
                 unsafe { given_back(self.0, at, layout) };
-            }
-        }
-
-        // SAFETY: as above; where the home names another machine, memory is refused, or a free found out.
-        unsafe impl<H: Home> Allocator for $here<H> {
-            #[track_caller]
-            fn alloc(self, layout: Layout, flags: Flags) -> Result<NonNull<[u8]>, AllocError> {
-                $on(H::kmem().ok_or(AllocError::NoMemory)?).alloc(layout, flags)
-            }
-
-            #[track_caller]
-            unsafe fn realloc(
-                self,
-                at: NonNull<u8>,
-                layout: Layout,
-                old: Layout,
-                flags: Flags,
-            ) -> Result<NonNull<[u8]>, AllocError> {
-                let kmem = H::kmem().ok_or(AllocError::NoMemory)?;
-                // SAFETY: the caller's.
-                unsafe { $on(kmem).realloc(at, layout, old, flags) }
-            }
-
-            #[track_caller]
-            unsafe fn free(self, at: NonNull<u8>, layout: Layout) {
-                if let Some(kmem) = H::kmem() {
-                    // SAFETY: the caller's.
-                    unsafe { $on(kmem).free(at, layout) };
-                }
             }
         }
     };
