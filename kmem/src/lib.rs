@@ -11,8 +11,8 @@
 //!   page                           what is known of one frame
 //!   buddy  memmap                  free blocks; the map of all frames
 //!   zone                           zones, watermarks, zonelists
-//!   page_alloc                     per-CPU lists, fast path, slow path
 //!   kfence                         a pool of pages with guards between them
+//!   page_alloc                     per-CPU lists, fast path, slow path
 //!   slab                           caches, magazines, kmalloc, and what looks for mistakes with objects
 //!   vmalloc                        areas of virtually contiguous memory
 //!   percpu                         an instance for each CPU
