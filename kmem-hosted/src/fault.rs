@@ -112,6 +112,9 @@ fn handled(entry: &Entry, addr: usize, context: *const c_void) -> bool {
 fn forward(signo: c_int, sent: bool, info: *const libc::siginfo_t, context: *const c_void) {
     let Some(before) = BEFORE.get() else { return };
     let handler = before.sa_sigaction;
+    if sent && handler == libc::SIG_IGN {
+        return;
+    }
     if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
         // The access is made again, and this time ends the process; so does a signal that was sent, sent again.
         sys::set_default(signo);

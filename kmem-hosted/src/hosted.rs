@@ -195,7 +195,8 @@ impl Hosted {
         if tid > protocol::TID_MAX {
             return Err(AttachError::ThreadId(tid));
         }
-        let _attached = Attached::new(&self.inner, cpu, task)?;
+        let own = Task::new();
+        let _attached = Attached::new(&self.inner, cpu, task.unwrap_or(&own))?;
         // SAFETY: the thread was on no machine and is on this one now, in process context. Other
         // `Process`es on it can come from this function only, which refuses a thread that is on a
         // machine, or from `run_nested`, which borrows this one.
@@ -219,7 +220,8 @@ impl Hosted {
         if slot::slot_of(self.id()).is_some() {
             return Err(AttachError::AlreadyAttached);
         }
-        let _attached = Attached::new(&self.inner, cpu, task)?;
+        let own = Task::new();
+        let _attached = Attached::new(&self.inner, cpu, task.unwrap_or(&own))?;
         // SAFETY: the thread is on this machine's CPU now, in process context, and so it was before:
         // the caller had a `Process`, which is borrowed for as long as this one lives.
         Ok(f(&mut unsafe { Process::new() }))
@@ -357,17 +359,13 @@ struct Attached<'a> {
 }
 
 impl<'a> Attached<'a> {
-    fn new(
-        inner: &'a Inner,
-        bound: Option<usize>,
-        task: Option<&Task>,
-    ) -> Result<Self, AttachError> {
+    fn new(inner: &'a Inner, bound: Option<usize>, task: &Task) -> Result<Self, AttachError> {
         let cpu = inner
             .queue
             .acquire(bound, LAST.get())
             .map_err(|_| AttachError::NotOnline(bound.unwrap_or(0)))?;
         let outer_bound = BOUND.replace(bound);
-        inner.enter(cpu, task.map_or(ptr::null(), ptr::from_ref));
+        inner.enter(cpu, task);
         Ok(Attached { inner, outer_bound })
     }
 }

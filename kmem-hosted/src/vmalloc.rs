@@ -25,7 +25,7 @@ use rustix::{
 use std::{
     ops::Range,
     ptr::NonNull,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, TryLockError},
 };
 
 /// Addresses for vmalloc.
@@ -114,14 +114,23 @@ impl VmallocRange {
         if replace() {
             return;
         }
-        let mut spare = self.headroom.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(spare.take());
+        // Never waited for: an interrupt may have landed in who has it.
+        let mut spare = match self.headroom.try_lock() {
+            Ok(spare) => Some(spare),
+            Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        if let Some(spare) = &mut spare {
+            drop(spare.take());
+        }
         // SAFETY: as above.
         let lock = || unsafe { mm::mprotect(at, range.len(), MprotectFlags::empty()).is_ok() };
         while !replace() && !lock() {
             // The host has no memory for its own tables at the moment.
             rustix::thread::sched_yield();
         }
-        *spare = headroom().ok();
+        if let Some(mut spare) = spare {
+            *spare = headroom().ok();
+        }
     }
 }

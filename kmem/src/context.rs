@@ -44,6 +44,8 @@ const SOFTIRQ_UNIT: u32 = 1 << 8;
 const HARDIRQ_UNIT: u32 = 1 << 16;
 const NMI_UNIT: u32 = 1 << 20;
 const PREEMPT_MASK: u32 = 0xff;
+/// How deep preemption can be turned off.
+pub const MAX_PREEMPT_DEPTH: u32 = PREEMPT_MASK;
 const SOFTIRQ_MASK: u32 = 0xff << 8;
 const HARDIRQ_MASK: u32 = 0xf << 16;
 const NMI_MASK: u32 = 0xf << 20;
@@ -232,6 +234,8 @@ pub(crate) const DEFER_OBJECTS: u32 = 2;
 pub(crate) const DEFER_OBJECTS_BUSY: u32 = 4;
 /// The CPU is to forget its machine until it allocates an object (see `kfence`).
 pub(crate) const DEFER_SAMPLE: u32 = 16;
+/// It is to note its machine again, whatever came before.
+pub(crate) const DEFER_RECALL: u32 = 32;
 /// A misuse is to panic once the CPU's lists are let go. Set by the CPU itself.
 pub(crate) const DEFER_PANIC: u32 = 8;
 
@@ -408,7 +412,7 @@ impl Cpu {
     }
 
     /// Whether the CPU has forgotten whose it is and is to stay so.
-    pub(crate) fn forgetful(&self) -> bool {
+    fn forgetful(&self) -> bool {
         self.word() as u32 == FORGOTTEN as u32
     }
 

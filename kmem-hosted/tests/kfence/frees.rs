@@ -177,7 +177,9 @@ fn a_sample_waits_for_its_readers() {
                     let mark = rig.mark();
                     assert!(free(&rig, at).is_err(), "freed before its readers are done");
                     // SAFETY: that it does no harm is what is tested.
-                    assert!(unsafe { rig.kfree_rcu(at.as_ptr(), 0) }.is_err());
+                    let again = unsafe { rig.kfree_rcu(at.as_ptr(), 0) };
+                    assert_eq!(again, Err(Misuse::FreedLater { addr: at.addr().get() }));
+                    assert_eq!(rig.kfence_stats().unwrap().live, 1);
                     assert_eq!(rig.since(mark).len(), 2);
                     read(at.as_ptr());
                     assert_eq!(rig.since(mark).len(), 2, "a reader faulted");

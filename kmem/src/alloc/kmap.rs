@@ -44,7 +44,8 @@ impl<'a, P: Platform> MappedPage<'a, P> {
     /// Copies `from` to the page, from byte `offset` on.
     ///
     /// # Safety
-    /// What is in the page is the caller's to change, and nobody else uses those bytes meanwhile.
+    /// What is in the page is the caller's to change, and nobody else uses those bytes meanwhile. Who slept since it was
+    /// mapped is a [`Task`](crate::context::Task), whose mappings come back with it.
     ///
     /// # Errors
     /// [`Misuse::OutsidePage`], reported as well, and nothing copied.
@@ -59,7 +60,8 @@ impl<'a, P: Platform> MappedPage<'a, P> {
     /// Copies bytes of the page to `to`, from byte `offset` on.
     ///
     /// # Safety
-    /// What is in the page is the caller's to read, and nobody changes those bytes meanwhile.
+    /// What is in the page is the caller's to read, and nobody changes those bytes meanwhile; as for
+    /// [`copy_from`](Self::copy_from), who slept is a task.
     ///
     /// # Errors
     /// As [`copy_from`](Self::copy_from).

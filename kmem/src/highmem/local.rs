@@ -2,7 +2,7 @@
 
 use super::{Maps, Where, kmtype::KmType, pointer};
 use crate::{
-    context::{Cpu, KM_MAX_IDX, Section},
+    context::{Cpu, KM_MAX_IDX, MAX_PREEMPT_DEPTH, Section},
     error::Misuse,
     page::Page,
     page_alloc::Reclaim,
@@ -201,12 +201,17 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         self.p().direct_unmap(core::ptr::without_provenance(addr)).is_some()
     }
 
-    /// Turns preemption off.
+    /// Turns preemption off, if that can be counted once more.
     #[inline(always)]
-    fn begin(&self) -> Option<&'a Cpu> {
-        let cpu = self.p().get_cpu()?;
+    #[track_caller]
+    fn begin(&self) -> Result<Option<&'a Cpu>, Misuse> {
+        let Some(cpu) = self.p().get_cpu() else { return Ok(None) };
+        if cpu.context().preempt_depth() == MAX_PREEMPT_DEPTH {
+            self.p().put_cpu(cpu);
+            return Err(self.pages.misuse(Misuse::LocalDepth { cpu: cpu.id() }));
+        }
         cpu.enter(Section::Preempt);
-        Some(cpu)
+        Ok(Some(cpu))
     }
 
     /// Turns preemption on again.
@@ -235,7 +240,7 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
     #[track_caller]
     pub(crate) fn kmap_atomic(&self, page: &Page) -> Result<NonNull<u8>, Misuse> {
         let (pfn, low) = self.look(page)?;
-        let cpu = self.begin();
+        let cpu = self.begin()?;
         match low {
             Some(at) => Ok(at),
             None => self.push(cpu, pfn, Kind::Atomic).inspect_err(|_| self.end(cpu)),
@@ -262,7 +267,7 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         purpose: KmType,
     ) -> Result<NonNull<u8>, Misuse> {
         let (pfn, low) = self.look(page)?;
-        let cpu = self.begin();
+        let cpu = self.begin()?;
         match low {
             Some(at) => Ok(at),
             None => self.set_typed(cpu, pfn, purpose).inspect_err(|_| self.end(cpu)),
@@ -324,15 +329,20 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
     #[track_caller]
     pub(crate) fn sched_out(&self) {
         let Some((cpu, stack)) = self.here() else { return };
-        let depth = stack.depth();
-        match cpu.current() {
-            _ if depth == 0 => return,
+        let (depth, purposes) = (stack.depth(), stack.purposes());
+        let left = match cpu.current() {
+            _ if depth + purposes == 0 => return,
             Some(task) => {
                 task.keep_maps(cpu.id(), stack.entries[..depth].iter().map(|e| e.load(Relaxed)));
+                // Those that have a purpose end with their section.
+                purposes
             }
-            None => self.tell(Misuse::LocalMapsLeft { cpu: cpu.id(), maps: depth }),
-        }
+            None => depth + purposes,
+        };
         self.empty(cpu, stack);
+        if left > 0 {
+            self.tell(Misuse::LocalMapsLeft { cpu: cpu.id(), maps: left });
+        }
     }
 
     /// The running task has come to a CPU: what it had mapped is there again.
@@ -361,8 +371,8 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
     #[track_caller]
     pub(crate) fn task_ends(&self) {
         let Some((cpu, stack)) = self.here() else { return };
-        if stack.depth() > 0 {
-            let maps = stack.depth();
+        let maps = stack.depth() + stack.purposes();
+        if maps > 0 {
             self.empty(cpu, stack);
             self.tell(Misuse::LocalMapsLeft { cpu: cpu.id(), maps });
         }
@@ -379,11 +389,18 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         Some((cpu, self.stack(cpu)?))
     }
 
-    /// Clears the CPU's places, the last first.
+    /// Clears the CPU's places, the last first, and those by purpose.
     fn empty(&self, cpu: &Cpu, stack: &Stack) {
         for place in (0..stack.depth()).rev() {
             self.clear(cpu.id(), place);
         }
         stack.set_depth(0);
+        for (purpose, used) in stack.typed.iter().enumerate() {
+            if used.load(Relaxed) {
+                self.clear(cpu.id(), KM_MAX_IDX + purpose);
+                compiler_fence(SeqCst);
+                used.store(false, Relaxed);
+            }
+        }
     }
 }

@@ -190,7 +190,8 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
             return Some(Where::Local(n / SLOTS_PER_CPU, n % SLOTS_PER_CPU));
         }
         let within = (state.base..state.local).contains(&addr);
-        within.then(|| Where::Permanent(((addr - state.base) >> P::PAGE_SHIFT) as u16))
+        let n = within.then(|| (addr - state.base) >> P::PAGE_SHIFT)?;
+        u16::try_from(n).ok().map(Where::Permanent)
     }
 
     /// Where a page can be reached: the direct map, or its permanent mapping; not in an NMI, which may have landed in

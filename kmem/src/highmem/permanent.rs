@@ -9,7 +9,7 @@ use crate::{
     gfp::Gfp,
     page::Page,
     page_alloc::Reclaim,
-    platform::Platform,
+    platform::{Level, Platform},
     sync::IrqGuard,
     types::Pfn,
 };
@@ -44,6 +44,14 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
             let mut table = self.lock();
             if let Some(mine) = mine.take() {
                 mine.iter().for_each(|place| table.put_clean(place));
+                if table.is_crowded(pfn) {
+                    drop(table);
+                    self.p().report(
+                        Level::Bug,
+                        format_args!("BUG: pfn:{pfn} has too many users of kmap"),
+                    );
+                    return Err(AllocError::NoMemory);
+                }
             }
             if let Some(place) = self.claim(&mut table, pfn, &mut ring) {
                 table.give_clean(&mut ring);

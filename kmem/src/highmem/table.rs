@@ -169,6 +169,9 @@ pub(super) struct Table {
 // lock only.
 unsafe impl Send for Table {}
 
+/// Users of one place: whoever forgets so many mappings gets no more. The rest is room for all who may be in line.
+const MOST_USERS: u32 = u32::MAX / 2;
+
 impl Table {
     /// No places.
     pub(super) const fn empty() -> Table {
@@ -216,6 +219,10 @@ impl Table {
 
     /// The place that shows a page, stale ones too.
     fn find(&self, pfn: Pfn) -> Option<u16> {
+        if self.heads.is_empty() {
+            // No places, no hash.
+            return None;
+        }
         let mut at = *self.heads.get(self.hash(pfn))?;
         while at != NONE {
             let place = &self.places[usize::from(at)];
@@ -239,12 +246,18 @@ impl Table {
 
     /// One user more of the page's mapping, if it has one.
     pub(super) fn hold(&mut self, pfn: Pfn) -> Option<u16> {
+        debug_assert!(!self.is_crowded(pfn));
         let at = self.find(pfn)?;
         if self.place(at).count == 1 {
             self.stale.remove(self.places, at);
         }
         self.place(at).count += 1;
         Some(at)
+    }
+
+    /// Whether a page has as many users as may be counted, those in line aside.
+    pub(super) fn is_crowded(&self, pfn: Pfn) -> bool {
+        self.find(pfn).is_some_and(|at| self.places[usize::from(at)].count >= MOST_USERS)
     }
 
     /// One user less of the page's mapping, if it has one. Says whether that was the last; then the place is

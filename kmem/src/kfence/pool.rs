@@ -10,7 +10,7 @@ use core::{
     ptr::{self, NonNull},
     sync::atomic::{
         AtomicU8, AtomicU64, AtomicUsize,
-        Ordering::{AcqRel, Relaxed},
+        Ordering::{AcqRel, Relaxed, Release},
     },
 };
 
@@ -212,6 +212,14 @@ impl Pool {
         (info.live() && self.address(i, info) == addr).then_some(info)
     }
 
+    /// Whether the object that begins at an address waits for its readers.
+    pub(crate) fn is_dying(&self, addr: usize) -> bool {
+        self.slot_at(addr).is_some_and(|(i, slot)| {
+            let info = slot.info();
+            info.in_use() && !info.live() && self.address(i, info) == addr
+        })
+    }
+
     /// Makes the object that begins at an address wait for its readers, so that nobody frees it, or ends that; says
     /// whether it did.
     pub(crate) fn set_dying(&self, addr: usize, dying: bool) -> bool {
@@ -225,7 +233,7 @@ impl Pool {
     pub(crate) fn each_live(&self, mut f: impl FnMut(usize, Info)) {
         for (i, slot) in self.slots.iter().enumerate() {
             let info = slot.info();
-            if info.live() {
+            if info.in_use() {
                 f(self.address(i, info), info);
             }
         }
@@ -344,7 +352,7 @@ impl Pool {
         let (i, slot) = self.slot_at(addr)?;
         let info = slot.info();
         let (begin, size) = (self.address(i, info), usize::from(info.size));
-        (info.live() && (begin..begin + size).contains(&addr)).then_some((begin, size, slot))
+        (info.in_use() && (begin..begin + size).contains(&addr)).then_some((begin, size, slot))
     }
 
     /// The slot that an address is in the page of.
@@ -466,7 +474,11 @@ impl Pool {
 
     /// Opens the page that an address is in, so that an access goes on; says whether the platform did so.
     pub(crate) fn open<P: Platform>(&self, p: &P, addr: usize) -> bool {
-        self.valid(p, self.page_of(addr), true)
+        let page = self.page_of(addr);
+        let open = self.valid(p, page, true);
+        // Again: whoever closed it since the fault was noted has to come back for it.
+        self.opened[page].store(1, Release);
+        open
     }
 }
 

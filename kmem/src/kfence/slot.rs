@@ -49,9 +49,14 @@ impl Info {
         }
     }
 
-    /// Whether somebody has it.
+    /// Whether somebody has it, who may free it.
     pub(crate) fn live(self) -> bool {
         self.state == ALLOCATED
+    }
+
+    /// Whether somebody may look at it: it is live, or waits for its readers.
+    pub(crate) fn in_use(self) -> bool {
+        self.live() || self.state == DYING
     }
 }
 
@@ -131,7 +136,7 @@ impl Slot {
     pub(super) fn read(&self, f: impl FnOnce(Info)) {
         self.readers.fetch_add(1, SeqCst);
         let info = Info::of(self.word.load(SeqCst));
-        if info.live() {
+        if info.in_use() {
             f(info);
         }
         self.readers.fetch_sub(1, SeqCst);

@@ -103,7 +103,8 @@ impl<P: Platform> Kmem<P> {
     /// moment.
     ///
     /// # Safety
-    /// As [`kunmap_local`](Self::kunmap_local).
+    /// The address is of a mapping by the other call that was made on this CPU and is not undone yet, and nobody uses it
+    /// any more. A wrong one of high memory does no harm: it is found out; one of low memory ends somebody else's section.
     ///
     /// # Errors
     /// As [`kunmap_local`](Self::kunmap_local); preemption stays off then.
@@ -128,7 +129,8 @@ impl<P: Platform> Kmem<P> {
     /// `kunmap_atomic` as the textbook has it: undoes [`kmap_atomic_type`](Self::kmap_atomic_type).
     ///
     /// # Safety
-    /// As [`kunmap_local`](Self::kunmap_local).
+    /// The address is of a mapping by the other call that was made on this CPU and is not undone yet, and nobody uses it
+    /// any more. A wrong one of high memory does no harm: it is found out; one of low memory ends somebody else's section.
     ///
     /// # Errors
     /// [`Misuse`], reported as well, and nothing changed: the purpose has no mapping there on this CPU.

@@ -17,7 +17,7 @@ impl<P: Platform> Kmem<P> {
     /// Sets how many nanoseconds there are from one sample to the next at least, or 0 for no samples
     /// (`kfence.sample_interval`) \[D2\]. What is in the pool stays there until it is freed.
     ///
-    /// Context: any.
+    /// Context: any but NMI.
     ///
     /// # Errors
     /// [`KfenceError::NoPool`] without [`Config::kfence`](crate::Config::kfence).

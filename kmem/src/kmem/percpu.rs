@@ -151,7 +151,7 @@ impl<P: Platform> Kmem<P> {
     }
 
     /// `get_cpu`: turns preemption off and says on which CPU; `put_cpu` is the guard's end. `None` for a caller on no
-    /// CPU.
+    /// CPU, and where preemption is off [as deep](crate::context::MAX_PREEMPT_DEPTH) as can be counted.
     #[inline]
     pub fn get_cpu(&self) -> Option<CpuGuard<'_, P>> {
         CpuGuard::new(self.platform())

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     context::{
-        Cpu, DEFER_DRAIN, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, DEFER_PANIC, DEFER_SAMPLE, Path,
+        Cpu, DEFER_DRAIN, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, DEFER_PANIC, DEFER_RECALL,
+        DEFER_SAMPLE, Path,
     },
     error::Misuse,
     platform::Platform,
@@ -165,9 +166,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             self.drain_owned(cpu);
             self.answered(owned, DEFER_DRAIN);
         }
-        if cpu.deferred.load(Acquire) & DEFER_SAMPLE != 0 {
-            cpu.deferred.fetch_and(!DEFER_SAMPLE, AcqRel);
-            cpu.forget_machine();
+        let asked = cpu.deferred.load(Acquire) & (DEFER_SAMPLE | DEFER_RECALL);
+        if asked != 0 {
+            cpu.deferred.fetch_and(!asked, AcqRel);
+            match asked & DEFER_RECALL {
+                0 => cpu.forget_machine(),
+                _ => self.remember(cpu),
+            }
         }
         assert!(
             cpu.deferred.fetch_and(!DEFER_PANIC, Relaxed) & DEFER_PANIC == 0,

@@ -1,7 +1,7 @@
 //! Staying on a CPU while its instance is worked on \[U3\].
 
 use crate::{
-    context::{Cpu, Section},
+    context::{Cpu, MAX_PREEMPT_DEPTH, Section},
     error::Misuse,
     page_alloc::{PageAllocator, Reclaim},
     platform::{Level, Platform},
@@ -24,6 +24,10 @@ impl<'k, P: Platform> CpuGuard<'k, P> {
     #[inline]
     pub(crate) fn new(p: &'k P) -> Option<Self> {
         let cpu = p.get_cpu()?;
+        if cpu.context().preempt_depth() == MAX_PREEMPT_DEPTH {
+            p.put_cpu(cpu);
+            return None;
+        }
         cpu.enter(Section::Preempt);
         Some(CpuGuard { p, cpu, _stays: PhantomData })
     }

@@ -192,7 +192,9 @@ impl<P: Platform, R: Reclaim> Objects<'_, P, R> {
         let size = match self.ksize(at) {
             Some(0) => return Ok(()),
             Some(size) => size,
-            None if self.dying_at(at).is_some() => {
+            None if self.dying_at(at).is_some()
+                || self.pool_at(addr).is_some_and(|pool| pool.is_dying(addr)) =>
+            {
                 return Err(self.pages.misuse(Misuse::FreedLater { addr }));
             }
             None => return Err(self.pages.misuse(Misuse::NotAnObject { addr })),

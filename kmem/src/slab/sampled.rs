@@ -15,7 +15,7 @@
 
 use super::{Objects, SlabFlags, cache::Descriptor, magazine::Object, order_for, state::State};
 use crate::{
-    context::{Cpu, DEFER_SAMPLE},
+    context::{Cpu, DEFER_RECALL, DEFER_SAMPLE},
     error::Misuse,
     gfp::Gfp,
     kfence::{
@@ -94,11 +94,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.slabs.kfence.pool().ok_or(KfenceError::NoPool)?;
         self.slabs.kfence.set_interval_ns(interval_ns);
         self.nudge_kfence();
-        // Those that were asked for one, and have none to take now: the second time ends it.
-        let p = self.pages.platform();
-        let cpus = (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id));
-        cpus.filter(|cpu| interval_ns == 0 && cpu.forgetful())
-            .for_each(|cpu| self.ask_for_sample(cpu));
+        if interval_ns == 0 {
+            // Those that were asked for one have none to take now.
+            self.each_equipped(|cpu| self.ask_cpu(cpu, DEFER_RECALL));
+        }
         Ok(())
     }
 
@@ -109,20 +108,24 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.pages.platform().wake(bell);
     }
 
-    fn ask_for_sample(&self, cpu: &Cpu) {
+    /// Calls `f` with every CPU that has allocated objects.
+    fn each_equipped(&self, f: impl Fn(&Cpu)) {
+        let p = self.pages.platform();
+        let cpus = (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id));
+        cpus.filter(|cpu| cpu.equipped()).for_each(f);
+    }
+
+    fn ask_cpu(&self, cpu: &Cpu, what: u32) {
         // AcqRel: the CPU that answers sees what the asker did before.
-        cpu.deferred.fetch_or(DEFER_SAMPLE, AcqRel);
+        cpu.deferred.fetch_or(what, AcqRel);
         self.pages.platform().kick(cpu.id());
     }
 
     /// Has every CPU that allocates objects come to a slow path, if a sample is due.
     pub(crate) fn kfence_toggle(&self) {
-        let p = self.pages.platform();
-        if !self.slabs.kfence.due(p.now_ns()) {
-            return;
+        if self.slabs.kfence.due(self.pages.platform().now_ns()) {
+            self.each_equipped(|cpu| self.ask_cpu(cpu, DEFER_SAMPLE));
         }
-        let cpus = (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id));
-        cpus.filter(|cpu| cpu.equipped()).for_each(|cpu| self.ask_for_sample(cpu));
     }
 
     /// Whether the pool serves such a request.
@@ -148,15 +151,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         size: u32,
     ) -> Option<Object> {
         let (p, kfence) = (self.pages.platform(), &self.slabs.kfence);
+        if let Some(cpu) = p.get_cpu() {
+            self.pages.remember(cpu);
+            p.put_cpu(cpu);
+        }
         if !self.suits(d, gfp, node, size) {
             if kfence.due(p.now_ns()) {
                 kfence.incompatible.fetch_add(1, Relaxed);
             }
             return None;
-        }
-        if let Some(cpu) = p.get_cpu() {
-            self.pages.remember(cpu);
-            p.put_cpu(cpu);
         }
         if !kfence.take_turn(p.now_ns()) {
             return None;

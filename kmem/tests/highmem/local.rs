@@ -217,6 +217,8 @@ fn code_without_a_task_loses_its_mappings_when_it_sleeps() {
     let word = AtomicU32::new(0);
     rig.machine()
         .run_on(Some(0), None, |_| {
+            // SAFETY: null is always allowed. Tasks that are given none have one of their own.
+            unsafe { rig.platform().this_cpu().unwrap().set_current(std::ptr::null()) };
             let at = rig.kmap_local_page(page).unwrap();
             rig.platform().wait(&word, 0, 1);
             assert!(
