@@ -177,7 +177,7 @@ impl Hosted {
     }
 
     /// Runs `f` as `task` of the machine, bound to `cpu` or on any, waiting for it to be free. The
-    /// thread must not be on any machine.
+    /// thread must not be on any machine. Without a `task` it gets one of its own, which ends with `f`.
     ///
     /// A task bound to a CPU that goes offline while it sleeps goes on on another.
     pub fn run_on<R>(

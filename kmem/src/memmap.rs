@@ -37,7 +37,17 @@ pub(crate) const OWNER_STACK: u16 = NO_CACHE | 3 << 9;
 pub(crate) const OWNER_IRQ_STACK: u16 = NO_CACHE | 4 << 9;
 
 /// Owner of frames whose readers may not be done: freed slabs and blocks that wait (see `slab::rcu`).
-pub(crate) const OWNER_RCU: u16 = NO_CACHE | 3 << 9;
+pub(crate) const OWNER_RCU: u16 = NO_CACHE | 5 << 9;
+
+// No two are one.
+const _: () = {
+    let all = [OWNER_PERCPU, OWNER_PERCPU_CHUNK, OWNER_STACK, OWNER_IRQ_STACK, OWNER_RCU];
+    let mut i = 0;
+    while i < all.len() {
+        assert!(all[i] >> 9 == i as u16 + 1 && all[i] & NO_CACHE == NO_CACHE);
+        i += 1;
+    }
+};
 
 /// The tables of one machine. A copy in a local is what a loop over many pages works with.
 #[derive(Clone, Copy)]

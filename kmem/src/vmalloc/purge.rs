@@ -12,7 +12,7 @@ use super::{
 use crate::{page_alloc::Reclaim, platform::Platform};
 use core::{
     mem, ptr,
-    sync::atomic::Ordering::{AcqRel, Acquire, Relaxed},
+    sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
 /// How long to wait for a purge before looking again.
@@ -26,8 +26,10 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     pub(super) fn retire(&self, area: &'static Area) {
         area.set_state(State::Lazy);
         let size = area.size;
+        // Counted first, so that no purge takes off what was not added.
+        let before = self.state.lazy.fetch_add(size, Relaxed);
         self.state.shards[self.shard()].lock(self.p()).lazy.push(area);
-        if self.state.lazy.fetch_add(size, Relaxed) + size > self.lazy_max() {
+        if before + size > self.lazy_max() {
             self.purge();
         }
     }
@@ -35,7 +37,8 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     /// Flushes and frees all lazy areas; returns how many. Process context.
     #[cold]
     pub(super) fn purge(&self) -> u64 {
-        if self.state.lazy.load(Relaxed) == 0 {
+        // Acquire pairs with the Release below: who finds nothing since another purge took it sees that purge.
+        if self.state.lazy.load(Acquire) == 0 {
             // Nothing to flush, and nobody to wake.
             return 0;
         }
@@ -52,7 +55,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             }
         }
         if nr > 0 {
-            self.state.lazy.fetch_sub(bytes, Relaxed);
+            self.state.lazy.fetch_sub(bytes, Release);
             self.p().flush_tlb_kernel_range(low..high);
             for (shard, list) in lists.iter_mut().enumerate() {
                 while let Some(area) = list.pop() {

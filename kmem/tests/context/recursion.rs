@@ -71,11 +71,16 @@ fn a_caller_without_a_task_does_not_come_back_either() {
     let (rig, held, depth) = allocating(Gfp::KERNEL);
     rig.machine()
         .run_on(Some(0), None, |_| {
-            assert!(rig.alloc_page(Gfp::KERNEL | Gfp::NOWARN).is_err());
             let cpu = rig.hosted().this_cpu().unwrap();
+            let own: *const Task = cpu.current().unwrap();
+            // SAFETY: this is the CPU, and no task is always allowed.
+            unsafe { cpu.set_current(std::ptr::null()) };
+            assert!(rig.alloc_page(Gfp::KERNEL | Gfp::NOWARN).is_err());
             assert!(cpu.current().is_none(), "the task was lent, not given");
             // And with it went the way into the reserves.
             assert!(rig.alloc_page(Gfp::KERNEL | Gfp::NOWARN | Gfp::NORETRY).is_err());
+            // SAFETY: this is the CPU, and its task lasts as long as this closure runs.
+            unsafe { cpu.set_current(own) };
         })
         .unwrap();
     check(&depth);
