@@ -9,9 +9,9 @@
 //! Channels carry the jobs; [`side::Start`] is where measured threads meet.
 
 use crate::{
-    bytes::workload::Work,
-    contest::thread_time,
+    contest::{Turn, thread_time, try_calibrate},
     side::{self, Seen, Start, Together},
+    work::Work,
 };
 use anyhow::{Result, anyhow};
 use std::{
@@ -20,7 +20,7 @@ use std::{
         mpsc::{self, Receiver, Sender},
     },
     thread::Scope,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 type Job<'a> = Box<dyn FnOnce() + Send + 'a>;
@@ -46,11 +46,14 @@ impl<'a> Crew<'a> {
     ///
     /// # Errors
     /// That of a life that ended before it called its argument.
-    pub fn start<'scope>(
-        scope: &'scope Scope<'scope, 'a>,
+    pub fn start<'scope, 'env>(
+        scope: &'scope Scope<'scope, 'env>,
         threads: usize,
-        life: &'a Life<'a>,
-    ) -> Result<Crew<'a>> {
+        life: &'env Life<'env>,
+    ) -> Result<Crew<'a>>
+    where
+        'a: 'scope,
+    {
         let mut crew = Crew { jobs: Vec::new() };
         let mut started = Vec::new();
         for thread in 0..threads {
@@ -151,6 +154,36 @@ impl<'c, 'a> Team<'c, 'a> {
         self.works.extend(rest);
         Ok(Together::new(&seen, n))
     }
+}
+
+/// The turns of a team whose works `make` makes: for each row, which is a number of threads, time per operation, of
+/// which a work does `ops` at once. A turn takes about `length` a row.
+///
+/// # Errors
+/// A thread panicked.
+pub fn turns<'c, 'a: 'c>(
+    crew: &'c Crew<'a>,
+    length: Duration,
+    rows: impl IntoIterator<Item = usize>,
+    ops: u64,
+    make: impl FnMut(usize) -> Making<'a>,
+) -> Result<Turn<'c>> {
+    let mut team = Team::new(crew, make)?;
+    let mut plan = Vec::new();
+    for threads in rows {
+        let spent = |n| {
+            let ns = team.together(threads, n)?.ns * n as f64;
+            anyhow::Ok(Duration::from_nanos(ns as u64))
+        };
+        plan.push((threads, try_calibrate(length, spent)?));
+    }
+    Ok(Box::new(move || {
+        let mut figures = Vec::new();
+        for &(threads, n) in &plan {
+            figures.push(side::settled(|| team.together(threads, n))? / ops as f64);
+        }
+        Ok(figures)
+    }))
 }
 
 impl Drop for Team<'_, '_> {

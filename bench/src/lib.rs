@@ -8,9 +8,9 @@
 //!
 //! [`program`] is something else: programs that others wrote, as a whole, each time with another global allocator.
 //!
-//! Three programs use the rest: `kmem-instr` runs workloads for callgrind to count instructions in, which is exact,
-//! and `kmem-bench` and `kmem-bench-bytes` take times, which is not: they compare contenders inside one run
-//! only, in many short turns taken in rotation, so that what disturbs the machine disturbs all of them alike.
+//! Four programs use the rest: `kmem-instr` runs workloads for callgrind to count instructions in, which is exact,
+//! and `kmem-bench`, `kmem-bench-bytes` and `kmem-bench-mappings` take times, which is not: they compare contenders
+//! inside one run only, in many short turns taken in rotation, so that what disturbs the machine disturbs all of them alike.
 //!
 //! # Locking
 //! A contender with one lock around it is [`Locked`]; kmem brings its own.
@@ -25,6 +25,7 @@ pub mod plan;
 pub mod program;
 pub mod report;
 pub mod side;
+pub mod work;
 pub mod workload;
 
 pub use frames::{BULK, Frames, Locked, Null};

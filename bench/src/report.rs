@@ -136,6 +136,11 @@ fn short(contender: &str) -> &str {
     name.strip_suffix("_allocator").unwrap_or(name)
 }
 
+/// Width of a contender's column.
+fn width(name: &str) -> usize {
+    13.max(name.len() + 2)
+}
+
 fn number(ns: f64) -> String {
     match ns {
         ns if ns >= 10_000.0 => format!("{:.0}k", ns / 1000.0),
@@ -145,6 +150,30 @@ fn number(ns: f64) -> String {
 }
 
 impl Report {
+    /// Adds a contest's rows, which are names and numbers of threads, less what the harness costs; where the second
+    /// row is the first on two threads, their ratio as well.
+    pub fn add_contest(&mut self, rows: &[(&str, usize)], bytes: u64, mut samples: Vec<Samples>) {
+        let share = |s: &Samples| (0..rows.len()).map(|row| s.figure(row)).collect();
+        let harness: Vec<Option<f64>> =
+            samples.iter().find(|s| s.name == HARNESS).map(share).unwrap_or_default();
+        samples.iter_mut().filter(|s| s.name != HARNESS).for_each(|s| s.less(&harness));
+        for (i, (name, threads)) in rows.iter().enumerate() {
+            self.rows.push(Row::new(name, bytes, *threads, &samples, i));
+        }
+        if let [(name, 1), (_, 2)] = rows[..] {
+            for s in samples.iter().filter(|s| s.name != HARNESS) {
+                let kmem = s.name == KMEM;
+                self.facts.extend(s.between(1, 0).map(|value| Fact {
+                    name: format!("{}: {}", name.split(',').next().unwrap_or(name), s.name),
+                    value,
+                    unit: "2 threads / 1",
+                    must: kmem.then_some(1.15),
+                    goal: kmem.then_some(1.05),
+                }));
+            }
+        }
+    }
+
     /// The report for people.
     pub fn table(&self) -> String {
         let mut text = String::new();
@@ -155,17 +184,22 @@ impl Report {
             if at != heading {
                 let _ = write!(text, "\n{:<36}", size(row.bytes));
                 for name in at.iter().flat_map(|(_, names)| names) {
-                    let _ = write!(text, "{name:>13}");
+                    let _ = write!(text, "{name:>0$}", width(name));
                 }
                 if row.to_best.is_some() {
-                    let _ = write!(text, "  {:<18}  kmem/best alike", "kmem/best");
+                    let _ = write!(text, "  {:<18}", "kmem/best");
                 }
+                if row.to_best_alike.is_some() {
+                    let _ = write!(text, "  kmem/best alike");
+                }
+                text.truncate(text.trim_end().len());
                 text.push('\n');
                 heading = at;
             }
             let _ = write!(text, "{:<36}", row.workload);
             for f in &row.figures {
-                let _ = write!(text, "{:>13}", f.ns.map_or_else(|| "-".to_owned(), number));
+                let ns = f.ns.map_or_else(|| "-".to_owned(), number);
+                let _ = write!(text, "{ns:>0$}", width(short(&f.contender)));
             }
             for ratio in [&row.to_best, &row.to_best_alike] {
                 let cell = ratio
@@ -177,8 +211,10 @@ impl Report {
             text.push('\n');
         }
         if !self.rows.is_empty() {
-            text.push_str("\nns of processor time per operation; - means not run;\n");
-            text.push_str("alike: peers that coalesce and keep a state per frame\n");
+            text.push_str("\nns of processor time per operation; - means not run\n");
+            if self.rows.iter().any(|row| row.to_best_alike.is_some()) {
+                text.push_str("alike: peers that coalesce and keep a state per frame\n");
+            }
         }
         self.add_notes(&mut text);
         self.add_facts(&mut text);

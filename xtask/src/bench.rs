@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: kmem beside other allocators.
 //!
 //! # Concepts
-//! The times come from `kmem-bench` for pages, `kmem-bench-bytes` for bytes, one program and one run for
-//! all contenders, and from `kmem-bench-program` for programs, one process each. `--instructions` adds exact counts for the order-0 and order-9 pairs of each page allocator.
+//! The times come from `kmem-bench` for pages, `kmem-bench-bytes` for bytes, `kmem-bench-mappings` for mappings, one
+//! program and one run for all contenders, and from `kmem-bench-program` for programs, one process each. `--instructions` adds exact counts for the order-0 and order-9 pairs of each page allocator.
 //!
 //! # Locking
 //! None.
@@ -25,6 +25,8 @@ enum What {
     Pages(Pages),
     /// Byte allocation: kmem's kmalloc beside jemalloc, mimalloc, glibc and others.
     Bytes(Bytes),
+    /// vmalloc, high memory, per-CPU data and kernel stacks, beside what a program has for the same ends.
+    Mappings(Mappings),
     /// Whole programs that others wrote, with kmem, mimalloc, jemalloc or glibc as their global allocator.
     Program(Program),
 }
@@ -95,6 +97,28 @@ struct Bytes {
     only: Option<String>,
 }
 
+/// Arguments of `bench mappings`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example: what finding addresses costs among 10, 10 000 and a million areas
+  cargo xtask bench mappings --only range
+
+\"range among n\" takes addresses for 1 to 16 pages and gives those of a random other area back. \"vmalloc 64 KiB\"
+maps 16 scattered frames and frees them. Only ratios within one run mean something.
+
+Building jemalloc, which the crate links, needs Debian's package `make`.")]
+struct Mappings {
+    /// Print JSON: one object, with a row per workload.
+    #[arg(long)]
+    json: bool,
+    /// Fewer and shorter rounds.
+    #[arg(long)]
+    quick: bool,
+    /// Only workloads whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+}
+
 /// Runs the command.
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.what {
@@ -104,6 +128,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         What::Bytes(args) => {
             measure("kmem-bench-bytes", args.json, args.quick, args.only.as_deref(), &[])?;
+        }
+        What::Mappings(args) => {
+            measure("kmem-bench-mappings", args.json, args.quick, args.only.as_deref(), &[])?;
         }
         What::Program(args) => {
             callgrind::build_all(&PROGRAMS)?;

@@ -9,7 +9,7 @@
 //! [`Exchange`]: a spin lock per place.
 
 use super::Bytes;
-use crate::contest::thread_time;
+use crate::work::{Work, timed};
 use std::{hint, hint::black_box, process, sync::Arc, thread, time::Duration};
 
 const SEED: u64 = 0x006b_6d65_6d00_0002;
@@ -29,21 +29,6 @@ pub const EXCHANGE: u64 = 4096;
 const SCRIPT: usize = 1 << 16;
 /// Looks at a place before the processor is offered to others.
 const SPINS: u32 = 1 << 12;
-
-/// Something that a thread does operations of.
-pub trait Work: Send {
-    /// Does `n` operations and returns the processor time they took.
-    fn run(&mut self, n: u64) -> Duration;
-
-    /// Gives back what it still holds.
-    fn end(self: Box<Self>);
-}
-
-fn timed(f: impl FnOnce()) -> Duration {
-    let start = thread_time();
-    f();
-    thread_time() - start
-}
 
 #[cold]
 #[inline(never)]

@@ -15,13 +15,11 @@ use kmem_bench::{
         BuddyHeap, Bytes, Glibc, GlobalSlab, Jemalloc, KmemBytes, Mimalloc, Rlsf, Rpmalloc, Same,
         SlabHeap, TalcHeap, global_slab, workload::LARGEST,
     },
-    contest::{self, Contestant, Turn, try_calibrate},
-    crew::{Crew, Team},
-    report::{Fact, HARNESS, JEMALLOC, KMEM, Row},
-    side,
+    contest::{self, Contestant, Turn},
+    crew::{self, Crew},
+    report::{HARNESS, JEMALLOC, KMEM},
 };
 use kmem_hosted::Machine;
-use std::time::Duration;
 
 /// The allocators that are values.
 pub struct Heaps<'a> {
@@ -55,23 +53,8 @@ fn turn<'c, 'a: 'c, W: Workload, B: Bytes + Send + 'a>(
     handle: impl Fn() -> B,
 ) -> Result<Turn<'c>> {
     let between = W::Between::default();
-    let mut team = Team::new(crew, |thread| w.work(thread, handle(), &between))?;
-    let ops = w.ops();
-    let mut plan = Vec::new();
-    for (_, threads) in w.rows() {
-        let spent = |n| {
-            let ns = team.together(threads, n)?.ns * n as f64;
-            anyhow::Ok(Duration::from_nanos(ns as u64))
-        };
-        plan.push((threads, try_calibrate(run.turn, spent)?));
-    }
-    Ok(Box::new(move || {
-        let mut figures = Vec::new();
-        for &(threads, n) in &plan {
-            figures.push(side::settled(|| team.together(threads, n))? / ops as f64);
-        }
-        Ok(figures)
-    }))
+    let rows = w.rows().into_iter().map(|(_, threads)| threads);
+    crew::turns(crew, run.turn, rows, w.ops(), |thread| w.work(thread, handle(), &between))
 }
 
 /// Runs a workload for everyone.
@@ -108,25 +91,7 @@ pub fn contest<'c, 'a: 'c, W: Workload>(
         },
         Contestant { name: HARNESS, turn: turn(run, crew, w, || Same::new(LARGEST)) },
     ];
-    let mut samples = contest::run(contestants, 1, run.rounds, true, || run.bar.inc(1))?;
-    let share = |s: &contest::Samples| (0..rows.len()).map(|row| s.figure(row)).collect();
-    let harness: Vec<Option<f64>> =
-        samples.iter().find(|s| s.name == HARNESS).map(share).unwrap_or_default();
-    samples.iter_mut().filter(|s| s.name != HARNESS).for_each(|s| s.less(&harness));
-    for (i, (name, threads)) in rows.iter().enumerate() {
-        run.report.rows.push(Row::new(name, BYTES, *threads, &samples, i));
-    }
-    if let [(name, 1), (_, 2)] = rows[..] {
-        for s in samples.iter().filter(|s| s.name != HARNESS) {
-            let kmem = s.name == KMEM;
-            run.report.facts.extend(s.between(1, 0).map(|value| Fact {
-                name: format!("{}: {}", name.split(',').next().unwrap_or(name), s.name),
-                value,
-                unit: "2 threads / 1",
-                must: kmem.then_some(1.15),
-                goal: kmem.then_some(1.05),
-            }));
-        }
-    }
+    let samples = contest::run(contestants, 1, run.rounds, true, || run.bar.inc(1))?;
+    run.report.add_contest(&rows, BYTES, samples);
     Ok(())
 }

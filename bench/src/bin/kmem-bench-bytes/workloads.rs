@@ -10,9 +10,10 @@
 use kmem_bench::{
     bytes::{
         Bytes,
-        workload::{self, EXCHANGE, Exchange, Work},
+        workload::{self, EXCHANGE, Exchange},
     },
     crew::Making,
+    work::Work,
 };
 use std::sync::Arc;
 
