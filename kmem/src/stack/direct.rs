@@ -99,7 +99,9 @@ impl<P: Platform, R: Reclaim> Threads<'_, P, R> {
         };
         let pfn = map.frame_at(offset, P::PAGE_SHIFT);
         let private = map.page(Pfn(pfn))?.private();
-        let (first, frames) = (pfn - (private >> INDEX_SHIFT), private % (1 << INDEX_SHIFT));
+        let (index, frames) = (private >> INDEX_SHIFT, private % (1 << INDEX_SHIFT));
+        // Else the frame is not named as a stack's are.
+        let first = pfn.checked_sub(index).filter(|_| index < frames)?;
         Some((Block { first, frames, irq }, self.p().direct_map(Pfn(first))?))
     }
 
