@@ -90,7 +90,9 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             drop(tree);
             return Err(self.objects.pages.misuse(Misuse::NoArea { addr }));
         };
-        let (start, flags, state) = (area.shown(Self::PAGE), area.flags(), area.state());
+        // First the state, whose Acquire says that the rest is what its maker made.
+        let state = area.state();
+        let (start, flags) = (area.shown(Self::PAGE), area.flags());
         let (caller, freed_by) = (area.caller(), area.freed_by());
         let wrong = if start != addr {
             Some(match state {

@@ -185,7 +185,8 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         let mut from = 0;
         while let Some(area) = tree.next(from) {
             from = area.end();
-            let (flags, state) = (area.flags(), area.state());
+            // First the state, as in `claim`.
+            let (state, flags) = (area.state(), area.flags());
             let of = match state {
                 State::Kept => &mut count.kept,
                 State::Live if flags.contains(VmFlags::IRQ_STACK) => &mut count.irq,
@@ -209,7 +210,8 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             tree = self.state.tree.try_lock(self.p());
         }
         let area = tree.as_ref()?.find(addr)?;
-        let (flags, state) = (area.flags(), area.state());
+        // First the state, as in `claim`.
+        let (state, flags) = (area.state(), area.flags());
         let there = matches!(state, State::Live | State::Kept);
         let at = GuardedAt {
             low: Self::address(area),
