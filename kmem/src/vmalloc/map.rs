@@ -200,9 +200,8 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             return Err(AllocError::NoMemory);
         }
         let huge = if nr >> P::HUGE_ORDER != 0 { P::HUGE_ORDER } else { 0 };
-        let align = Self::PAGE << huge;
-        let flags = VmFlags::IOREMAP;
-        let area = self.reserve(nr, align, gfp, flags, Location::caller())?;
+        let (flags, at) = (VmFlags::IOREMAP, Location::caller());
+        let (area, _) = self.reserve_large(nr, huge, Self::PAGE, gfp, flags, at)?;
         area.phys.store(phys - offset as u64, Relaxed);
         match self.map_run(area.start(), Pfn(first), nr, prot | PageProt::HUGE, gfp) {
             Ok(()) => {

@@ -2,11 +2,15 @@
 
 use super::{PAGE, at, read, readable, vfree, write};
 use kmem::{
-    AllocError, Config, Gfp, Page, ZoneType, page_state::SystemStat, platform::PageProt,
+    AllocError, Config, Gfp, Page, ZoneType,
+    alloc::{Allocator, VmallocOn},
+    page_state::SystemStat,
+    platform::PageProt,
     vmalloc::VmFlags,
 };
 use kmem_hosted::Shape;
 use kmem_test_support::{MIB, Rig};
+use std::alloc::Layout;
 
 const GIB: u64 = 1 << 30;
 
@@ -155,6 +159,13 @@ fn huge_blocks_where_asked_for() {
         let small = m.vmalloc_huge(huge - PAGE, Gfp::KERNEL).unwrap();
         [area, small].iter().for_each(|area| vfree(&m, *area));
     });
+    // So do addresses without an aligned place.
+    let m = Rig::new(Shape::x86_64(64 * MIB).vmalloc(3 * MIB), Config::default());
+    m.run(|_| {
+        let area = m.vmalloc_huge(2 << 20, Gfp::KERNEL).unwrap();
+        assert!(readable(at(area, (2 << 20) - 1)));
+        vfree(&m, area);
+    });
     // Memory without a whole block serves it all the same.
     let m = Rig::new(Shape::no_dma(16 * MIB), Config::default());
     m.run(|_| {
@@ -169,6 +180,20 @@ fn huge_blocks_where_asked_for() {
         assert!(readable(at(area, (2 << 20) - 1)));
         vfree(&m, area);
         m.release(keep);
+    });
+}
+
+#[test]
+fn what_no_place_is_aligned_for_is_not_tried_for_ever() {
+    let m = Rig::new(Shape::x86_64(64 * MIB).vmalloc(3 * MIB), Config::default());
+    m.run(|_| {
+        let v = VmallocOn(m.machine().kmem());
+        let layout = |align| Layout::from_size_align(2 << 20, align).unwrap();
+        let flags = Gfp::KERNEL | Gfp::NOFAIL | Gfp::NOWARN;
+        assert_eq!(v.alloc(layout(2 << 20), flags).err(), Some(AllocError::NoMemory));
+        let area = v.alloc(layout(1 << 19), flags).unwrap();
+        assert!(area.addr().get().is_multiple_of(1 << 19));
+        vfree(&m, area.cast());
     });
 }
 
