@@ -81,6 +81,22 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         self.make(wanted).map(Self::address)
     }
 
+    /// [`vmalloc`](Self::vmalloc) for who touches what is there, or has others touch it: refused where nothing is.
+    #[track_caller]
+    pub(crate) fn vmalloc_mapped(self, wanted: Wanted) -> Result<NonNull<u8>, AllocError> {
+        self.check_mapped(&wanted)?;
+        self.vmalloc(wanted)
+    }
+
+    /// Refuses where areas have addresses only.
+    #[track_caller]
+    pub(super) fn check_mapped(&self, wanted: &Wanted) -> Result<(), AllocError> {
+        if self.p().vmalloc_is_mapped() {
+            return Ok(());
+        }
+        self.failed(wanted, "areas are not mapped here", Location::caller())
+    }
+
     /// An area with frames of its own.
     #[inline]
     #[track_caller]

@@ -133,7 +133,9 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         let irq = if irq { VmFlags::IRQ_STACK } else { VmFlags::empty() };
         let flags = VmFlags::ALLOC | VmFlags::STACK | irq;
         let size = frames as usize * Self::PAGE;
-        self.make(Wanted { flags, node, ..Wanted::new(size, gfp) }).map(Guarded)
+        let wanted = Wanted { flags, node, ..Wanted::new(size, gfp) };
+        self.check_mapped(&wanted)?;
+        self.make(wanted).map(Guarded)
     }
 
     /// Where the frames of one begin.
