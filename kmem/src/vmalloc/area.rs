@@ -13,7 +13,8 @@
 //!                        or the list of deferred frees
 //! ```
 //! One of a kernel stack may go from LIVE to KEPT, and back, or from KEPT to DYING: it is whole, and whose who keeps
-//! free stacks.
+//! free stacks. One from get_vm_area goes from LIVE back to BUILDING while vm_map_pages adds to it: to look up what it
+//! shows, and to free it, is denied meanwhile.
 //!
 //! # Locking
 //! Place and links in the tree: the tree's lock. `next`: the lock of the list that the area is on. LIVE to DYING
