@@ -298,6 +298,11 @@ impl PhysMemory {
         self.vmalloc.as_ref().map(VmallocRange::range)
     }
 
+    /// Whether what is mapped there is there.
+    pub(crate) fn vmalloc_is_mapped(&self) -> bool {
+        self.vmalloc.as_ref().is_none_or(VmallocRange::is_mapped)
+    }
+
     /// Maps frames in the vmalloc range; of the file, whether they are memory or a hole, which stands for a
     /// device.
     ///

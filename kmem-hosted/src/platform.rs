@@ -122,6 +122,10 @@ unsafe impl Platform for Hosted {
         self.inner.memory.vmalloc_range()
     }
 
+    fn vmalloc_is_mapped(&self) -> bool {
+        self.inner.memory.vmalloc_is_mapped()
+    }
+
     unsafe fn map_pages(
         &self,
         addr: usize,

@@ -249,7 +249,7 @@ impl Shape {
         self
     }
 
-    /// Takes the page tables away: areas of vmalloc have addresses only.
+    /// Takes the page tables away: areas of vmalloc have addresses only, and there are no stacks nor owners of areas.
     #[must_use]
     pub fn without_page_tables(mut self) -> Shape {
         self.page_tables = false;

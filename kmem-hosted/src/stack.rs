@@ -26,9 +26,6 @@ pub enum StackError {
     /// There is no vmalloc range, so an overflow would go on into somebody's memory.
     #[error("the machine's stacks have no guard")]
     NoGuard,
-    /// The machine has no page tables: nothing is at the stack's addresses.
-    #[error("the machine's stacks have addresses only")]
-    NotMapped,
 }
 
 global_asm!(
@@ -112,9 +109,6 @@ pub fn call_on_stack<F: FnOnce() -> R, R>(
 ) -> Result<R, StackError> {
     if !stack.is_guarded() {
         return Err(StackError::NoGuard);
-    }
-    if !stack.kmem().platform().shape().page_tables {
-        return Err(StackError::NotMapped);
     }
     let mut call = Call { f: Some(f), result: None };
     // SAFETY: the stack is mapped, ours alone for the time, as it is borrowed mutably, and has a guard below; its top is

@@ -70,6 +70,10 @@ impl VmallocRange {
         start..start + self.len
     }
 
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.mapped
+    }
+
     /// A part of it as the host takes it; `None` if it is not one.
     fn part(&self, range: &Range<usize>) -> Option<*mut core::ffi::c_void> {
         let own = self.range();

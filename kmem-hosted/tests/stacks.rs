@@ -112,7 +112,7 @@ fn interrupts_land_in_code_on_a_stack() {
 }
 
 #[test]
-fn without_a_guard_or_page_tables_nothing_runs() {
+fn without_a_guard_nothing_runs() {
     let direct = Shape::no_dma(32 << 20).vmalloc(0);
     let m = Machine::without_kswapd(direct, Config::default()).unwrap();
     let mut stack = KernelStack::new(&m, 4).unwrap();

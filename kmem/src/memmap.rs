@@ -119,6 +119,15 @@ impl MemMap {
         Some(self.page_in_map(pfn.0))
     }
 
+    /// The pages of a frame's pageblock, populated or not; `None` outside the map.
+    #[inline(always)]
+    pub(crate) fn block_pages(
+        &self,
+        pfn: u32,
+    ) -> Option<&'static [Page; PAGEBLOCK_FRAMES as usize]> {
+        self.pages.get(self.block_index(pfn)? << PAGEBLOCK_ORDER..)?.first_chunk()
+    }
+
     /// The page of a frame known to be in a populated pageblock.
     #[inline(always)]
     pub(crate) fn page_in_map(&self, pfn: u32) -> &'static Page {

@@ -27,7 +27,7 @@ bitflags::bitflags! {
     pub struct PageProt: u32 {
         /// May be written to.
         const WRITE = 1 << 0;
-        /// May be executed.
+        /// May be executed. A platform may allow it everywhere.
         const EXEC = 1 << 1;
         /// Goes past the caches, as a device's registers need it.
         const NO_CACHE = 1 << 2;
@@ -75,8 +75,9 @@ pub struct IrqState(pub usize);
 ///   else until the platform value is dropped;
 /// - [`vmalloc_range`](Platform::vmalloc_range) is the same each time, begins and ends at multiples of a frame,
 ///   and is used for nothing but what [`map_pages`](Platform::map_pages) maps there: those frames, readable and
-///   writable as asked, until [`unmap_pages`](Platform::unmap_pages); all else in it faults when touched, once
-///   [`flush_tlb_kernel_range`](Platform::flush_tlb_kernel_range) has returned;
+///   writable as asked, until [`unmap_pages`](Platform::unmap_pages), unless
+///   [`vmalloc_is_mapped`](Platform::vmalloc_is_mapped) says that there is nothing; all else in it faults when
+///   touched, once [`flush_tlb_kernel_range`](Platform::flush_tlb_kernel_range) has returned;
 /// - when [`rcu_done`](Platform::rcu_done) says that a grace period has ended, every reader (as the platform has them)
 ///   that had begun before [`rcu_start`](Platform::rcu_start) named it is done;
 /// - [`kmap_range`](Platform::kmap_range) is the same each time, begins and ends at multiples of a frame, and is used for
@@ -182,6 +183,12 @@ pub unsafe trait Platform: Sync {
     /// The addresses for vmalloc and its like \[V1\]; `None` on a platform without.
     fn vmalloc_range(&self) -> Option<Range<usize>> {
         None
+    }
+
+    /// Whether what [`map_pages`](Platform::map_pages) maps is there. A simulation may have areas that are addresses
+    /// only: what writes to its areas itself (stacks, owners, kvmalloc) has no memory there. The same each time.
+    fn vmalloc_is_mapped(&self) -> bool {
+        true
     }
 
     /// Maps `count` frames from `pfn` on, one after the other, at `addr`. The frames need not be memory: they may

@@ -64,6 +64,9 @@ impl RawSpin {
     }
 }
 
+/// Turns after which who may not wait for a lock gives it up: more than a holder needs that runs.
+const PATIENCE: u32 = 1 << 16;
+
 /// A spin lock held with interrupts masked.
 pub(crate) struct IrqLock<T> {
     raw: RawSpin,
@@ -90,8 +93,19 @@ impl<T> IrqLock<T> {
         IrqGuard { lock: self, p, irq }
     }
 
-    /// As [`lock`](Self::lock), but `None` instead of waiting: for who may have interrupted the holder.
-    pub fn try_lock<'a, P: Platform>(&'a self, p: &'a P) -> Option<IrqGuard<'a, T, P>> {
+    /// As [`lock`](Self::lock), but gives up after a while: for a fault's handler, which may have interrupted the holder.
+    pub fn lock_patiently<'a, P: Platform>(&'a self, p: &'a P) -> Option<IrqGuard<'a, T, P>> {
+        for _ in 0..PATIENCE {
+            if let Some(guard) = self.try_lock(p) {
+                return Some(guard);
+            }
+            p.relax();
+        }
+        None
+    }
+
+    /// As [`lock`](Self::lock), but `None` instead of waiting.
+    fn try_lock<'a, P: Platform>(&'a self, p: &'a P) -> Option<IrqGuard<'a, T, P>> {
         let irq = p.local_irq_save();
         if self.raw.try_lock() {
             return Some(IrqGuard { lock: self, p, irq });

@@ -9,7 +9,7 @@ use crate::{
     kmem::Kmem,
     page::Page,
     platform::{PageProt, Platform},
-    vmalloc::VmFlags,
+    vmalloc::{VmFlags, Wanted},
 };
 use core::{
     mem::{ManuallyDrop, MaybeUninit},
@@ -51,10 +51,10 @@ impl<'k, P: Platform> VmArea<'k, P> {
     /// Context: process context; may sleep.
     ///
     /// # Errors
-    /// As [`vmalloc`](Kmem::vmalloc).
+    /// As [`vmalloc`](Kmem::vmalloc); `NoMemory` where areas [are not mapped](Platform::vmalloc_is_mapped).
     #[track_caller]
     pub fn new(kmem: &'k Kmem<P>, size: usize, gfp: Gfp) -> Result<Self, AllocError> {
-        let at = kmem.__vmalloc(size, gfp)?;
+        let at = kmem.vmap_layer().vmalloc_mapped(Wanted::new(size, gfp))?;
         Ok(VmArea { kmem, at, len: size.next_multiple_of(kmem.page_size()), own: true })
     }
 
@@ -77,11 +77,12 @@ impl<'k, P: Platform> VmArea<'k, P> {
     /// Context: process context; may sleep.
     ///
     /// # Errors
-    /// As [`vmap`](Kmem::vmap); `NoMemory` for a page that is not in use, after a report.
+    /// As [`vmap`](Kmem::vmap); `NoMemory` for a page that is not in use, after a report, and where areas
+    /// [are not mapped](Platform::vmalloc_is_mapped).
     #[track_caller]
     pub fn map(kmem: &'k Kmem<P>, pages: &[&'k Page], prot: PageProt) -> Result<Self, AllocError> {
         let held = pages.iter().take_while(|page| kmem.get_page(page).is_ok()).count();
-        let mapped = if held == pages.len() {
+        let mapped = if held == pages.len() && kmem.platform().vmalloc_is_mapped() {
             kmem.vmap(pages, VmFlags::MAP_PUT_PAGES, prot)
         } else {
             Err(AllocError::NoMemory)

@@ -5,7 +5,8 @@
 //! large. Both are named by a machine's home and have no size; on a machine that is at hand they are
 //! [`VmallocOn`] and [`KVmallocOn`].
 //!
-//! Memory of [`Vmalloc`] is asked for in process context only; everything may be dropped in any but an NMI.
+//! Memory of [`Vmalloc`] is asked for in process context only; everything may be dropped in any but an NMI. Where areas
+//! [are not mapped](Platform::vmalloc_is_mapped) there is none.
 //!
 //! # Locking
 //! None of its own.
@@ -37,7 +38,7 @@ fn memory<P: Platform>(
         return kmem.kvmalloc_layout(layout, flags);
     }
     let wanted = Wanted { align: layout.align(), ..Wanted::new(layout.size(), flags) };
-    kmem.vmap_layer().vmalloc(wanted)
+    kmem.vmap_layer().vmalloc_mapped(wanted)
 }
 
 /// Memory with as many bytes of what is at `at` as fit.

@@ -17,7 +17,8 @@ impl<P: Platform> Kmem<P> {
     /// Context: may sleep if `gfp` has `__GFP_DIRECT_RECLAIM`; never from an NMI.
     ///
     /// # Errors
-    /// As [`kmalloc`](Self::kmalloc) and [`vmalloc`](Self::vmalloc).
+    /// As [`kmalloc`](Self::kmalloc) and [`vmalloc`](Self::vmalloc); `NoMemory` for what only vmalloc would have on a
+    /// platform that [maps nothing](Platform::vmalloc_is_mapped).
     ///
     /// See [`kvmalloc`](https://docs.kernel.org/core-api/mm-api.html#c.kvmalloc_node).
     #[inline]
@@ -37,7 +38,7 @@ impl<P: Platform> Kmem<P> {
         match self.kmalloc_layout(layout, first) {
             Err(AllocError::NoMemory) if may_map => {
                 let wanted = Wanted { align: layout.align(), ..Wanted::new(layout.size(), gfp) };
-                self.vmap_layer().vmalloc(wanted)
+                self.vmap_layer().vmalloc_mapped(wanted)
             }
             got => got,
         }
@@ -107,7 +108,7 @@ impl<P: Platform> Kmem<P> {
         gfp: Gfp,
     ) -> Result<NonNull<u8>, AllocError> {
         // SAFETY: the caller's.
-        unsafe { self.vmap_layer().kvrealloc(at, Wanted::new(size, gfp), false) }
+        unsafe { self.vmap_layer().kvrealloc(at, size, gfp) }
     }
 
     /// `kvfree`: frees what [`kvmalloc`](Self::kvmalloc), kmalloc or vmalloc returned. Null is left alone.

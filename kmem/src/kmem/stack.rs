@@ -38,8 +38,8 @@ impl<P: Platform> Kmem<P> {
     /// Context: process context; may sleep.
     ///
     /// # Errors
-    /// `NoMemory`; `Invalid`, after a report, for a number of frames out of range; `Context`, after a report, where
-    /// sleeping is not allowed.
+    /// `NoMemory`, also where areas [are not mapped](Platform::vmalloc_is_mapped); `Invalid`, after a report, for a
+    /// number of frames out of range; `Context`, after a report, where sleeping is not allowed.
     ///
     /// See [VMAP_STACK](https://docs.kernel.org/mm/vmalloced-kernel-stacks.html).
     #[inline]

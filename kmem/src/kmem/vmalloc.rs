@@ -179,7 +179,7 @@ impl<P: Platform> Kmem<P> {
     /// them back with [`vunmap`](Self::vunmap).
     ///
     /// # Errors
-    /// As [`vmalloc`](Self::vmalloc).
+    /// As [`vmalloc`](Self::vmalloc); `NoMemory` for more than the machine has memory.
     #[track_caller]
     pub fn get_vm_area(&self, size: usize) -> Result<NonNull<u8>, AllocError> {
         self.vmap_layer().get_vm_area(size)
@@ -188,7 +188,8 @@ impl<P: Platform> Kmem<P> {
     /// `vm_map_pages`: shows pages in an area from [`get_vm_area`](Self::get_vm_area), behind those it shows already. They
     /// stay the caller's.
     ///
-    /// Context: process context; may sleep. Not while somebody else frees the area or maps into it.
+    /// Context: process context; may sleep. Not while somebody else frees the area or maps into it. Meanwhile
+    /// [`vmalloc_to_page`](Self::vmalloc_to_page) and its like find nothing there.
     ///
     /// # Errors
     /// As [`vmap`](Self::vmap); `NoMemory` for more pages than the area has room for, and, after a report, for an

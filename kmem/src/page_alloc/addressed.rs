@@ -28,10 +28,17 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// See [`__get_free_pages`](https://docs.kernel.org/core-api/mm-api.html).
     #[track_caller]
     pub fn __get_free_pages(&self, gfp: Gfp, order: u32) -> Result<NonNull<u8>, AllocError> {
+        self.address_from(-1, gfp, order)
+    }
+
+    /// The address of 2^`order` contiguous frames, from node `nid` first, or, for −1, as the policy says.
+    #[inline(always)]
+    #[track_caller]
+    fn address_from(&self, nid: i32, gfp: Gfp, order: u32) -> Result<NonNull<u8>, AllocError> {
         if gfp.contains(Gfp::HIGHMEM) {
             return Err(self.refuse(gfp, order, GfpError::HighMemNeedsPage));
         }
-        let page = self.alloc_pages(gfp, order)?;
+        let page = self.alloc_pages_node(nid, gfp, order)?;
         match self.page_address(page) {
             Some(address) => Ok(address),
             None => {
@@ -129,10 +136,25 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// largest order holds. `__GFP_COMP` is ignored: compound pages cannot be split.
     #[track_caller]
     pub fn alloc_pages_exact(&self, size: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        self.alloc_pages_exact_nid(-1, size, gfp)
+    }
+
+    /// `alloc_pages_exact_nid`: as [`alloc_pages_exact`](Self::alloc_pages_exact), from node `nid` first, as
+    /// [`alloc_pages_node`](Self::alloc_pages_node). The address is aligned to the size, rounded up to a power of two.
+    ///
+    /// # Errors
+    /// As [`alloc_pages_exact`](Self::alloc_pages_exact), and `Invalid` for a node that does not exist.
+    #[track_caller]
+    pub fn alloc_pages_exact_nid(
+        &self,
+        nid: i32,
+        size: usize,
+        gfp: Gfp,
+    ) -> Result<NonNull<u8>, AllocError> {
         let Some((frames, order)) = self.frames_for(size) else {
             return Err(self.refuse(gfp, u32::MAX, GfpError::OrderTooLarge));
         };
-        let address = self.__get_free_pages(gfp - Gfp::COMP, order)?;
+        let address = self.address_from(nid, gfp - Gfp::COMP, order)?;
         if let Ok(page) = self.page_at(address.as_ptr())
             && let Some(pfn) = self.map.pfn(page)
             && self.split_page(page, order).is_ok()

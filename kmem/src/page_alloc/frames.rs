@@ -21,7 +21,7 @@ use crate::{
     pageblock::PbFlags,
     platform::Platform,
     trace::Event,
-    types::{PAGEBLOCK_ORDER, Pfn},
+    types::{PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn},
 };
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -192,25 +192,29 @@ fn put_frames(
 ) -> (usize, Option<u32>) {
     let map = *map;
     let mut end = pcp.hot_end(list);
-    let mut done = 0;
-    // Neighbours are mostly of one pageblock, which is looked at once.
-    let mut known = u32::MAX;
-    for frame in frames.iter().rev() {
-        let pfn = frame.load(Relaxed);
-        let block = pfn >> PAGEBLOCK_ORDER;
-        if known != block {
-            if map.flags_of(pfn) != kind {
-                break;
-            }
-            known = block;
-        }
-        if !map.page_in_map(pfn).try_free(0) {
+    let mut left = frames;
+    let mut over = None;
+    'blocks: while let Some(last) = left.last() {
+        // Neighbours are mostly of one pageblock, which is looked at once.
+        let block = last.load(Relaxed) >> PAGEBLOCK_ORDER;
+        let first = block << PAGEBLOCK_ORDER;
+        let Some(pages) = map.block_pages(first).filter(|_| map.flags_of(first) == kind) else {
             break;
+        };
+        while let Some((frame, before)) = left.split_last() {
+            let pfn = frame.load(Relaxed);
+            if pfn >> PAGEBLOCK_ORDER != block {
+                continue 'blocks;
+            }
+            if !pages[(pfn % PAGEBLOCK_FRAMES) as usize].try_free(0) {
+                break 'blocks;
+            }
+            if !end.put(pfn) {
+                over = Some(pfn);
+                break 'blocks;
+            }
+            left = before;
         }
-        if !end.put(pfn) {
-            return (done, Some(pfn));
-        }
-        done += 1;
     }
-    (done, None)
+    (frames.len() - left.len(), over)
 }

@@ -61,18 +61,13 @@ impl<P: Platform, R: Reclaim> Threads<'_, P, R> {
         irq: bool,
     ) -> Result<NonNull<u8>, AllocError> {
         let pages = self.vmap.objects.pages;
-        let order = frames.next_power_of_two().ilog2();
-        let page = pages.alloc_pages_node(node, Gfp::KERNEL | Gfp::ZERO, order)?;
-        let at = pages.page_to_pfn(page).zip(pages.page_address(page));
-        let Some((pfn, low)) = at.filter(|_| pages.split_page(page, order).is_ok()) else {
-            // Contents are absent, and with them every address.
-            let _ = pages.__free_pages(page, order);
+        let size = frames as usize * Self::PAGE;
+        let low = pages.alloc_pages_exact_nid(node, size, Gfp::KERNEL | Gfp::ZERO)?;
+        let Some(pfn) = self.p().direct_unmap(low.as_ptr()) else {
+            // It was mapped there a moment ago.
+            let _ = pages.free_pages_exact(low.as_ptr(), size);
             return Err(AllocError::NoMemory);
         };
-        for tail in (pfn.0 + frames..pfn.0 + (1 << order)).map(Pfn) {
-            // Ours since a moment ago.
-            let _ = pages.pfn_to_page(tail).map(|page| pages.__free_page(page));
-        }
         let _ = low.as_ptr().expose_provenance();
         self.end(low).magic.store(STACK_END_MAGIC, Relaxed);
         let mut count = self.state.direct.lock(self.p());
@@ -99,7 +94,9 @@ impl<P: Platform, R: Reclaim> Threads<'_, P, R> {
         };
         let pfn = map.frame_at(offset, P::PAGE_SHIFT);
         let private = map.page(Pfn(pfn))?.private();
-        let (first, frames) = (pfn - (private >> INDEX_SHIFT), private % (1 << INDEX_SHIFT));
+        let (index, frames) = (private >> INDEX_SHIFT, private % (1 << INDEX_SHIFT));
+        // Else the frame is not named as a stack's are.
+        let first = pfn.checked_sub(index).filter(|_| index < frames)?;
         Some((Block { first, frames, irq }, self.p().direct_map(Pfn(first))?))
     }
 
@@ -149,13 +146,13 @@ impl<P: Platform, R: Reclaim> Threads<'_, P, R> {
         Some(f(low, block.frames as usize * Self::PAGE))
     }
 
-    /// Calls `f` with the stack that an address is in; `None` as well where the lock is not to be had at once.
+    /// Calls `f` with the stack that an address is in. For callers who may have the lock themselves: `None` then.
     pub(super) fn direct_at<T>(
         &self,
         addr: usize,
         f: impl FnOnce(NonNull<u8>, usize, StackUse) -> T,
     ) -> Option<T> {
-        let _count = self.state.direct.try_lock(self.p())?;
+        let _count = self.state.direct.lock_patiently(self.p())?;
         let (block, low) = self.block_at(addr)?;
         let used = if block.irq { self.irq_use(low) } else { StackUse::Thread };
         Some(f(low, block.frames as usize * Self::PAGE, used))

@@ -21,7 +21,7 @@ impl<P: Platform, R: Reclaim> Threads<'_, P, R> {
     /// `alloc_irq_stacks`.
     #[track_caller]
     pub(crate) fn alloc_irq(self, frames: usize) -> Result<(), AllocError> {
-        let nr = self.check(frames)?;
+        let nr = self.check(frames, -1)?;
         for cpu in self.by_cpu() {
             if !cpu.irq.load(Relaxed).is_null() {
                 continue;

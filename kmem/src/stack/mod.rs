@@ -137,11 +137,14 @@ impl<'a, P: Platform, R: Reclaim> Threads<'a, P, R> {
         self.p().vmalloc_range().is_some()
     }
 
-    /// Refuses what cannot be served, wherever from.
+    /// Refuses what cannot be served, wherever from. Node −1 is the caller's.
     #[track_caller]
-    fn check(&self, frames: usize) -> Result<u32, AllocError> {
+    fn check(&self, frames: usize, node: i32) -> Result<u32, AllocError> {
         let pages = self.vmap.objects.pages;
         pages.check_context(Gfp::KERNEL)?;
+        if node != -1 && usize::try_from(node).map_or(true, |node| node >= pages.nr_nodes()) {
+            return Err(pages.refuse(Gfp::KERNEL, 0, GfpError::NoSuchNode));
+        }
         match u32::try_from(frames) {
             Ok(n) if (1..=Self::LARGEST).contains(&frames) => Ok(n),
             _ => Err(pages.refuse(Gfp::KERNEL, 0, GfpError::BadSize)),
@@ -152,7 +155,7 @@ impl<'a, P: Platform, R: Reclaim> Threads<'a, P, R> {
     #[inline]
     #[track_caller]
     pub(crate) fn alloc(self, frames: usize, node: i32) -> Result<NonNull<u8>, AllocError> {
-        let nr = self.check(frames)?;
+        let nr = self.check(frames, node)?;
         if !self.guarded() {
             return self.alloc_direct(nr, node, false);
         }

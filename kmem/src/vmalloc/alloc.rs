@@ -81,6 +81,22 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         self.make(wanted).map(Self::address)
     }
 
+    /// [`vmalloc`](Self::vmalloc) for who touches what is there, or has others touch it: refused where nothing is.
+    #[track_caller]
+    pub(crate) fn vmalloc_mapped(self, wanted: Wanted) -> Result<NonNull<u8>, AllocError> {
+        self.check_mapped(&wanted)?;
+        self.vmalloc(wanted)
+    }
+
+    /// Refuses where areas have addresses only.
+    #[track_caller]
+    pub(super) fn check_mapped(&self, wanted: &Wanted) -> Result<(), AllocError> {
+        if self.p().vmalloc_is_mapped() {
+            return Ok(());
+        }
+        self.failed(wanted, "areas are not mapped here", Location::caller())
+    }
+
     /// An area with frames of its own.
     #[inline]
     #[track_caller]
@@ -108,11 +124,19 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         }
     }
 
+    /// Whether an area of `size` bytes, the guards included, has a place among no others.
+    pub(super) fn has_place(&self, size: usize, align: usize) -> bool {
+        let range = self.p().vmalloc_range().map_or(0, |range| range.len());
+        // What the tree looks for: wherever it is, an aligned place is in it.
+        align.is_power_of_two() && size.checked_add(align - Self::PAGE).is_some_and(|n| n <= range)
+    }
+
     /// Sleeps, if the request may not fail and could be served.
     #[cold]
     fn may_retry(&self, wanted: &Wanted, nr: u32) -> bool {
-        let range = self.p().vmalloc_range().map_or(0, |range| range.len());
-        let fits = (nr as usize + 1) * Self::PAGE <= range;
+        let guards = 1 + usize::from(wanted.flags.contains(VmFlags::STACK));
+        let size = (nr as usize + guards) * Self::PAGE;
+        let fits = self.has_place(size, wanted.align.max(Self::PAGE));
         let again = fits && wanted.gfp.contains(Gfp::NOFAIL) && wanted.gfp.may_block();
         if again {
             self.p().wait(&AtomicU32::new(0), 0, AGAIN_NS);
@@ -157,9 +181,9 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         at: &'static Location<'static>,
     ) -> Result<&'static Area, AllocError> {
         let huge = self.huge_order(wanted, nr);
-        let align = wanted.align.max(Self::PAGE << huge);
         let guard = u32::from(wanted.flags.contains(VmFlags::STACK));
-        let area = self.reserve(nr + guard, align, wanted.gfp, wanted.flags, at)?;
+        let Wanted { align, gfp, flags, .. } = *wanted;
+        let (area, huge) = self.reserve_large(nr + guard, huge, align, gfp, flags, at)?;
         let prot = if huge > 0 { wanted.prot | PageProt::HUGE } else { wanted.prot };
         let built = self
             .frames_for(area, wanted, nr, huge)
@@ -181,6 +205,25 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         let order = P::HUGE_ORDER;
         let asked = wanted.flags.contains(VmFlags::ALLOW_HUGE_VMAP);
         if asked && order <= self.objects.pages.max_order() && nr >> order != 0 { order } else { 0 }
+    }
+
+    /// An area aligned for blocks of order `huge` if there is room for that, else for order 0; with the order.
+    #[inline(always)]
+    pub(super) fn reserve_large(
+        &self,
+        nr: u32,
+        mut huge: u32,
+        align: usize,
+        gfp: Gfp,
+        flags: VmFlags,
+        at: &'static Location<'static>,
+    ) -> Result<(&'static Area, u32), AllocError> {
+        loop {
+            match self.reserve(nr, align.max(Self::PAGE << huge), gfp, flags, at) {
+                Err(AllocError::NoMemory) if huge > 0 => huge = 0,
+                got => return Ok((got?, huge)),
+            }
+        }
     }
 
     /// An area of `nr` frames' worth of addresses, with nothing in it. Process context.
@@ -211,7 +254,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     #[cold]
     fn place(&self, size: usize, align: usize, gfp: Gfp) -> Result<&'static Area, AllocError> {
         let range = self.p().vmalloc_range().ok_or(AllocError::NoMemory)?;
-        if size > range.len() || !align.is_power_of_two() || align > range.len() {
+        if !self.has_place(size, align) {
             return Err(AllocError::NoMemory);
         }
         let objects = &self.objects;

@@ -13,7 +13,8 @@
 //!                        or the list of deferred frees
 //! ```
 //! One of a kernel stack may go from LIVE to KEPT, and back, or from KEPT to DYING: it is whole, and whose who keeps
-//! free stacks.
+//! free stacks. One from get_vm_area goes from LIVE back to BUILDING while vm_map_pages adds to it: to look up what it
+//! shows, and to free it, is denied meanwhile.
 //!
 //! # Locking
 //! Place and links in the tree: the tree's lock. `next`: the lock of the list that the area is on. LIVE to DYING
@@ -91,10 +92,12 @@ pub(super) struct Area {
 /// An area, or none.
 pub(super) type Link = Option<&'static Area>;
 
+#[inline]
 fn store(place: &AtomicPtr<Area>, area: Link) {
     place.store(area.map_or(ptr::null_mut(), |a| ptr::from_ref(a).cast_mut()), Relaxed);
 }
 
+#[inline]
 fn load(place: &AtomicPtr<Area>) -> Link {
     // SAFETY: null, or an area that is in the tree or on the list of the one that links to it: a descriptor is
     // given back only after it was taken out of both.
@@ -107,69 +110,84 @@ impl Area {
         Area { size, ..Area::default() }
     }
 
+    #[inline]
     pub(super) fn start(&self) -> usize {
         self.start.load(Relaxed)
     }
 
     /// Where its guard ends.
+    #[inline]
     pub(super) fn end(&self) -> usize {
         self.start() + self.size
     }
 
+    #[inline]
     pub(super) fn left(&self) -> Link {
         load(&self.left)
     }
 
+    #[inline]
     pub(super) fn right(&self) -> Link {
         load(&self.right)
     }
 
+    #[inline]
     pub(super) fn set_left(&self, area: Link) {
         store(&self.left, area);
     }
 
+    #[inline]
     pub(super) fn set_right(&self, area: Link) {
         store(&self.right, area);
     }
 
     /// Where it is.
+    #[inline]
     pub(super) fn state(&self) -> State {
         // Acquire pairs with the Release in `set_state`: who finds it LIVE finds it whole.
         State::of(self.state.load(Acquire))
     }
 
+    #[inline]
     pub(super) fn set_state(&self, state: State) {
         // Release pairs with the Acquire in `state`.
         self.state.store(state as u32, Release);
     }
 
     /// Where the first of its frames is shown: a frame further than it begins, if it has a guard before them.
+    #[inline]
     pub(super) fn shown(&self, page: usize) -> usize {
         self.start() + if self.flags().contains(VmFlags::STACK) { page } else { 0 }
     }
 
+    #[inline]
     pub(super) fn flags(&self) -> VmFlags {
         VmFlags::from_bits_retain(self.flags.load(Relaxed))
     }
 
+    #[inline]
     pub(super) fn set_flags(&self, flags: VmFlags) {
         self.flags.store(flags.bits(), Relaxed);
     }
 
+    #[inline]
     pub(super) fn caller(&self) -> Option<&'static Location<'static>> {
         // SAFETY: null or a location, which is there for ever.
         unsafe { self.caller.load(Relaxed).as_ref() }
     }
 
+    #[inline]
     pub(super) fn set_caller(&self, at: &'static Location<'static>) {
         self.caller.store(ptr::from_ref(at).cast_mut(), Relaxed);
     }
 
+    #[inline]
     pub(super) fn freed_by(&self) -> Option<&'static Location<'static>> {
         // SAFETY: null or a location, which is there for ever.
         unsafe { self.freed_by.load(Relaxed).as_ref() }
     }
 
+    #[inline]
     pub(super) fn set_freed_by(&self, at: &'static Location<'static>) {
         self.freed_by.store(ptr::from_ref(at).cast_mut(), Relaxed);
     }
@@ -182,11 +200,13 @@ pub(super) struct List(Link);
 impl List {
     pub(super) const EMPTY: List = List(None);
 
+    #[inline]
     pub(super) fn push(&mut self, area: &'static Area) {
         store(&area.next, self.0);
         self.0 = Some(area);
     }
 
+    #[inline]
     pub(super) fn pop(&mut self) -> Link {
         let area = self.0?;
         self.0 = load(&area.next);
@@ -208,10 +228,12 @@ impl Stack {
         Stack(AtomicPtr::new(ptr::null_mut()))
     }
 
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.0.load(Relaxed).is_null()
     }
 
+    #[inline]
     pub(super) fn push(&self, area: &'static Area) {
         let mut top = self.0.load(Relaxed);
         loop {
@@ -226,6 +248,7 @@ impl Stack {
         }
     }
 
+    #[inline]
     pub(super) fn take(&self) -> List {
         // SAFETY: null or an area that was put here; what is on the list stays until it is taken. Acquire pairs
         // with the Release in `push`.

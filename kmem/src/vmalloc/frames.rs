@@ -55,6 +55,7 @@ const fn levels(nr: u32) -> u32 {
 
 impl Frames {
     /// Frames that are in the table.
+    #[inline]
     pub(super) fn len(&self) -> u32 {
         self.filled.load(Relaxed)
     }
@@ -134,13 +135,20 @@ impl Frames {
     }
 
     /// The places from number `i` on that lie in one piece; empty behind the last.
+    #[inline]
     fn piece(&self, i: u32) -> &[AtomicU32] {
+        let nr = self.nr.load(Relaxed) as usize;
+        if nr <= INLINE {
+            return self.inline[..nr].get(i as usize..).unwrap_or(&[]);
+        }
+        self.piece_below(i)
+    }
+
+    /// The same of a table that is elsewhere.
+    fn piece_below(&self, i: u32) -> &[AtomicU32] {
         let nr = self.nr.load(Relaxed);
         if i >= nr {
             return &[];
-        }
-        if nr as usize <= INLINE {
-            return &self.inline[i as usize..nr as usize];
         }
         let mut at = self.root.load(Relaxed);
         for level in (0..levels(nr)).rev() {
@@ -203,6 +211,7 @@ impl Frames {
     }
 
     /// The frames from number `i` on that lie in one piece.
+    #[inline]
     pub(super) fn from(&self, i: u32) -> impl Iterator<Item = Pfn> + '_ {
         let left = self.len().saturating_sub(i) as usize;
         let piece = self.piece(i);
@@ -210,6 +219,7 @@ impl Frames {
     }
 
     /// The frame with number `i`.
+    #[inline]
     pub(super) fn get(&self, i: u32) -> Option<Pfn> {
         self.from(i).next()
     }

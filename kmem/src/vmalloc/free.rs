@@ -5,7 +5,7 @@
 
 use super::{
     At, VmFlags, Vmap,
-    area::{Area, State},
+    area::{Area, List, Stack, State},
 };
 use crate::{error::Misuse, page_alloc::Reclaim, page_state::SystemStat, platform::Platform};
 use core::panic::Location;
@@ -50,6 +50,34 @@ impl By {
     }
 }
 
+/// What is done with an area that was given back, last and also if a misuse was fatal: its addresses are free.
+struct Last<'a, 'v, P: Platform, R: Reclaim> {
+    vmap: &'a Vmap<'v, P, R>,
+    area: &'static Area,
+}
+
+impl<P: Platform, R: Reclaim> Drop for Last<'_, '_, P, R> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.area.frames.clear(&self.vmap.objects);
+        self.vmap.retire(self.area);
+    }
+}
+
+/// Deferred frees that are being done. If one panics, as a misuse may, the others go back to wait.
+struct Rest<'a> {
+    list: List,
+    of: &'a Stack,
+}
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        while let Some(area) = self.list.pop() {
+            self.of.push(area);
+        }
+    }
+}
+
 impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     /// Frees the area at an address.
     #[inline]
@@ -90,7 +118,9 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             drop(tree);
             return Err(self.objects.pages.misuse(Misuse::NoArea { addr }));
         };
-        let (start, flags, state) = (area.shown(Self::PAGE), area.flags(), area.state());
+        // First the state, whose Acquire says that the rest is what its maker made.
+        let state = area.state();
+        let (start, flags) = (area.shown(Self::PAGE), area.flags());
         let (caller, freed_by) = (area.caller(), area.freed_by());
         let wrong = if start != addr {
             Some(match state {
@@ -127,6 +157,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     #[track_caller]
     fn give_back(&self, area: &'static Area) -> Result<(), Misuse> {
         self.unmap(area);
+        let _last = Last { vmap: self, area };
         let flags = area.flags();
         let mut result = Ok(());
         if flags.contains(VmFlags::ALLOC) {
@@ -136,8 +167,6 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         } else if flags.contains(VmFlags::MAP_PUT_PAGES) {
             result = self.put_frames(area);
         }
-        area.frames.clear(&self.objects);
-        self.retire(area);
         result
     }
 
@@ -190,9 +219,9 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     /// Frees what was freed in atomic context; returns how many areas there were. Process context.
     #[cold]
     pub(super) fn run_deferred_frees(&self) -> u64 {
-        let mut list = self.state.deferred.take();
+        let mut rest = Rest { list: self.state.deferred.take(), of: &self.state.deferred };
         let mut nr = 0;
-        while let Some(area) = list.pop() {
+        while let Some(area) = rest.list.pop() {
             // A misuse (somebody freed its frames) is reported by the callee.
             let _ = self.give_back(area);
             nr += 1;

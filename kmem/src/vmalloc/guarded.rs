@@ -23,9 +23,6 @@ use core::{
     },
 };
 
-/// Turns for a lock that the caller itself may hold.
-const TURNS: u32 = 1 << 16;
-
 /// A guarded area whose owner is whoever has this: one that was just made, or is KEPT.
 pub(crate) struct Guarded(&'static Area);
 
@@ -133,7 +130,9 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         let irq = if irq { VmFlags::IRQ_STACK } else { VmFlags::empty() };
         let flags = VmFlags::ALLOC | VmFlags::STACK | irq;
         let size = frames as usize * Self::PAGE;
-        self.make(Wanted { flags, node, ..Wanted::new(size, gfp) }).map(Guarded)
+        let wanted = Wanted { flags, node, ..Wanted::new(size, gfp) };
+        self.check_mapped(&wanted)?;
+        self.make(wanted).map(Guarded)
     }
 
     /// Where the frames of one begin.
@@ -185,7 +184,8 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         let mut from = 0;
         while let Some(area) = tree.next(from) {
             from = area.end();
-            let (flags, state) = (area.flags(), area.state());
+            // First the state, as in `claim`.
+            let (state, flags) = (area.state(), area.flags());
             let of = match state {
                 State::Kept => &mut count.kept,
                 State::Live if flags.contains(VmFlags::IRQ_STACK) => &mut count.irq,
@@ -200,16 +200,10 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     /// Calls `f` under the lock with what guarded area an address is in, its guards included. For callers who may have
     /// the tree's lock themselves: `None` then.
     pub(crate) fn guarded_at<T>(self, addr: usize, f: impl FnOnce(GuardedAt) -> T) -> Option<T> {
-        let mut tree = self.state.tree.try_lock(self.p());
-        for _ in 0..TURNS {
-            if tree.is_some() {
-                break;
-            }
-            self.p().relax();
-            tree = self.state.tree.try_lock(self.p());
-        }
-        let area = tree.as_ref()?.find(addr)?;
-        let (flags, state) = (area.flags(), area.state());
+        let tree = self.state.tree.lock_patiently(self.p())?;
+        let area = tree.find(addr)?;
+        // First the state, as in `claim`.
+        let (state, flags) = (area.state(), area.flags());
         let there = matches!(state, State::Live | State::Kept);
         let at = GuardedAt {
             low: Self::address(area),

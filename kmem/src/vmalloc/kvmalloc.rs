@@ -36,7 +36,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         let (first, may_map) = Self::easily(size, gfp);
         match self.objects.kmalloc_node(size, first, node) {
             Err(AllocError::NoMemory) if may_map => {
-                self.vmalloc(Wanted { node, ..Wanted::new(size, gfp) })
+                self.vmalloc_mapped(Wanted { node, ..Wanted::new(size, gfp) })
             }
             got => got,
         }
@@ -62,7 +62,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         }
     }
 
-    /// `kvrealloc`; with `vmalloc`, what is elsewhere then comes from there only (`vrealloc`).
+    /// `kvrealloc`.
     ///
     /// # Safety
     /// `at` is null or from kvmalloc, and nobody uses it any more if this succeeds.
@@ -70,20 +70,18 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     pub(crate) unsafe fn kvrealloc(
         self,
         at: *mut u8,
-        wanted: Wanted,
-        vmalloc: bool,
+        size: usize,
+        gfp: Gfp,
     ) -> Result<NonNull<u8>, AllocError> {
-        let Wanted { size, gfp, .. } = wanted;
         let Some(old) = self.kvsize(at) else {
             self.objects.pages.misuse(Misuse::NotAnObject { addr: at.addr() });
             return Err(AllocError::NoMemory);
         };
-        if size == 0 && !vmalloc {
+        if size == 0 {
             let _ = self.kvfree(at);
             return Ok(crate::slab::ZERO_SIZE_PTR);
         }
-        if size > 0
-            && size <= old
+        if size <= old
             && let Some(at) = NonNull::new(at)
         {
             if gfp.contains(Gfp::ZERO) {
@@ -93,7 +91,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             }
             return Ok(at);
         }
-        let new = if vmalloc { self.vmalloc(wanted)? } else { self.kvmalloc(size, gfp, -1)? };
+        let new = self.kvmalloc(size, gfp, -1)?;
         // SAFETY: `old` bytes may be used there, more than that here, and the new block is nobody's yet.
         unsafe { new.as_ptr().copy_from_nonoverlapping(at, old) };
         let _ = self.kvfree(at);

@@ -71,6 +71,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         self.check_context(gfp)?;
         let nr =
             u32::try_from(given.len()).ok().filter(|nr| *nr > 0).ok_or(AllocError::NoMemory)?;
+        self.check_pages(given)?;
         let flags = (flags & VmFlags::MAP_PUT_PAGES) | VmFlags::MAP;
         let area = self.reserve(nr, Self::PAGE, gfp, flags, Location::caller())?;
         let made = area
@@ -91,15 +92,21 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         }
     }
 
-    /// Shows pages behind those that an area shows already.
+    /// Refuses pages of another machine: before there is anything that a panic would leave behind.
     #[track_caller]
+    fn check_pages(&self, given: &[&Page]) -> Result<(), AllocError> {
+        let pages = self.objects.pages;
+        if given.iter().all(|page| pages.page_to_pfn(page).is_some()) {
+            return Ok(());
+        }
+        pages.misuse(Misuse::NotAPage);
+        Err(AllocError::NoMemory)
+    }
+
+    /// Shows pages, which were checked, behind those that an area shows already.
     fn show(&self, area: &Area, given: &[&Page], prot: PageProt) -> Result<(), AllocError> {
         let from = area.frames.len();
         let pages = self.objects.pages;
-        if given.iter().any(|page| pages.page_to_pfn(page).is_none()) {
-            pages.misuse(Misuse::NotAPage);
-            return Err(AllocError::NoMemory);
-        }
         area.frames.push(given.len(), |i| pages.page_to_pfn(given[i]).unwrap_or_default());
         self.map_from(area, from, prot, Gfp::KERNEL)
     }
@@ -109,8 +116,11 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     pub(crate) fn get_vm_area(self, size: usize) -> Result<NonNull<u8>, AllocError> {
         let gfp = Gfp::KERNEL;
         self.check_context(gfp)?;
-        let nr = u32::try_from(size.div_ceil(Self::PAGE)).ok().filter(|nr| *nr > 0);
-        let nr = nr.ok_or(AllocError::NoMemory)?;
+        // A table for all of it is made now, so it is not longer than one of all frames.
+        let most = self.objects.pages.totalram_pages();
+        let nr = u32::try_from(size.div_ceil(Self::PAGE)).ok();
+        let nr =
+            nr.filter(|nr| (1..=most).contains(&u64::from(*nr))).ok_or(AllocError::NoMemory)?;
         let flags = VmFlags::MAP | VmFlags::SPARSE;
         let area = self.reserve(nr, Self::PAGE, gfp, flags, Location::caller())?;
         match area.frames.make(&self.objects, nr, gfp | Gfp::NOWARN) {
@@ -134,6 +144,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         prot: PageProt,
     ) -> Result<(), AllocError> {
         self.check_context(Gfp::KERNEL)?;
+        self.check_pages(given)?;
         let addr = at.addr().get();
         // Taken out of use meanwhile, so that nobody frees it or looks at its frames.
         let area = {
@@ -194,15 +205,19 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         let nr = u32::try_from(end.div_ceil(Self::PAGE)).map_err(|_| AllocError::NoMemory)?;
         let first = u32::try_from(phys >> P::PAGE_SHIFT).map_err(|_| AllocError::NoMemory)?;
         let last = first.checked_add(nr).ok_or(AllocError::NoMemory)?;
+        // Else the search below would be in vain, and long.
+        let size = (nr as usize + 1).checked_mul(Self::PAGE).ok_or(AllocError::NoMemory)?;
+        if !self.has_place(size, Self::PAGE) {
+            return Err(AllocError::NoMemory);
+        }
         let pages = self.objects.pages;
         if let Some(pfn) = (first..last).map(Pfn).find(|pfn| self.is_memory(*pfn)) {
             pages.misuse(Misuse::IoremapOfMemory { pfn });
             return Err(AllocError::NoMemory);
         }
         let huge = if nr >> P::HUGE_ORDER != 0 { P::HUGE_ORDER } else { 0 };
-        let align = Self::PAGE << huge;
-        let flags = VmFlags::IOREMAP;
-        let area = self.reserve(nr, align, gfp, flags, Location::caller())?;
+        let (flags, at) = (VmFlags::IOREMAP, Location::caller());
+        let (area, _) = self.reserve_large(nr, huge, Self::PAGE, gfp, flags, at)?;
         area.phys.store(phys - offset as u64, Relaxed);
         match self.map_run(area.start(), Pfn(first), nr, prot | PageProt::HUGE, gfp) {
             Ok(()) => {

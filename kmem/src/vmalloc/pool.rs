@@ -45,6 +45,7 @@ impl Shard {
 }
 
 /// Where in the pools an area of a size is.
+#[inline]
 fn class(size: usize, page: usize) -> Option<usize> {
     (size / page).checked_sub(2).filter(|class| *class < LARGEST)
 }

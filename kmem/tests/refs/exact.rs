@@ -1,8 +1,9 @@
 //! `alloc_pages_exact` and the bulk calls.
 
 use super::AssertMerged;
-use kmem::{AllocError, Gfp, Misuse, Page, Pfn, gfp::GfpError};
-use kmem_test_support::Rig;
+use kmem::{AllocError, Config, Gfp, Misuse, Page, Pfn, gfp::GfpError};
+use kmem_hosted::Shape;
+use kmem_test_support::{MIB, Rig};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -31,6 +32,29 @@ fn exact_sizes_take_no_frame_too_many() {
             assert_eq!(rig.audit().unwrap().allocated, before);
         }
         rig.assert_merged();
+    });
+}
+
+#[test]
+fn exact_sizes_come_from_the_node_that_is_asked() {
+    let rig = Rig::new(Shape::numa(3, 32 * MIB), Config::default());
+    rig.run(|_| {
+        for nid in [-1, 0, 1, 2] {
+            let size = 5 * 4096;
+            let addr = rig.alloc_pages_exact_nid(nid, size, Gfp::KERNEL).unwrap();
+            assert!((addr.addr().get()).is_multiple_of(8 * 4096), "aligned");
+            for n in 0..5 {
+                let page = rig.virt_to_page(addr.as_ptr().wrapping_add(n * 4096)).unwrap();
+                let pfn = rig.page_to_pfn(page).unwrap();
+                let node = rig.page_zone(pfn).unwrap().node();
+                assert_eq!(node as i32, nid.max(0), "{pfn}");
+            }
+            rig.free_pages_exact(addr.as_ptr(), size).unwrap();
+        }
+        let nowhere = Err(AllocError::Invalid(GfpError::NoSuchNode));
+        for nid in [3, -2, i32::MAX] {
+            assert_eq!(rig.alloc_pages_exact_nid(nid, 4096, Gfp::KERNEL), nowhere);
+        }
     });
 }
 

@@ -2,16 +2,17 @@
 
 use super::{END, PAGE, free, read, write};
 use kmem::{
-    Config, Kmem, Misuse,
+    Config, Gfp, Kmem, Misuse,
     alloc::KernelStack,
     memblock::Memblock,
     page_state::NodeStat,
+    slab::RCU_HEAD,
     stack::{STACK_END_MAGIC, StackAudit, StackPart, StackUse},
     zone::Layout,
 };
 use kmem_hosted::Shape;
 use kmem_test_support::{MIB, Plain, Rig};
-use std::ptr::without_provenance;
+use std::{ptr::without_provenance, sync::mpsc, thread};
 
 #[test]
 fn stacks_come_from_the_direct_map() {
@@ -75,6 +76,48 @@ fn mistakes_are_found_there_too() {
         let found = unsafe { m.free_thread_stack(low.as_ptr()) };
         assert_eq!(found, Err(Misuse::StackOverrun { addr, found: 5 }));
     });
+}
+
+#[test]
+fn what_waits_for_readers_is_no_stack() {
+    let m = Rig::new(Shape::no_dma(64 * MIB).vmalloc(0), Config::default());
+    let (begun, began) = mpsc::channel::<()>();
+    let (end, ended) = mpsc::channel::<()>();
+    thread::scope(|s| {
+        // Goes with a failure, too: then the reader ends.
+        let end = end;
+        s.spawn(|| {
+            m.machine()
+                .run_on(Some(1), None, |_| {
+                    m.hosted().rcu_read(move || {
+                        begun.send(()).unwrap();
+                        _ = ended.recv();
+                    })
+                })
+                .unwrap()
+                .unwrap();
+        });
+        began.recv().unwrap();
+        m.run(|_| {
+            for size in [4096, 8192, 40_000] {
+                let at = m.kmalloc(size, Gfp::KERNEL).unwrap().as_ptr();
+                // SAFETY: ours, and not used after.
+                unsafe { m.kfree_rcu(at, size - RCU_HEAD) }.unwrap();
+                for page in (0..size).step_by(PAGE) {
+                    let inside = at.wrapping_add(page);
+                    assert_eq!(m.stack_of(inside), None);
+                    assert_eq!(m.stack_not_used(inside), None);
+                    let addr = inside.addr();
+                    // SAFETY: refused.
+                    let found = unsafe { m.free_thread_stack(inside) };
+                    assert_eq!(found, Err(Misuse::NotAStack { addr }));
+                }
+            }
+        });
+        end.send(()).unwrap();
+    });
+    assert!(m.run(|_| m.rcu_barrier()));
+    assert_eq!(m.machine().audit_stacks(), Ok(StackAudit::default()));
 }
 
 #[test]

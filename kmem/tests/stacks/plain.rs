@@ -4,6 +4,7 @@ use super::{END, PAGE, free, read, readable, write};
 use kmem::{
     AllocError, Config, Gfp,
     alloc::KernelStack,
+    gfp::GfpError,
     page_state::{NodeStat, SystemStat},
     stack::{NR_CACHED_STACKS, STACK_END_MAGIC, StackAudit, StackPart, StackUse},
 };
@@ -166,7 +167,13 @@ fn what_threads_have_is_accounted_for_by_node() {
         assert_eq!(m.alloc_thread_stack_node(4, 0), Ok(there));
         assert_eq!((kib(0), kib(1)), (0, 16));
         free(&m, there);
-        assert!(matches!(m.alloc_thread_stack_node(1, 7), Err(AllocError::Invalid(_))));
+        // Unless there is no such node.
+        for node in [2, 7, -2, i32::MAX, i32::MIN] {
+            let mark = m.mark();
+            let refused = Err(AllocError::Invalid(GfpError::NoSuchNode));
+            assert_eq!(m.alloc_thread_stack_node(4, node), refused, "{node}");
+            m.one_report(mark);
+        }
     });
 }
 

@@ -2,11 +2,18 @@
 
 use super::{PAGE, at, read, readable, vfree, write};
 use kmem::{
-    AllocError, Config, Gfp, Page, ZoneType, page_state::SystemStat, platform::PageProt,
+    AllocError, Config, Gfp, Page, ZoneType,
+    alloc::{Allocator, VmallocOn},
+    page_state::SystemStat,
+    platform::PageProt,
     vmalloc::VmFlags,
 };
 use kmem_hosted::Shape;
 use kmem_test_support::{MIB, Rig};
+use std::{
+    alloc::Layout,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 const GIB: u64 = 1 << 30;
 
@@ -72,8 +79,23 @@ fn sizes_that_cannot_be_fail() {
         vfree(&m, one);
         assert!(m.vmap(&[], VmFlags::empty(), PageProt::KERNEL).is_err());
         assert!(m.get_vm_area(0).is_err() && m.get_vm_area(usize::MAX).is_err());
+        assert!(m.ioremap(1 << 40, (16 << 40) - (2 << 40)).is_err(), "and soon");
         let both = Gfp::KERNEL | Gfp::DMA | Gfp::HIGHMEM;
         assert!(matches!(m.__vmalloc(1, both), Err(AllocError::Invalid(_))));
+    });
+}
+
+#[test]
+fn an_area_for_pages_is_not_longer_than_memory() {
+    // Its table alone would be 64 MiB.
+    let m = Rig::new(Shape::no_dma(32 * MIB).vmalloc(128 * GIB), Config::default());
+    m.run(|_| {
+        let before = m.stalls();
+        assert_eq!(m.get_vm_area(64 << 30), Err(AllocError::NoMemory));
+        assert_eq!(m.stalls(), before, "without effort");
+        let area = m.get_vm_area(16 << 20).unwrap();
+        // SAFETY: not used after.
+        unsafe { m.vunmap(area.as_ptr()).unwrap() };
     });
 }
 
@@ -155,6 +177,13 @@ fn huge_blocks_where_asked_for() {
         let small = m.vmalloc_huge(huge - PAGE, Gfp::KERNEL).unwrap();
         [area, small].iter().for_each(|area| vfree(&m, *area));
     });
+    // So do addresses without an aligned place.
+    let m = Rig::new(Shape::x86_64(64 * MIB).vmalloc(3 * MIB), Config::default());
+    m.run(|_| {
+        let area = m.vmalloc_huge(2 << 20, Gfp::KERNEL).unwrap();
+        assert!(readable(at(area, (2 << 20) - 1)));
+        vfree(&m, area);
+    });
     // Memory without a whole block serves it all the same.
     let m = Rig::new(Shape::no_dma(16 * MIB), Config::default());
     m.run(|_| {
@@ -169,6 +198,20 @@ fn huge_blocks_where_asked_for() {
         assert!(readable(at(area, (2 << 20) - 1)));
         vfree(&m, area);
         m.release(keep);
+    });
+}
+
+#[test]
+fn what_no_place_is_aligned_for_is_not_tried_for_ever() {
+    let m = Rig::new(Shape::x86_64(64 * MIB).vmalloc(3 * MIB), Config::default());
+    m.run(|_| {
+        let v = VmallocOn(m.machine().kmem());
+        let layout = |align| Layout::from_size_align(2 << 20, align).unwrap();
+        let flags = Gfp::KERNEL | Gfp::NOFAIL | Gfp::NOWARN;
+        assert_eq!(v.alloc(layout(2 << 20), flags).err(), Some(AllocError::NoMemory));
+        let area = v.alloc(layout(1 << 19), flags).unwrap();
+        assert!(area.addr().get().is_multiple_of(1 << 19));
+        vfree(&m, area.cast());
     });
 }
 
@@ -222,7 +265,7 @@ fn writable(address: *mut u8) -> bool {
 
 #[test]
 fn pages_are_mapped_into_an_area_bit_by_bit() {
-    let m = Rig::pc();
+    let (m, other) = (Rig::pc(), Rig::flat());
     m.run(|_| {
         let given = pages(&m, 8);
         let area = m.get_vm_area(6 * PAGE).unwrap();
@@ -235,6 +278,19 @@ fn pages_are_mapped_into_an_area_bit_by_bit() {
             assert!(readable(at(area, i * PAGE)));
         }
         assert!(!readable(at(area, 5 * PAGE)));
+        // A page of nobody's, where misuses are fatal: nothing is left half done.
+        let stranger = pages(&other, 1);
+        m.set_panic_on_misuse(true);
+        let fatal = |f: &dyn Fn()| {
+            let panic = catch_unwind(AssertUnwindSafe(f)).unwrap_err();
+            assert!(panic.downcast_ref::<String>().is_some_and(|text| text.contains("page")));
+        };
+        fatal(&|| _ = m.vm_map_pages(area, &stranger, PageProt::KERNEL));
+        fatal(&|| _ = m.vmap(&stranger, VmFlags::empty(), PageProt::KERNEL));
+        m.set_panic_on_misuse(false);
+        m.vm_map_pages(area, &given[5..6], PageProt::KERNEL).unwrap();
+        assert_eq!(m.audit_vmalloc().unwrap().live, 1);
+        stranger.iter().for_each(|page| other.put_page(page).unwrap());
         // SAFETY: not used after.
         unsafe { m.vunmap(area.as_ptr()).unwrap() };
         given.iter().for_each(|page| m.put_page(page).unwrap());

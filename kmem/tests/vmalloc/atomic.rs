@@ -10,6 +10,7 @@ use kmem::{
 };
 use kmem_test_support::Rig;
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     ptr::NonNull,
     sync::{
         Arc, Weak,
@@ -100,6 +101,27 @@ fn what_is_freed_in_atomic_context_comes_back_later() {
         assert_eq!(pages.iter().map(|p| p.page_count()).collect::<Vec<_>>(), [0, 0, 1, 1]);
         vfree(&m, next);
         pages[2..].iter().for_each(|page| m.put_page(page).unwrap());
+    });
+}
+
+#[test]
+fn a_misuse_that_is_fatal_leaves_the_others_to_come_back() {
+    let m = Rig::pc();
+    let hosted = m.hosted().clone();
+    m.run(|process| {
+        let areas: Vec<_> = (0..3).map(|_| m.vmalloc(PAGE).unwrap()).collect();
+        let frames: Vec<_> =
+            areas.iter().map(|area| m.vmalloc_to_page(area.as_ptr()).unwrap()).collect();
+        // Somebody frees the frame of the one in the middle.
+        m.put_page(frames[1]).unwrap();
+        irqs_disabled(&hosted, process, |_| areas.iter().for_each(|area| vfree(&m, *area)));
+        m.set_panic_on_misuse(true);
+        let found = catch_unwind(AssertUnwindSafe(|| m.vm_unmap_aliases()));
+        m.set_panic_on_misuse(false);
+        found.unwrap_err();
+        assert_eq!(frames.iter().filter(|page| page.page_count() == 1).count(), 1, "one waits");
+        m.vm_unmap_aliases();
+        assert!(frames.iter().all(|page| page.page_count() == 0));
     });
 }
 

@@ -9,6 +9,7 @@ mod misuse;
 mod model;
 mod owners;
 mod threads;
+mod unmapped;
 
 use kmem::Kmem;
 use kmem_hosted::Hosted;
