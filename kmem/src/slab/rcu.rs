@@ -76,11 +76,18 @@ struct Lists {
     waiting: Batch,
     /// The grace period that `waiting` waits for; `None` while whoever took it off starts one.
     cookie: Option<u64>,
+    /// Batches that were taken off and are being freed: `rcu_barrier` waits for them too.
+    freeing: u32,
 }
 
 impl Rcu {
     pub(super) const fn new() -> Rcu {
-        Rcu(IrqLock::new(Lists { gathering: Batch::EMPTY, waiting: Batch::EMPTY, cookie: None }))
+        Rcu(IrqLock::new(Lists {
+            gathering: Batch::EMPTY,
+            waiting: Batch::EMPTY,
+            cookie: None,
+            freeing: 0,
+        }))
     }
 }
 
@@ -104,18 +111,19 @@ impl<P: Platform, R: Reclaim> Objects<'_, P, R> {
         let mut frames = 0;
         loop {
             let cookie = rcu.lock(p).cookie;
-            let done = match cookie.filter(|cookie| p.rcu_done(*cookie)) {
-                None => Batch::EMPTY,
-                Some(_) => {
+            if cookie.is_some_and(|cookie| p.rcu_done(cookie)) {
+                let done = {
                     let mut lists = rcu.lock(p);
                     if lists.cookie != cookie {
                         continue;
                     }
                     lists.cookie = None;
+                    lists.freeing += 1;
                     mem::replace(&mut lists.waiting, Batch::EMPTY)
-                }
-            };
-            frames += self.free_batch(done);
+                };
+                frames += self.free_batch(done);
+                rcu.lock(p).freeing -= 1;
+            }
             {
                 let mut lists = rcu.lock(p);
                 if !lists.waiting.is_empty() || lists.gathering.is_empty() {
@@ -261,11 +269,11 @@ impl<P: Platform, R: Reclaim> Objects<'_, P, R> {
     pub(crate) fn rcu_barrier(&self) {
         let p = self.pages.platform();
         let never = AtomicU32::new(0);
-        // Twice: what gathers now waits for what waits already.
+        // Again and again: what gathers now waits for what waits already.
         loop {
             self.advance_rcu();
             let lists = self.slabs.rcu.0.lock(p);
-            if lists.waiting.is_empty() && lists.gathering.is_empty() {
+            if lists.waiting.is_empty() && lists.gathering.is_empty() && lists.freeing == 0 {
                 return;
             }
             drop(lists);
