@@ -1,8 +1,17 @@
 //! Objects freed wrongly: found out, reported, nothing changed \[S9\].
 
-use kmem::{Gfp, Misuse, slab::SlabFlags};
+use kmem::{
+    Gfp, Misuse,
+    slab::SlabFlags,
+    trace::{Event, TraceSink},
+};
+use kmem_hosted::Machine;
 use kmem_test_support::Rig;
-use std::{collections::BTreeSet, ptr::NonNull};
+use std::{
+    collections::BTreeSet,
+    ptr::{self, NonNull},
+    sync::{Arc, Mutex},
+};
 
 #[test]
 fn freed_twice_wherever_it_lies() {
@@ -38,6 +47,50 @@ fn freed_twice_wherever_it_lies() {
         assert!(there.len() > info.cached_objects as usize);
         there.into_iter().for_each(|at| again(*at));
         rig.audit_objects().unwrap();
+        rig.kmem_cache_destroy(cache).unwrap();
+    });
+}
+
+/// Frees objects once more whenever a block of pages goes, and counts how often it was let.
+#[derive(Default)]
+struct Again(Mutex<Option<(Arc<Machine>, Vec<usize>)>>, Mutex<[usize; 2]>);
+
+impl TraceSink for Again {
+    fn event(&self, _cpu: Option<usize>, event: &Event) {
+        // In an event of such a free nothing is done.
+        let Ok(freed) = self.0.try_lock() else { return };
+        if let (Event::PageFree { .. }, Some((m, objects))) = (event, &*freed) {
+            for at in objects {
+                // SAFETY: that it does no harm is what is tested.
+                let let_be = unsafe { m.kfree(ptr::with_exposed_provenance_mut(*at)) }.is_err();
+                self.1.lock().unwrap()[usize::from(let_be)] += 1;
+            }
+        }
+    }
+}
+
+/// Slabs leave several at a time: those that are to go next are nobody's any more, and no large objects either.
+#[test]
+fn freed_twice_while_its_slab_leaves() {
+    let rig = Rig::flat();
+    let again: &Again = Box::leak(Box::default());
+    rig.run(|_| {
+        let cache = rig.kmem_cache_create("leaving", 4096, 0, SlabFlags::NO_MERGE, None).unwrap();
+        let held: Vec<_> =
+            (0..64).map(|_| rig.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap()).collect();
+        let info = rig.kmem_cache_info(&cache);
+        assert_eq!(info.objects_per_slab, 1, "or what a flush gives back is not many slabs");
+        let objects = held.iter().map(|at| at.as_ptr().expose_provenance()).collect();
+        // SAFETY: not used after.
+        unsafe { rig.kmem_cache_free_bulk(&cache, &held).unwrap() };
+        assert!(rig.kmem_cache_info(&cache).cached_objects > 1, "nothing is left to flush");
+        *again.0.lock().unwrap() = Some((Arc::clone(rig.machine()), objects));
+        rig.set_tracer(Some(again));
+        rig.kmem_cache_shrink(&cache);
+        rig.set_tracer(None);
+        *again.0.lock().unwrap() = None;
+        let [freed, refused] = *again.1.lock().unwrap();
+        assert!(freed == 0 && refused >= 64, "{freed} were freed twice, {refused} were not");
         rig.kmem_cache_destroy(cache).unwrap();
     });
 }
