@@ -75,22 +75,28 @@ fn freed_twice_while_its_slab_leaves() {
     let rig = Rig::flat();
     let again: &Again = Box::leak(Box::default());
     rig.run(|_| {
-        let cache = rig.kmem_cache_create("leaving", 4096, 0, SlabFlags::NO_MERGE, None).unwrap();
+        let cache = rig.kmem_cache_create("leaving", 256, 0, SlabFlags::NO_MERGE, None).unwrap();
         let held: Vec<_> =
-            (0..64).map(|_| rig.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap()).collect();
-        let info = rig.kmem_cache_info(&cache);
-        assert_eq!(info.objects_per_slab, 1, "or what a flush gives back is not many slabs");
-        let objects = held.iter().map(|at| at.as_ptr().expose_provenance()).collect();
+            (0..999).map(|_| rig.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap()).collect();
+        // One object of each slab is freed last: then a flush of a magazine ends several slabs.
+        let (mut slabs, bytes) =
+            (BTreeSet::new(), rig.kmem_cache_info(&cache).frames_per_slab as usize * 4096);
+        let (last, first): (Vec<_>, Vec<_>) =
+            held.iter().copied().partition(|at| slabs.insert(at.addr().get() / bytes));
         // SAFETY: not used after.
-        unsafe { rig.kmem_cache_free_bulk(&cache, &held).unwrap() };
-        assert!(rig.kmem_cache_info(&cache).cached_objects > 1, "nothing is left to flush");
+        unsafe { rig.kmem_cache_free_bulk(&cache, &first).unwrap() };
+        rig.kmem_cache_shrink(&cache);
+        let objects = held.iter().map(|at| at.as_ptr().expose_provenance()).collect();
+        // SAFETY: as above.
+        unsafe { rig.kmem_cache_free_bulk(&cache, &last).unwrap() };
+        assert!(rig.kmem_cache_info(&cache).cached_objects > 4, "nothing is left to flush");
         *again.0.lock().unwrap() = Some((Arc::clone(rig.machine()), objects));
         rig.set_tracer(Some(again));
         rig.kmem_cache_shrink(&cache);
         rig.set_tracer(None);
         *again.0.lock().unwrap() = None;
         let [freed, refused] = *again.1.lock().unwrap();
-        assert!(freed == 0 && refused >= 64, "{freed} were freed twice, {refused} were not");
+        assert!(freed == 0 && refused >= 999, "{freed} were freed twice, {refused} were not");
         rig.kmem_cache_destroy(cache).unwrap();
     });
 }
