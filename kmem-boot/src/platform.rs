@@ -8,7 +8,10 @@ use core::{
     fmt,
     ops::Range,
     ptr::{self, NonNull},
-    sync::atomic::{AtomicU32, Ordering::Acquire},
+    sync::atomic::{
+        AtomicU32, AtomicU64,
+        Ordering::{Acquire, Relaxed},
+    },
 };
 use kmem::{
     context::Cpu,
@@ -23,6 +26,10 @@ pub static CPU: Cpu = Cpu::new(0, 0);
 
 /// How long the halt loop sleeps at the most before it looks again.
 const TICK_NS: u64 = 1_000_000;
+
+/// The last grace period that was named, and the last one that has ended.
+static RCU_STARTED: AtomicU64 = AtomicU64::new(0);
+static RCU_ENDED: AtomicU64 = AtomicU64::new(0);
 
 /// This machine: the runs of frames that are memory, all of them mapped at their own address.
 pub struct BareMetal {
@@ -170,12 +177,15 @@ unsafe impl Platform for BareMetal {
     }
 
     fn rcu_start(&self) -> Option<u64> {
-        Some(0)
+        Some(RCU_STARTED.fetch_add(1, Relaxed) + 1)
     }
 
-    fn rcu_done(&self, _end: u64) -> bool {
+    fn rcu_done(&self, end: u64) -> bool {
         // Readers turn preemption off, and there is one CPU: who runs with it on has interrupted none.
-        CPU.context().may_sleep()
+        if CPU.context().may_sleep() {
+            RCU_ENDED.fetch_max(RCU_STARTED.load(Relaxed), Relaxed);
+        }
+        RCU_ENDED.load(Relaxed) >= end
     }
 
     fn report(&self, level: Level, message: fmt::Arguments<'_>) {

@@ -5,10 +5,10 @@
 //! Modules form a ladder; each uses what is below it and nothing above:
 //!
 //! ```text
-//!   types  gfp  platform  context  sync  error  trace  fault  sites      words everything else speaks
+//!   types  gfp  platform  context  sync  error  trace  fault  sites  runs   words everything else speaks
 //!   vmstat  page_state             what happened; what frames are used for
 //!   memblock                       memory before the page allocator
-//!   page                           what is known of one frame
+//!   page  pageblock                what is known of one frame, and of 512
 //!   buddy  memmap                  free blocks; the map of all frames
 //!   zone                           zones, watermarks, zonelists
 //!   kfence                         a pool of pages with guards between them

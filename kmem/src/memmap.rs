@@ -27,6 +27,9 @@ pub(crate) const STATE_SHIFT: u32 = 10;
 
 /// A cache's number that no cache gets: frames whose owners have it in their low bits are not the slab layer's.
 pub(crate) const NO_CACHE: u16 = 511;
+/// Another one: frames of slabs that leave their cache, with the slab's colour. An owner of 0 would say that a marked
+/// block is a large object.
+pub(crate) const LEAVING: u16 = 510;
 /// Owner of the frames of a chunk of per-CPU data; their pages' `private` names the frame of its description.
 pub(crate) const OWNER_PERCPU: u16 = NO_CACHE | 1 << 9;
 /// Owner of a frame that describes a chunk of per-CPU data.

@@ -275,14 +275,11 @@ impl Page {
         self.state.fetch_or(bits, Ordering::AcqRel) & bits != bits
     }
 
-    /// Marks the page as the slab layer's, or no longer.
-    pub(crate) fn mark_slab(&self, on: bool) {
+    /// Marks the page as the slab layer's.
+    pub(crate) fn mark_slab(&self) {
         let bits = u64::from(PageFlags::SLAB.bits()) << FLAGS_SHIFT;
-        if on {
-            self.state.fetch_or(bits, Ordering::Relaxed);
-        } else {
-            self.state.fetch_and(!bits, Ordering::Relaxed);
-        }
+        // Release: who takes the mark off sees what was noted of the block before.
+        self.state.fetch_or(bits, Ordering::Release);
     }
 
     /// Takes the slab layer's mark off; says whether it was there.

@@ -270,7 +270,8 @@ pub unsafe trait Platform: Sync {
     fn now_ns(&self) -> u64;
 
     /// Starts a grace period, and names its end for [`rcu_done`](Platform::rcu_done): until then there may be readers who
-    /// were at it when this was called. `None` on a platform without such readers \[S5\]. Called from any context but NMI.
+    /// were at it when this was called. `None` on a platform without such readers \[S5\], always. One that has ended is
+    /// never named again: names are compared. Called from any context but NMI.
     /// See [`start_poll_synchronize_rcu`](https://docs.kernel.org/core-api/kernel-api.html).
     fn rcu_start(&self) -> Option<u64> {
         None

@@ -220,12 +220,12 @@ impl Pool {
         })
     }
 
-    /// Makes the object that begins at an address wait for its readers, so that nobody frees it, or ends that; says
-    /// whether it did.
-    pub(crate) fn set_dying(&self, addr: usize, dying: bool) -> bool {
+    /// Makes the object that begins at an address wait for its readers, so that nobody else frees it; says whether it
+    /// did.
+    pub(crate) fn set_dying(&self, addr: usize) -> bool {
         self.slot_at(addr).is_some_and(|(i, slot)| {
             let info = slot.info();
-            self.address(i, info) == addr && slot.set_dying(info, dying)
+            self.address(i, info) == addr && slot.set_dying(info)
         })
     }
 
@@ -361,13 +361,13 @@ impl Pool {
         Some((i, &self.slots[i]))
     }
 
-    /// Frees the object that begins at an address, to `cache` if the caller named one. `last` is called with the
-    /// object before its page is taken away, unless it is refused.
+    /// Frees the object that begins at an address, to `cache` if the caller named one: one in use, or one that `waited`
+    /// for its readers. `last` is called with the object before its page is taken away, unless it is refused.
     pub(crate) fn free<P: Platform>(
         &self,
         p: &P,
         addr: usize,
-        cache: Option<u16>,
+        (cache, waited): (Option<u16>, bool),
         at: &'static Location<'static>,
         last: impl FnOnce(NonNull<u8>, Info),
     ) -> Result<(), FreeError> {
@@ -377,7 +377,7 @@ impl Pool {
         if info.state == UNUSED || !(begin..begin + usize::from(info.size)).contains(&addr) {
             return Err(FreeError::NoObject);
         }
-        if info.state != ALLOCATED {
+        if info.state != if waited { DYING } else { ALLOCATED } {
             return Err(FreeError::Free);
         }
         if cache.is_some_and(|id| id != info.cache) {

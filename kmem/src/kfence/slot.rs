@@ -108,7 +108,7 @@ impl Slot {
         self.word.store(info.word(), Release);
     }
 
-    /// Changes an allocated object into one being freed; says whether it was that one.
+    /// Changes an object into one being freed; says whether it was that one.
     pub(super) fn begin_free(&self, info: Info) -> bool {
         // SeqCst: what its owner wrote is seen by who frees it; and either this is seen by a reader, or the reader in
         // `wait_for_readers`.
@@ -117,10 +117,9 @@ impl Slot {
             .is_ok()
     }
 
-    /// Changes an allocated object into one that waits for its readers, or back; says whether it was that one.
-    pub(super) fn set_dying(&self, info: Info, dying: bool) -> bool {
-        let (from, to) = if dying { (ALLOCATED, DYING) } else { (DYING, ALLOCATED) };
-        let (from, to) = (Info { state: from, ..info }, Info { state: to, ..info });
+    /// Changes an allocated object into one that waits for its readers; says whether it was that one.
+    pub(super) fn set_dying(&self, info: Info) -> bool {
+        let (from, to) = (Info { state: ALLOCATED, ..info }, Info { state: DYING, ..info });
         // AcqRel, as an allocation's `set` and a look at it.
         self.word.compare_exchange(from.word(), to.word(), AcqRel, Relaxed).is_ok()
     }

@@ -6,7 +6,7 @@ use crate::{error::Misuse, gfp::Gfp, platform::Platform};
 impl<P: Platform> Kmem<P> {
     /// `kfree_rcu`: frees what kmalloc or a cache returned once all readers are done that may look at it now. `head` is
     /// where in the object [`RCU_HEAD`](crate::slab::RCU_HEAD) bytes are, aligned to a word, that readers do not look
-    /// at (`struct rcu_head`). Null is left alone. Until then the object cannot be freed again.
+    /// at (`struct rcu_head`), nor the callback of a cache that [moves](Self::kmem_cache_set_move) it just then. Null is left alone. Until then the object cannot be freed again.
     ///
     /// Context: any but NMI.
     ///

@@ -195,17 +195,21 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
         let base = block.as_ptr().expose_provenance();
         let chunk = table.cast::<Chunk>();
         let named = self.frame_of(table.addr().get());
-        for (pfn, page) in self.frames(base) {
-            page.set_private(named);
-            pages.map().set_owner(pfn, 1, OWNER_PERCPU);
-        }
-        pages.map().set_owner(named, 1, OWNER_PERCPU_CHUNK);
-        // SAFETY: a frame of our own, which a chunk's description fits; it stays until `shrink` took it out.
+        // SAFETY: a frame of our own, which a chunk's description fits; it stays until `take_out` took it out.
         let chunk = unsafe {
             chunk.write(Chunk::new(base, (space.stride / GRANULE) as u32));
             ChunkRef::new(chunk)
         };
-        space.lists.lock(pages.platform()).add(chunk);
+        {
+            // With the lists at hand: whoever looks an address up finds all of a chunk, or none.
+            let mut lists = space.lists.lock(pages.platform());
+            for (pfn, page) in self.frames(base) {
+                page.set_private(named);
+                pages.map().set_owner(pfn, 1, OWNER_PERCPU);
+            }
+            pages.map().set_owner(named, 1, OWNER_PERCPU_CHUNK);
+            lists.add(chunk);
+        }
         pages.mod_system_state(SystemStat::Percpu, self.chunk_frames());
         Ok(())
     }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     error::Name,
     gfp::Gfp,
-    memmap::NO_CACHE,
+    memmap::LEAVING,
     page_alloc::Reclaim,
     platform::{Level, Platform},
     sync::IrqLock,
@@ -103,7 +103,7 @@ pub enum CacheError {
     Flags,
     /// [`TYPESAFE_BY_RCU`](SlabFlags::TYPESAFE_BY_RCU) on a platform without grace periods.
     NoGracePeriods,
-    /// There are 511 already.
+    /// There are 509 already.
     Full,
     /// No memory for it.
     NoMemory,
@@ -387,7 +387,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let free = |id: &usize| root.caches[*id].load(Relaxed).is_null();
             let id = match wanted.id {
                 Some(id) => Some(id).filter(free),
-                None => (FIRST_ORDINARY..usize::from(NO_CACHE)).find(free),
+                None => (FIRST_ORDINARY..usize::from(LEAVING)).find(free),
             };
             if let Some(id) = id {
                 // SAFETY: an object of the size of a descriptor, just given to us.

@@ -287,7 +287,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return Err(AllocError::NoMemory);
         };
         let _ = at.as_ptr().expose_provenance();
-        page.mark_slab(true);
+        page.mark_slab();
         self.tag(at.addr().get(), (1 << P::PAGE_SHIFT) << order);
         Ok(at)
     }
@@ -308,8 +308,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     fn owner_of(&self, pfn: Pfn) -> u16 {
-        let Some(at) = self.pages.platform().direct_map(pfn) else { return 0 };
-        self.pages.map().owner_at(self.pages.map().direct_offset(at.addr().get()), P::PAGE_SHIFT)
+        self.pages.platform().direct_map(pfn).map_or(0, |at| self.owner_at(at.as_ptr()))
+    }
+
+    /// The owner of the frame that an address is in.
+    pub(super) fn owner_at(&self, at: *mut u8) -> u16 {
+        let map = self.pages.map();
+        map.owner_at(map.direct_offset(at.addr()), P::PAGE_SHIFT)
     }
 
     /// Frees what kmalloc returned.
@@ -332,8 +337,23 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 None => self.pages.misuse(Misuse::NotAnObject { addr: at.addr() }),
             });
         };
+        self.end_large(at, page, 0)
+    }
+
+    /// Frees a large object whose frames have that owner.
+    #[track_caller]
+    pub(super) fn end_large(&self, at: *mut u8, page: &Page, owner: u16) -> Result<(), Misuse> {
         // Of two that free it at once one takes the mark off.
         if !page.take_slab_mark() {
+            return Err(self.pages.misuse(Misuse::NotAnObject { addr: at.addr() }));
+        }
+        // Freed twice, and the block went meanwhile: that mark was somebody else's.
+        let own = match owner {
+            0 => self.owner_at(at) == 0,
+            owner => self.change_owner(at, owner, 0),
+        };
+        if !own {
+            page.mark_slab();
             return Err(self.pages.misuse(Misuse::NotAnObject { addr: at.addr() }));
         }
         self.untag(at.addr());
@@ -343,7 +363,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let freed = self.pages.__free_pages(page, page.state().order());
         if freed.is_err() {
             // It is still in use as a page.
-            page.mark_slab(true);
+            page.mark_slab();
         }
         freed
     }

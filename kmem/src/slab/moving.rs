@@ -12,7 +12,8 @@
 //!
 //! An object that is offered is MOVING. Its memory is nobody else's until that is over, even if it is freed
 //! meanwhile: the callback may look at it, find under its own lock that it is no longer in use, and refuse.
-//! Whoever frees it makes it GONE, and the free ends then, without waiting.
+//! Whoever frees it makes it GONE, and the free ends then, without waiting: whoever moves it puts it back. `kfree_rcu`
+//! makes it LEAVING: DYING if the move is over first, GONE if its readers are done first.
 //!
 //! # Locking
 //! A node's lock to choose; none while the callback runs. A slab with an object that is MOVING is not empty, so it
@@ -166,8 +167,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let object = offered.slab.object(d, offered.index);
             if !(stays && object.state.exchange(state::MOVING, state::LIVE)) {
                 let freed_too = !object.state.exchange(state::MOVING, state::CACHED);
-                object.state.set(state::CACHED);
-                self.give_home(d, &offered.slab, object);
+                // Its readers may not be done; else, if it was freed, it is GONE, and nobody's but the mover's.
+                if !freed_too || !object.state.exchange(state::LEAVING, state::DYING) {
+                    object.state.set(state::CACHED);
+                    self.give_home(d, &offered.slab, object);
+                }
                 if freed_too && result == Some(MoveResult::Moved) {
                     // The callback says that nothing refers to it, and yet it was freed.
                     self.pages
@@ -222,7 +226,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// The frame of an object.
-    fn frame_of(&self, at: NonNull<u8>) -> u32 {
+    pub(super) fn frame_of(&self, at: NonNull<u8>) -> u32 {
         let map = self.pages.map();
         map.frame_at(map.direct_offset(at.addr().get()), P::PAGE_SHIFT)
     }

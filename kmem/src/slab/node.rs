@@ -19,7 +19,7 @@ use crate::{
     context::Cpu,
     error::AllocError,
     gfp::Gfp,
-    memmap::{NO_CACHE, OWNER_RCU},
+    memmap::{LEAVING, NO_CACHE, OWNER_RCU},
     page_alloc::Reclaim,
     page_state::NodeStat,
     platform::{Level, Platform},
@@ -35,6 +35,7 @@ pub(super) const OWNER_BITS: u32 = 9;
 const _: () = assert!(
     super::cache::MAX_CACHES == 1 << OWNER_BITS
         && NO_CACHE == (1 << OWNER_BITS) - 1
+        && LEAVING == NO_CACHE - 1
         && MAX_COLOURS <= 1 << (16 - OWNER_BITS)
 );
 
@@ -403,13 +404,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Takes the cache's number off a slab that leaves: who finds it under the lock finds a slab of the cache's. The
-    /// colour is needed until the end.
+    /// colour is needed until the end. Until then nobody's number is there, and not 0: marked as it is, the slab would
+    /// look like a large object.
     #[inline(never)]
     fn unname(&self, d: &Descriptor, head: u32) {
         let map = self.pages.map();
         let at = map.direct_offset(map.direct_address(head, P::PAGE_SHIFT));
         let colour = map.owner_at(at, P::PAGE_SHIFT) >> OWNER_BITS << OWNER_BITS;
-        map.set_owner(head, 1 << d.layout.order, colour);
+        map.set_owner(head, 1 << d.layout.order, colour | LEAVING);
     }
 
     /// Takes an empty slab off its list.
@@ -471,8 +473,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             lists.colour = (lists.colour + d.layout.colour_step) % d.layout.colours;
             lists.colour
         };
-        page.mark_slab(true);
+        // Before the mark: what is marked and has no owner is a large object.
         map.set_owner(pfn.0, 1 << order, d.id | (colour << OWNER_BITS) as u16);
+        page.mark_slab();
         let _ = start.as_ptr().expose_provenance();
         let slab = self.slab(d, pfn.0);
         if d.layout.states_at != OUTSIDE {
@@ -510,7 +513,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Gives a slab's pages back. It is on no list. One that is not empty after all is reported and left
     /// alone for ever.
     pub(super) fn release(&self, d: &'static Descriptor, head: u32) {
-        let map = self.pages.map();
         let slab = self.slab(d, head);
         if Self::count_free(d, &slab) != d.layout.nr {
             self.pages.platform().report(
@@ -521,23 +523,32 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         self.inspect_leaving(d, &slab);
         if d.flags.contains(SlabFlags::TYPESAFE_BY_RCU) {
-            map.set_owner(head, 1 << d.layout.order, OWNER_RCU);
+            self.pages.map().set_owner(head, 1 << d.layout.order, OWNER_RCU);
             return self.release_later(d, head);
         }
-        map.set_owner(head, 1 << d.layout.order, 0);
+        self.give_back(head, d.layout.order, Self::slab_stat(d));
+    }
+
+    /// Gives the pages of a slab that is nobody's any more back; `false`, after a report, if somebody took its mark off.
+    pub(super) fn give_back(&self, head: u32, order: u32, stat: NodeStat) -> bool {
+        let map = self.pages.map();
         let page = map.page_in_map(head);
+        // The mark first: what is marked and has no owner is a large object.
+        if !page.take_slab_mark() {
+            self.pages.platform().report(
+                Level::Bug,
+                format_args!("BUG: the mark of slab pfn:{head:#x} was taken off"),
+            );
+            return false;
+        }
+        map.set_owner(head, 1 << order, 0);
         page.set_free_objects(0);
         page.set_shelf(0);
         page.set_next_object(0);
         page.set_lru(0, 0);
-        page.mark_slab(false);
-        self.pages.mod_node_page_state(
-            self.node_of(head),
-            Self::slab_stat(d),
-            -(1 << d.layout.order),
-        );
+        self.pages.mod_node_page_state(self.node_of(head), stat, -(1 << order));
         // A misuse is reported by the callee.
-        let _ = self.pages.__free_pages(page, d.layout.order);
+        self.pages.__free_pages(page, order).is_ok()
     }
 
     /// An object of an internal cache.

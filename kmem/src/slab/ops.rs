@@ -353,7 +353,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let found = self.root().and_then(|root| root.cache(number(owner)));
         let (Some(d), Some(pfn)) = (found, map.owned_frame(offset, P::PAGE_SHIFT)) else {
             if self.is_sampled(owner) {
-                return self.free_sampled(at, cache);
+                return self.free_sampled(at, cache, false);
             }
             return match cache {
                 Some(_) => Err(self.pages.misuse(Misuse::NotAnObject { addr })),
@@ -395,7 +395,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// Puts an object that was just freed in a magazine, or else in its slab.
     #[track_caller]
-    fn put_slow(&self, d: &'static Descriptor, slab: &Slab, object: Object) -> Result<(), Misuse> {
+    pub(super) fn put_slow(
+        &self,
+        d: &'static Descriptor,
+        slab: &Slab,
+        object: Object,
+    ) -> Result<(), Misuse> {
         let p = self.pages.platform();
         if let Some(cpu) = p.get_cpu() {
             let local = self.node_of(slab.head) == cpu.node();

@@ -13,7 +13,8 @@
 //! A grace period is asked for after a list was taken off, so that all that is on it was unreachable before.
 //! Slabs are linked through their first frames. Objects are linked through 16 bytes of themselves, which the caller
 //! names, as the kernel's `rcu_head` is; they are `DYING` meanwhile (samples of KFENCE's too; the first frame of a
-//! block of pages has another owner), so that another free is found out.
+//! block of pages has another owner), so that another free is found out. One that its cache is moving is `LEAVING` until
+//! that is over: whichever ends later, the move or the grace period, has it freed.
 //!
 //! # Locking
 //! One `IrqLock` for the lists, a leaf. The platform is asked, and everything freed, with nothing held.
@@ -26,7 +27,7 @@ use super::{
     state::{self, State},
 };
 use crate::{
-    error::Misuse, memmap::OWNER_RCU, page_alloc::Reclaim, page_state::NodeStat,
+    error::Misuse, memmap::OWNER_RCU, page::Page, page_alloc::Reclaim, page_state::NodeStat,
     platform::Platform, sync::IrqLock,
 };
 use core::{
@@ -76,11 +77,18 @@ struct Lists {
     waiting: Batch,
     /// The grace period that `waiting` waits for; `None` while whoever took it off starts one.
     cookie: Option<u64>,
+    /// Batches that were taken off and are being freed: `rcu_barrier` waits for them too.
+    freeing: u32,
 }
 
 impl Rcu {
     pub(super) const fn new() -> Rcu {
-        Rcu(IrqLock::new(Lists { gathering: Batch::EMPTY, waiting: Batch::EMPTY, cookie: None }))
+        Rcu(IrqLock::new(Lists {
+            gathering: Batch::EMPTY,
+            waiting: Batch::EMPTY,
+            cookie: None,
+            freeing: 0,
+        }))
     }
 }
 
@@ -104,18 +112,19 @@ impl<P: Platform, R: Reclaim> Objects<'_, P, R> {
         let mut frames = 0;
         loop {
             let cookie = rcu.lock(p).cookie;
-            let done = match cookie.filter(|cookie| p.rcu_done(*cookie)) {
-                None => Batch::EMPTY,
-                Some(_) => {
+            if cookie.is_some_and(|cookie| p.rcu_done(cookie)) {
+                let done = {
                     let mut lists = rcu.lock(p);
                     if lists.cookie != cookie {
                         continue;
                     }
                     lists.cookie = None;
+                    lists.freeing += 1;
                     mem::replace(&mut lists.waiting, Batch::EMPTY)
-                }
-            };
-            frames += self.free_batch(done);
+                };
+                frames += self.free_batch(done);
+                rcu.lock(p).freeing -= 1;
+            }
             {
                 let mut lists = rcu.lock(p);
                 if !lists.waiting.is_empty() || lists.gathering.is_empty() {
@@ -144,14 +153,9 @@ impl<P: Platform, R: Reclaim> Objects<'_, P, R> {
                 _ => NodeStat::SlabReclaimable,
             };
             let (next, _) = page.lru();
-            map.set_owner(head, 1 << order, 0);
-            page.set_free_objects(0);
-            page.set_lru(0, 0);
-            page.mark_slab(false);
-            self.pages.mod_node_page_state(self.node_of(head), stat, -(1 << order));
-            // A misuse is reported by the callee.
-            let _ = self.pages.__free_pages(page, order);
-            frames += 1 << order;
+            if self.give_back(head, order, stat) {
+                frames += 1 << order;
+            }
             head = next;
         }
         let mut at = batch.objects;
@@ -159,23 +163,36 @@ impl<P: Platform, R: Reclaim> Objects<'_, P, R> {
             // SAFETY: a head that `free_later` wrote, in an object that nobody frees or writes to but this.
             let Head { next, object } =
                 unsafe { core::ptr::with_exposed_provenance::<Head>(at).read() };
-            self.free_now(core::ptr::with_exposed_provenance_mut(object));
+            // A misuse (somebody freed its pages) is reported by the callee.
+            let _ = self.free_now(core::ptr::with_exposed_provenance_mut(object));
             at = next;
         }
         frames
     }
 
-    /// Frees an object that waited.
-    fn free_now(&self, at: *mut u8) {
-        match self.dying_at(at) {
-            Some(state) => _ = state.exchange(state::DYING, state::LIVE),
-            None => match self.pool_at(at.addr()) {
-                Some(pool) => _ = pool.set_dying(at.addr(), false),
-                None => _ = self.change_owner(at, OWNER_RCU, 0),
-            },
+    /// Frees an object that waited, in one step: at no time could another free succeed.
+    fn free_now(&self, at: *mut u8) -> Result<(), Misuse> {
+        let addr = at.addr();
+        if let Some((d, object)) = self.in_slab(at) {
+            // One that is still being moved is freed by whoever moves it. In this order: LEAVING may become DYING.
+            let moving = object.state.exchange(state::LEAVING, state::GONE);
+            if !moving && !object.state.exchange(state::DYING, state::CACHED) {
+                let what = Misuse::ObjectFree { addr, cache: d.name };
+                return Err(self.object_misuse(d, &object, what));
+            }
+            self.trace_free(addr, Some(d.name), d.layout.stride as usize, false);
+            return match moving {
+                true => Ok(()),
+                false => self.put_slow(d, &self.slab(d, self.frame_of(object.at)), object),
+            };
         }
-        // A misuse (somebody freed its pages) is reported by the callee.
-        let _ = self.kfree(at);
+        if self.pool_at(addr).is_some() {
+            return self.free_sampled(at, None, true);
+        }
+        match self.pages.platform().direct_unmap(at).and_then(|pfn| self.pages.pfn_to_page(pfn)) {
+            Some(page) => self.end_large(at, page, OWNER_RCU),
+            None => Err(self.pages.misuse(Misuse::NotAnObject { addr })),
+        }
     }
 
     /// `kfree_rcu`: frees an object once its readers are done; `head` is where in it 16 bytes are that they do not
@@ -189,10 +206,11 @@ impl<P: Platform, R: Reclaim> Objects<'_, P, R> {
         if self.pages.platform().rcu_start().is_none() {
             return Err(self.pages.misuse(Misuse::NoGracePeriods));
         }
+        let owner = self.owner_at(at);
         let size = match self.ksize(at) {
             Some(0) => return Ok(()),
             Some(size) => size,
-            None if self.dying_at(at).is_some()
+            None if self.dying_at(at)
                 || self.pool_at(addr).is_some_and(|pool| pool.is_dying(addr)) =>
             {
                 return Err(self.pages.misuse(Misuse::FreedLater { addr }));
@@ -204,23 +222,14 @@ impl<P: Platform, R: Reclaim> Objects<'_, P, R> {
             return Err(self.pages.misuse(Misuse::BadRcuHead { addr, head }));
         }
         let place = at.wrapping_add(head).cast::<Head>();
-        let (was, began) = match (self.live_at(at), self.pool_at(addr)) {
-            (Some((_, object)), _) => {
-                let was = object.state.end(state::DYING);
-                (was, was.is_some())
-            }
-            (None, Some(pool)) => (None, pool.set_dying(addr, true)),
-            (None, None) => {
-                let large = self.large_at(at).is_some();
-                (None, large && self.change_owner(at, 0, OWNER_RCU))
-            }
+        let began = match (self.live_at(at), self.pool_at(addr)) {
+            (Some((_, object)), _) => self.begin_later(object.state, at, owner),
+            (None, Some(pool)) => pool.set_dying(addr),
+            (None, None) => self.large_at(at).is_some_and(|page| self.begin_large(at, page)),
         };
         if !began {
-            // Another free came first, or its cache moves it.
+            // Another free came first.
             return Err(self.pages.misuse(Misuse::FreedLater { addr }));
-        }
-        if let Some(was) = was {
-            self.forget_notes(addr, was);
         }
         {
             let mut lists = self.slabs.rcu.0.lock(self.pages.platform());
@@ -233,14 +242,47 @@ impl<P: Platform, R: Reclaim> Objects<'_, P, R> {
         Ok(())
     }
 
-    /// The state of an object at an address that waits for its readers.
-    fn dying_at(&self, at: *mut u8) -> Option<State> {
-        let (_, object) = self.in_slab(at)?;
-        (object.state.get() == state::DYING).then_some(object.state)
+    /// Makes an object in use, of a slab whose frames have that owner, one that waits; says whether it was one.
+    fn begin_later(&self, state: State, at: *mut u8, owner: u16) -> bool {
+        let was = match state.end(state::DYING) {
+            Some(was) => was,
+            None if state.exchange(state::MOVING, state::LEAVING) => state::MOVING,
+            None => return false,
+        };
+        if self.owner_at(at) != owner {
+            // Freed twice, and its slab went meanwhile: that byte was somebody else's.
+            match was {
+                // Whoever moves it may be done meanwhile.
+                state::MOVING => {
+                    _ = state.exchange(state::LEAVING, was)
+                        || state.exchange(state::DYING, state::LIVE)
+                }
+                _ => state.set(was),
+            }
+            return false;
+        }
+        self.forget_notes(at.addr(), was);
+        true
+    }
+
+    /// Makes a large object one that waits; says whether it was one in use.
+    fn begin_large(&self, at: *mut u8, page: &Page) -> bool {
+        // Who takes the mark off, for this or to free it, has it to himself.
+        if !page.take_slab_mark() {
+            return false;
+        }
+        let began = self.change_owner(at, 0, OWNER_RCU);
+        page.mark_slab();
+        began
+    }
+
+    /// Whether the object at an address waits for its readers.
+    fn dying_at(&self, at: *mut u8) -> bool {
+        self.in_slab(at).is_some_and(|(_, object)| state::dying(object.state.get()))
     }
 
     /// Changes the owner of an address's frame, if it is `from`.
-    fn change_owner(&self, at: *mut u8, from: u16, to: u16) -> bool {
+    pub(super) fn change_owner(&self, at: *mut u8, from: u16, to: u16) -> bool {
         let map = self.pages.map();
         map.owner_cell(map.direct_offset(at.addr()), P::PAGE_SHIFT)
             .is_some_and(|owner| owner.compare_exchange(from, to, AcqRel, Relaxed).is_ok())
@@ -261,11 +303,11 @@ impl<P: Platform, R: Reclaim> Objects<'_, P, R> {
     pub(crate) fn rcu_barrier(&self) {
         let p = self.pages.platform();
         let never = AtomicU32::new(0);
-        // Twice: what gathers now waits for what waits already.
+        // Again and again: what gathers now waits for what waits already.
         loop {
             self.advance_rcu();
             let lists = self.slabs.rcu.0.lock(p);
-            if lists.waiting.is_empty() && lists.gathering.is_empty() {
+            if lists.waiting.is_empty() && lists.gathering.is_empty() && lists.freeing == 0 {
                 return;
             }
             drop(lists);

@@ -75,7 +75,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         match unsafe { Pool::new(self.pages.platform(), (at, first, 1 << order), table, frames) } {
             Ok(pool) => {
                 // Nobody frees it as pages, or its frames as anything but objects.
-                map.page_in_map(first).mark_slab(true);
+                map.page_in_map(first).mark_slab();
                 map.set_owner(first, 1 << order, SAMPLED);
                 self.slabs.kfence.set_pool(pool);
                 self.slabs.kfence.set_interval_ns(wanted.sample_interval_ns);
@@ -179,7 +179,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         Some(Object { at, state: byte_state(byte) })
     }
 
-    /// Frees the object at an address in the pool, to `cache` if the caller named one.
+    /// Frees the object at an address in the pool, to `cache` if the caller named one: one in use, or one that `waited` for
+    /// its readers.
     #[cold]
     #[inline(never)]
     #[track_caller]
@@ -187,21 +188,22 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         &self,
         at: *mut u8,
         cache: Option<&Descriptor>,
+        waited: bool,
     ) -> Result<(), Misuse> {
         let (addr, site) = (at.addr(), Location::caller());
         let Some(pool) = self.pool_at(addr) else {
             return Err(self.pages.misuse(Misuse::NotAnObject { addr }));
         };
         let wipe = self.slabs.modes.load(Relaxed) & super::INIT_ON_FREE != 0;
-        let freed =
-            pool.free(self.pages.platform(), addr, cache.map(|d| d.id), site, |at, info| {
-                self.untag(addr);
-                self.forget_areas(addr);
-                if wipe {
-                    // SAFETY: an object of so many bytes, which nobody uses any more.
-                    unsafe { at.write_bytes(0, usize::from(info.size)) };
-                }
-            });
+        let cache_id = cache.map(|d| d.id);
+        let freed = pool.free(self.pages.platform(), addr, (cache_id, waited), site, |at, info| {
+            self.untag(addr);
+            self.forget_areas(addr);
+            if wipe {
+                // SAFETY: an object of so many bytes, which nobody uses any more.
+                unsafe { at.write_bytes(0, usize::from(info.size)) };
+            }
+        });
         let Err(why) = freed else { return Ok(()) };
         let slot = pool.slot_at(addr);
         let name = || slot.map(|(_, slot)| slot.name());

@@ -14,7 +14,8 @@
 //! While its cache moves an object elsewhere it is MOVING, and GONE if it is freed meanwhile: then whoever moves it
 //! puts it back (see `moving`).
 //!
-//! One that is freed once its readers are done is DYING until then (see `rcu`).
+//! One that is freed once its readers are done is DYING until then (see `rcu`); LEAVING, as long as it is being moved as
+//! well.
 //!
 //! The leak scan keeps notes in the bytes of objects in use (see `leaks`): NOTED and further bits stand for LIVE then.
 //!
@@ -46,6 +47,8 @@ pub(super) const GONE: u8 = 5;
 
 /// Given out, and freed once its readers are done.
 pub(super) const DYING: u8 = 6;
+/// As DYING, and being moved.
+pub(super) const LEAVING: u8 = 7;
 
 /// Given out, with notes of the leak scan in the other bits.
 pub(super) const NOTED: u8 = 0x80;
@@ -57,7 +60,12 @@ pub(super) const fn in_use(state: u8) -> bool {
 
 /// Whether an object in that state is not the layer's to give out.
 pub(super) const fn held(state: u8) -> bool {
-    in_use(state) || state == DYING
+    in_use(state) || dying(state)
+}
+
+/// Whether an object in that state waits for its readers.
+pub(super) const fn dying(state: u8) -> bool {
+    state == DYING || state == LEAVING
 }
 
 /// The place of one object's state byte.

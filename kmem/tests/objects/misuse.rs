@@ -1,8 +1,17 @@
 //! Objects freed wrongly: found out, reported, nothing changed \[S9\].
 
-use kmem::{Gfp, Misuse, slab::SlabFlags};
+use kmem::{
+    Gfp, Misuse,
+    slab::SlabFlags,
+    trace::{Event, TraceSink},
+};
+use kmem_hosted::Machine;
 use kmem_test_support::Rig;
-use std::{collections::BTreeSet, ptr::NonNull};
+use std::{
+    collections::BTreeSet,
+    ptr::{self, NonNull},
+    sync::{Arc, Mutex},
+};
 
 #[test]
 fn freed_twice_wherever_it_lies() {
@@ -38,6 +47,56 @@ fn freed_twice_wherever_it_lies() {
         assert!(there.len() > info.cached_objects as usize);
         there.into_iter().for_each(|at| again(*at));
         rig.audit_objects().unwrap();
+        rig.kmem_cache_destroy(cache).unwrap();
+    });
+}
+
+/// Frees objects once more whenever a block of pages goes, and counts how often it was let.
+#[derive(Default)]
+struct Again(Mutex<Option<(Arc<Machine>, Vec<usize>)>>, Mutex<[usize; 2]>);
+
+impl TraceSink for Again {
+    fn event(&self, _cpu: Option<usize>, event: &Event) {
+        // In an event of such a free nothing is done.
+        let Ok(freed) = self.0.try_lock() else { return };
+        if let (Event::PageFree { .. }, Some((m, objects))) = (event, &*freed) {
+            for at in objects {
+                // SAFETY: that it does no harm is what is tested.
+                let let_be = unsafe { m.kfree(ptr::with_exposed_provenance_mut(*at)) }.is_err();
+                self.1.lock().unwrap()[usize::from(let_be)] += 1;
+            }
+        }
+    }
+}
+
+/// Slabs leave several at a time: those that are to go next are nobody's any more, and no large objects either.
+#[test]
+fn freed_twice_while_its_slab_leaves() {
+    let rig = Rig::flat();
+    let again: &Again = Box::leak(Box::default());
+    rig.run(|_| {
+        let cache = rig.kmem_cache_create("leaving", 256, 0, SlabFlags::NO_MERGE, None).unwrap();
+        let held: Vec<_> =
+            (0..999).map(|_| rig.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap()).collect();
+        // One object of each slab is freed last: then a flush of a magazine ends several slabs.
+        let (mut slabs, bytes) =
+            (BTreeSet::new(), rig.kmem_cache_info(&cache).frames_per_slab as usize * 4096);
+        let (last, first): (Vec<_>, Vec<_>) =
+            held.iter().copied().partition(|at| slabs.insert(at.addr().get() / bytes));
+        // SAFETY: not used after.
+        unsafe { rig.kmem_cache_free_bulk(&cache, &first).unwrap() };
+        rig.kmem_cache_shrink(&cache);
+        let objects = held.iter().map(|at| at.as_ptr().expose_provenance()).collect();
+        // SAFETY: as above.
+        unsafe { rig.kmem_cache_free_bulk(&cache, &last).unwrap() };
+        assert!(rig.kmem_cache_info(&cache).cached_objects > 4, "nothing is left to flush");
+        *again.0.lock().unwrap() = Some((Arc::clone(rig.machine()), objects));
+        rig.set_tracer(Some(again));
+        rig.kmem_cache_shrink(&cache);
+        rig.set_tracer(None);
+        *again.0.lock().unwrap() = None;
+        let [freed, refused] = *again.1.lock().unwrap();
+        assert!(freed == 0 && refused >= 999, "{freed} were freed twice, {refused} were not");
         rig.kmem_cache_destroy(cache).unwrap();
     });
 }

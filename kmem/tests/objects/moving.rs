@@ -1,8 +1,8 @@
 //! Objects that their user can move: what a burst leaves is pulled together \[S10\].
 
 use kmem::{
-    Gfp, Kmem,
-    slab::{KmemCache, MoveResult, SlabFlags},
+    Gfp, Kmem, Misuse,
+    slab::{KmemCache, MoveResult, RCU_HEAD, SlabFlags},
 };
 use kmem_hosted::Hosted;
 use kmem_test_support::Rig;
@@ -19,6 +19,9 @@ struct User {
     pinned: Vec<u64>,
     freed: Vec<u64>,
     unneeded: Vec<u64>,
+    /// Of those that are freed once their readers are done, which is after the move, or before it is over.
+    later: Vec<u64>,
+    waited: Vec<u64>,
     machine: usize,
     cache: usize,
 }
@@ -52,6 +55,31 @@ unsafe fn move_object(from: NonNull<u8>, to: NonNull<u8>, private: usize) -> Mov
     if user.unneeded.contains(&id) {
         at.remove(&id);
         return MoveResult::Unneeded;
+    }
+    if user.later.contains(&id) || user.waited.contains(&id) {
+        at.remove(&id);
+        drop(at);
+        // SAFETY: as above; its last bytes are nobody's.
+        let m = unsafe { &*std::ptr::with_exposed_provenance::<Kmem<Hosted>>(user.machine) };
+        let head = SIZE - RCU_HEAD;
+        let (again, addr) = (from.as_ptr(), from.addr().get());
+        m.platform()
+            .rcu_read(|| {
+                // SAFETY: as above; the second and the third time are refused.
+                unsafe {
+                    m.kfree_rcu(from.as_ptr(), head).unwrap();
+                    assert_eq!(m.kfree_rcu(again, head), Err(Misuse::FreedLater { addr }));
+                    m.kfree(again).unwrap_err();
+                }
+            })
+            .unwrap();
+        if user.waited.contains(&id) {
+            assert!(m.rcu_barrier());
+            // SAFETY: refused, too: it is free, but not back.
+            unsafe { m.kfree(again).unwrap_err() };
+        }
+        assert_eq!((number(from), m.ksize(from.as_ptr())), (id, None), "its memory stays");
+        return MoveResult::Refused;
     }
     // SAFETY: two objects of the size.
     unsafe { to.copy_from_nonoverlapping(from, SIZE) };
@@ -111,6 +139,8 @@ fn with_user(mut user: User, n: u64, keep: impl Fn(u64) -> bool, check: impl Fn(
         let known = user.at.lock().unwrap().len() as u64;
         let before = m.kmem_cache_info(&cache).slabs;
         m.kmem_cache_shrink(&cache);
+        assert!(m.rcu_barrier());
+        m.kmem_cache_shrink(&cache);
         let info = m.kmem_cache_info(&cache);
         let left = user.at.lock().unwrap().len() as u64;
         assert_eq!(info.active_objects, left);
@@ -145,6 +175,20 @@ fn objects_that_do_not_move() {
         unneeded: vec![60, 2010],
         ..User::default()
     };
+    with_user(
+        user,
+        6000,
+        |id| id % 30 == 0,
+        |freed, possible| {
+            assert!(freed + 8 >= possible, "{freed} slabs of {possible}");
+        },
+    );
+}
+
+/// Objects that are freed for later while they are moved: nobody is given their memory before either is over.
+#[test]
+fn objects_that_are_freed_later_while_they_move() {
+    let user = User { later: vec![30, 1530], waited: vec![60, 3000], ..User::default() };
     with_user(
         user,
         6000,

@@ -4,6 +4,7 @@ use kmem::{
     AllocError, Config, Gfp, Misuse,
     slab::{CacheError, KmemCache, MoveError, MoveResult, RCU_HEAD, SlabFlags},
     sync::preempt_disabled,
+    trace::{Event, TraceSink},
 };
 use kmem_hosted::{Machine, Shape};
 use kmem_test_support::Rig;
@@ -15,6 +16,7 @@ use std::{
         mpsc,
     },
     thread,
+    time::Duration,
 };
 
 /// Runs `during` while a reader is at it on CPU 1, from CPU 0.
@@ -237,6 +239,62 @@ fn a_platform_without_readers_has_no_such_caches() {
         assert_eq!(m.kfree_rcu(at.as_ptr(), 0), Err(Misuse::NoGracePeriods));
         m.kfree(at.as_ptr()).unwrap();
     }
+}
+
+/// Holds up the first that frees an object.
+#[derive(Default)]
+struct Slow {
+    inside: AtomicBool,
+    go: AtomicBool,
+}
+
+impl TraceSink for Slow {
+    fn event(&self, _cpu: Option<usize>, event: &Event) {
+        if matches!(event, Event::Kfree { .. }) && !self.inside.swap(true, SeqCst) {
+            while !self.go.load(SeqCst) {
+                thread::yield_now();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_barrier_waits_for_whoever_is_freeing() {
+    let rig = Rig::flat();
+    let m = rig.machine();
+    let sink: &Slow = Box::leak(Box::default());
+    let at = rig.run(|_| m.kmalloc(64, Gfp::KERNEL).unwrap());
+    m.set_tracer(Some(sink));
+    m.set_trace_objects(true).unwrap();
+    let addr = at.as_ptr().expose_provenance();
+    let over = AtomicBool::new(false);
+    thread::scope(|s| {
+        s.spawn(|| {
+            m.run_on(Some(1), None, |_| {
+                let at = std::ptr::with_exposed_provenance_mut(addr);
+                // SAFETY: ours.
+                unsafe { m.kfree_rcu(at, 0) }.unwrap();
+                assert!(m.rcu_barrier());
+            })
+            .unwrap();
+        });
+        while !sink.inside.load(SeqCst) {
+            thread::yield_now();
+        }
+        let waiting = s.spawn(|| {
+            m.run_on(Some(0), None, |_| assert!(m.rcu_barrier())).unwrap();
+            over.store(true, SeqCst);
+        });
+        // Time enough to come back, for one that does not wait.
+        thread::sleep(Duration::from_millis(20));
+        let early = over.load(SeqCst);
+        sink.go.store(true, SeqCst);
+        waiting.join().unwrap();
+        assert!(!early, "an object was not free yet");
+    });
+    m.set_trace_objects(false).unwrap();
+    m.set_tracer(None);
+    assert_eq!(live(&rig), 0);
 }
 
 /// Readers on two CPUs follow a pointer that a third keeps changing; what it led to is freed with a grace period, and

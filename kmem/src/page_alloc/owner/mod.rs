@@ -18,7 +18,7 @@
 //! the block may have changed hands unseen.
 //!
 //! # Locking
-//! None: an entry is written by whoever has the block to itself.
+//! None for notes: an entry is written by whoever has the block to itself. A leaf for those who switch.
 //!
 //! See [page owner](https://docs.kernel.org/mm/page_owner.html).
 
@@ -31,6 +31,7 @@ use crate::{
     page::Page,
     platform::Platform,
     sites::{PLACES, Sites},
+    sync::IrqLock,
     types::{PAGEBLOCK_FRAMES, Pfn},
 };
 use core::{
@@ -39,7 +40,7 @@ use core::{
     ptr::NonNull,
     sync::atomic::{
         AtomicU32,
-        Ordering::{AcqRel, Acquire, Relaxed},
+        Ordering::{AcqRel, Acquire, Relaxed, Release},
     },
 };
 use entry::{Entry, Note};
@@ -50,6 +51,8 @@ pub(super) struct Owners {
     entries: &'static [Entry],
     base: u32,
     round: AtomicU32,
+    /// Taken to switch.
+    switch: IrqLock<()>,
 }
 
 impl Owners {
@@ -64,7 +67,7 @@ impl Owners {
     pub(super) unsafe fn new(base: u32, frames: u32, at: NonNull<u8>) -> Owners {
         // SAFETY: the caller's; an entry is atomics, for which zero is a value.
         let entries = unsafe { core::slice::from_raw_parts(at.as_ptr().cast(), frames as usize) };
-        Owners { entries, base, round: AtomicU32::new(0) }
+        Owners { entries, base, round: AtomicU32::new(0), switch: IrqLock::new(()) }
     }
 
     fn entry(&self, pfn: u32) -> Option<&'static Entry> {
@@ -72,7 +75,7 @@ impl Owners {
     }
 
     fn round(&self) -> u16 {
-        self.round.load(Relaxed) as u16
+        self.round.load(Acquire) as u16
     }
 
     /// What is noted of the block whose first frame is, or was, this one, if it is of the present round.
@@ -136,15 +139,18 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Whether owners of pages are noted from now on \[D2\]. What was noted before a switch is forgotten. `false` if
     /// that cannot be: the machine was brought up without [`Config::page_owner`](super::Config::page_owner).
     ///
-    /// Context: any.
+    /// Context: any but NMI.
     ///
     /// See [page owner](https://docs.kernel.org/mm/page_owner.html).
     pub fn set_page_owner(&self, on: bool) -> bool {
         let Some(owners) = &self.owners else { return !on };
+        // One at a time: a round begins while it is off.
+        let _switch = owners.switch.lock(&self.p);
         if on && !self.notes_owners() {
             // Round 0 is what empty entries say.
-            let next = |n: u32| Some(n as u16 as u32 % u32::from(u16::MAX) + 1);
-            let _ = owners.round.fetch_update(Relaxed, Relaxed, next);
+            let next = owners.round.load(Relaxed) as u16 as u32 % u32::from(u16::MAX) + 1;
+            // Release pairs with the Acquire in `note_alloc`.
+            owners.round.store(next, Release);
         }
         self.gate_set(GATE_OWNER, on);
         true
@@ -168,7 +174,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         gfp: Gfp,
         at: &'static Location<'static>,
     ) {
-        if let Some(owners) = self.noting()
+        let Some(owners) = &self.owners else { return };
+        // Before the look at the gate (Acquire pairs with the Release in `set_page_owner`): owners are noted in that round,
+        // not in one before it. It may end until the entry is written; then nobody believes that.
+        let round = owners.round();
+        if self.notes_owners()
             && let Some(pfn) = self.map.pfn(page)
             && let Some(entry) = owners.entry(pfn)
         {
@@ -182,7 +192,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 allocated_at: self.site(at),
                 freed_at: 0,
                 cpu: cpu.map(Cpu::id),
-                round: owners.round(),
+                round,
                 gfp,
                 pid,
                 allocated_ns: self.p.now_ns(),

@@ -41,7 +41,7 @@ use core::{
     ptr::NonNull,
     sync::atomic::{
         AtomicBool, AtomicU32, AtomicU64,
-        Ordering::{AcqRel, Acquire, Relaxed, Release},
+        Ordering::{Acquire, Relaxed, Release},
     },
 };
 use table::{Range, Table};
@@ -194,8 +194,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             Some(config) => Some(self.make_table(config.ranges)?),
             None => None,
         };
-        let old = core::mem::replace(&mut *leaks.table.lock(p), table);
-        leaks.areas.store(0, Relaxed);
+        let old = {
+            let mut at = leaks.table.lock(p);
+            // Under the lock, as all that changes it: what is added from now on is in the new table.
+            leaks.areas.store(0, Relaxed);
+            core::mem::replace(&mut *at, table)
+        };
         if let Some(old) = old {
             let order = old.order;
             if let Some(at) = NonNull::new(old.place()) {
@@ -322,7 +326,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             && let Some(table) = leaks.table.lock(self.pages.platform()).as_mut()
         {
             let n = table.remove_areas(addr);
-            leaks.areas.fetch_sub(n as u32, AcqRel);
+            leaks.areas.fetch_sub(n as u32, Relaxed);
         }
     }
 }

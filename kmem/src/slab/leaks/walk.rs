@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::Name,
-    page::{Page, PageFlags},
+    page::Page,
     page_alloc::Reclaim,
     platform::Platform,
     types::{PAGEBLOCK_FRAMES, Pfn},
@@ -132,14 +132,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     fn large_thing(&self, pfn: u32) -> Option<Thing<'static>> {
         let map = self.pages.map();
         let page = map.page_in_map(pfn);
-        let state = page.state();
-        if !state.flags().contains(PageFlags::SLAB | PageFlags::ALLOCATED) {
+        if !self.is_large(Pfn(pfn)) {
             return None;
         }
-        let addr = map.direct_address(pfn, P::PAGE_SHIFT);
-        let large = map.owner_at(map.direct_offset(addr), P::PAGE_SHIFT) == 0;
-        let size = (1 << P::PAGE_SHIFT) << state.order();
-        large.then_some(Thing { addr, size, notes: page, of: Of::Large })
+        let size = (1 << P::PAGE_SHIFT) << page.state().order();
+        Some(Thing {
+            addr: map.direct_address(pfn, P::PAGE_SHIFT),
+            size,
+            notes: page,
+            of: Of::Large,
+        })
     }
 
     /// Calls `f` with what is in use at an address, wherever in it that is.
