@@ -30,8 +30,25 @@ pub(crate) const NO_CACHE: u16 = 511;
 /// Another one: frames of slabs that leave their cache, with the slab's colour. An owner of 0 would say that a marked
 /// block is a large object.
 pub(crate) const LEAVING: u16 = 510;
-/// Owner of the frames of a chunk of per-CPU data; their pages' `private` names the frame of its description.
-pub(crate) const OWNER_PERCPU: u16 = NO_CACHE | 1 << 9;
+/// Owner of the frames of a chunk of per-CPU data of the first shard, those of the others follow; their pages' `private`
+/// names the frame of its description.
+const OWNER_PERCPU: u16 = NO_CACHE | 8 << 9;
+/// Shards of per-CPU data that owners can tell apart.
+pub(crate) const PERCPU_SHARDS: usize = 8;
+/// Owner of the frames of a chunk of per-CPU data.
+pub(crate) const fn percpu_owner(shard: usize) -> u16 {
+    OWNER_PERCPU + ((shard % PERCPU_SHARDS) << 9) as u16
+}
+/// The shard that an owner says, if it is one of per-CPU data.
+#[inline(always)]
+pub(crate) const fn percpu_shard(owner: u16) -> Option<usize> {
+    let shard = owner.wrapping_sub(OWNER_PERCPU);
+    if shard & NO_CACHE == 0 && shard >> 9 < PERCPU_SHARDS as u16 {
+        Some((shard >> 9) as usize)
+    } else {
+        None
+    }
+}
 /// Owner of a frame that describes a chunk of per-CPU data.
 pub(crate) const OWNER_PERCPU_CHUNK: u16 = NO_CACHE | 2 << 9;
 /// Owner of the frames of a kernel stack in the direct map; their pages' `private` tells the place in it and its size.
@@ -44,12 +61,15 @@ pub(crate) const OWNER_RCU: u16 = NO_CACHE | 5 << 9;
 
 // No two are one.
 const _: () = {
-    let all = [OWNER_PERCPU, OWNER_PERCPU_CHUNK, OWNER_STACK, OWNER_IRQ_STACK, OWNER_RCU];
+    let all = [OWNER_PERCPU_CHUNK, OWNER_STACK, OWNER_IRQ_STACK, OWNER_RCU];
     let mut i = 0;
     while i < all.len() {
-        assert!(all[i] >> 9 == i as u16 + 1 && all[i] & NO_CACHE == NO_CACHE);
+        assert!(all[i] >> 9 == i as u16 + 2 && all[i] & NO_CACHE == NO_CACHE);
+        assert!(percpu_shard(all[i]).is_none());
         i += 1;
     }
+    assert!(matches!(percpu_shard(percpu_owner(PERCPU_SHARDS - 1)), Some(7)));
+    assert!(percpu_shard(0).is_none() && percpu_shard(NO_CACHE).is_none());
 };
 
 /// The tables of one machine. A copy in a local is what a loop over many pages works with.

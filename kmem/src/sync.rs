@@ -93,6 +93,21 @@ impl<T> IrqLock<T> {
         IrqGuard { lock: self, p, irq }
     }
 
+    /// As [`lock`](Self::lock); calls `crowded` if another CPU holds it.
+    #[inline(always)]
+    pub fn lock_noting<'a, P: Platform>(
+        &'a self,
+        p: &'a P,
+        crowded: impl FnOnce(),
+    ) -> IrqGuard<'a, T, P> {
+        let irq = p.local_irq_save();
+        if !self.raw.try_lock() {
+            crowded();
+            self.raw.lock_contended(p);
+        }
+        IrqGuard { lock: self, p, irq }
+    }
+
     /// As [`lock`](Self::lock), but gives up after a while: for a fault's handler, which may have interrupted the holder.
     pub fn lock_patiently<'a, P: Platform>(&'a self, p: &'a P) -> Option<IrqGuard<'a, T, P>> {
         for _ in 0..PATIENCE {

@@ -41,6 +41,14 @@ impl<P: Platform> Kmem<P> {
         self.chunks().stats().0
     }
 
+    /// Gives back the chunks that are kept for CPUs that allocate at once; returns how many frames. Reclaim does so by
+    /// itself.
+    ///
+    /// Context: any but NMI.
+    pub fn drop_kept_percpu(&self) -> u64 {
+        self.chunks().shrink()
+    }
+
     /// `alloc_percpu`: an instance of `T` for each possible CPU, zeroed \[U2\].
     ///
     /// Context: process context; may sleep.

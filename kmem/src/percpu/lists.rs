@@ -1,4 +1,4 @@
-//! The chunks of a machine, by their longest free run.
+//! The chunks of a shard, by their longest free run.
 //!
 //! # Implementation
 //! A list for each power of two, and one for chunks of which nothing is live. A request looks at a few chunks
@@ -54,12 +54,12 @@ impl ChunkRef {
     }
 }
 
-/// All chunks of a machine.
+/// The chunks of a shard.
 pub(super) struct Lists {
     heads: [Option<ChunkRef>; CLASSES],
     /// Classes that have chunks.
     present: u32,
-    /// Never goes.
+    /// Never goes: the machine's first.
     first: Option<ChunkRef>,
     /// Granules free in all.
     free: u64,
@@ -85,12 +85,17 @@ impl Lists {
         self.chunks
     }
 
-    /// Adds a chunk of which nothing is live. The first one never goes.
+    /// Adds a chunk of which nothing is live.
     pub(super) fn add(&mut self, at: ChunkRef) {
         self.free += u64::from(self.chunk(at).room.free_granules());
         self.chunks += 1;
-        self.first.get_or_insert(at);
         self.link(at);
+    }
+
+    /// Adds the chunk that never goes.
+    pub(super) fn add_first(&mut self, at: ChunkRef) {
+        self.first = Some(at);
+        self.add(at);
     }
 
     fn class_of(longest: u32) -> usize {

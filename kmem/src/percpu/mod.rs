@@ -27,10 +27,16 @@
 //! *Atomic requests* take what there is, or a new chunk where the page allocator gives one without
 //! sleeping. Whoever may sleep makes a new chunk when less than the reserve is free afterwards.
 //!
-//! *Addresses lead to their chunk* by the owner of their frame, a number no cache has, and the page's `private`.
+//! *CPUs that allocate at once* would be in each other's way: all take from the first *shard* of chunks, under one lock,
+//! until one has found it held too often. From then on that CPU takes from another, whose first chunk it makes. What
+//! is kept there goes under memory pressure. So a machine whose CPUs seldom meet has one shard, and its chunks are
+//! full.
+//!
+//! *Addresses lead to their chunk* by the owner of their frame, a number no cache has, which names the shard, and the page's
+//! `private`.
 //!
 //! # Locking
-//! One `IrqLock` a machine. Pages are asked for and given back, and instances zeroed, with nothing held.
+//! An `IrqLock` a shard, of which no two are held at once. Pages are asked for and given back, and instances zeroed, with nothing held.
 //!
 //! See [this_cpu operations](https://docs.kernel.org/core-api/this_cpu_ops.html).
 

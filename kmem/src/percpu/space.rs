@@ -10,14 +10,22 @@ use crate::{
     error::{AllocError, Misuse},
     gfp::{Gfp, GfpError},
     memblock::Memblock,
-    memmap::{OWNER_PERCPU, OWNER_PERCPU_CHUNK},
+    memmap::{OWNER_PERCPU_CHUNK, PERCPU_SHARDS, percpu_owner, percpu_shard},
     page_alloc::{BringUpError, PageAllocator, Reclaim},
     page_state::SystemStat,
     platform::Platform,
     sync::IrqLock,
     types::Pfn,
 };
-use core::ptr::NonNull;
+use core::{
+    ptr::NonNull,
+    slice,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
+use crossbeam_utils::CachePadded;
+
+/// How often a CPU may find its shard held before it moves to another.
+const CROWDED: u32 = 64;
 
 /// Unit of a CPU where neither the number of CPUs nor the static variables say otherwise.
 const UNIT: usize = 32 << 10;
@@ -39,14 +47,20 @@ const PASSED: Gfp = Gfp::RECLAIM
 
 const _: () = assert!(size_of::<Chunk>() <= 4096, "a chunk's description is a frame");
 
+/// A machine's chunks, each in one of these.
+type Shard = CachePadded<IrqLock<Lists>>;
+
 /// A machine's per-CPU space.
+#[derive(Clone, Copy)]
 pub(crate) struct Space {
     /// Where the first chunk is; it begins with the static variables.
     first: NonNull<u8>,
     statics: usize,
     stride: usize,
     cpus: usize,
-    lists: IrqLock<Lists>,
+    shards: &'static [Shard],
+    /// By CPU: how often it found its shard held.
+    crowded: &'static [AtomicU32],
 }
 
 // SAFETY: the pointer is to memory of the machine that is kept as long as it; what is in it belongs to the users of
@@ -75,6 +89,9 @@ impl Space {
         let mut table = |bytes| p.metadata(boot, bytes).ok_or(BringUpError::NoMetadata(bytes));
         let first = table(cpus * wanted)?;
         let chunk = table(size_of::<Chunk>())?.cast::<Chunk>();
+        let nr = cpus.next_power_of_two().min(PERCPU_SHARDS);
+        let shards = table(nr * size_of::<Shard>())?.cast::<Shard>();
+        let crowded = table(cpus * size_of::<AtomicU32>())?.cast::<AtomicU32>();
         let _ = first.as_ptr().expose_provenance();
         for cpu in 0..cpus {
             // SAFETY: the table has a unit of `wanted` bytes for each CPU, each longer than the section, which lies in
@@ -82,18 +99,32 @@ impl Space {
             unsafe { first.as_ptr().add(cpu * wanted).copy_from_nonoverlapping(from, statics) };
         }
         let base = first.addr().get();
-        let mut lists = Lists::new();
         // SAFETY: the table is large enough, aligned to a frame, nobody else's, and kept as long as the machine.
         let chunk = unsafe {
             chunk.write(Chunk::new(base, (wanted / GRANULE) as u32));
             ChunkRef::new(chunk)
         };
-        lists.add(chunk);
-        // It is empty, so what is first asked for is at its beginning.
-        let at = lists.alloc(statics.div_ceil(GRANULE) as u32, 0);
-        debug_assert_eq!(at, Some(base));
-        let lists = IrqLock::new(lists);
-        Ok(Space { first, statics, stride: wanted, cpus, lists })
+        // SAFETY: as above, for so many shards and CPUs.
+        let (shards, crowded) = unsafe {
+            for i in 0..nr {
+                shards.add(i).write(CachePadded::new(IrqLock::new(Lists::new())));
+            }
+            for cpu in 0..cpus {
+                crowded.add(cpu).write(AtomicU32::new(0));
+            }
+            (
+                slice::from_raw_parts(shards.as_ptr(), nr),
+                slice::from_raw_parts(crowded.as_ptr(), cpus),
+            )
+        };
+        {
+            let mut lists = shards[0].lock(p);
+            lists.add_first(chunk);
+            // It is empty, so what is first asked for is at its beginning.
+            let at = lists.alloc(statics.div_ceil(GRANULE) as u32, 0);
+            debug_assert_eq!(at, Some(base));
+        }
+        Ok(Space { first, statics, stride: wanted, cpus, shards, crowded })
     }
 
     /// Bytes between the instances of one CPU and the next.
@@ -110,6 +141,15 @@ impl Space {
     #[inline(always)]
     pub(crate) fn statics(&self) -> Statics {
         Statics { at: self.first, len: self.statics }
+    }
+
+    /// The shard that a CPU takes from: the first, until others were in its way too often.
+    #[inline(always)]
+    fn home<P: Platform>(&self, p: &P) -> (usize, Option<&AtomicU32>) {
+        let Some(cpu) = p.this_cpu() else { return (0, None) };
+        let crowded = self.crowded.get(cpu.id());
+        let moved = crowded.is_some_and(|n| n.load(Relaxed) >= CROWDED);
+        (if moved { cpu.id() % self.shards.len() } else { 0 }, crowded)
     }
 
     fn reserve(&self) -> u64 {
@@ -143,21 +183,51 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
         let n = size.div_ceil(GRANULE) as u32;
         // A power of two: its zeros are its logarithm.
         let granules = (align / GRANULE).max(1).trailing_zeros();
-        loop {
+        let at = loop {
+            let (home, crowded) = self.space.home(self.pages.platform());
+            let note = || crowded.into_iter().for_each(|n| _ = n.fetch_add(1, Relaxed));
             let (found, left) = {
-                let mut lists = self.space.lists.lock(self.pages.platform());
+                let mut lists = self.space.shards[home].lock_noting(self.pages.platform(), note);
                 (lists.alloc(n, granules), lists.free_granules())
             };
             let Some(at) = found else {
-                self.grow(gfp)?;
-                continue;
+                match self.alloc_elsewhere(home, n, granules, left, gfp)? {
+                    Some(at) => break at,
+                    None => continue,
+                }
             };
             if left < self.space.reserve() && self.pages.allowed(gfp).may_block() {
                 // Nothing was asked for that this would fail.
-                let _ = self.grow(gfp | Gfp::NOWARN);
+                let _ = self.grow(home, gfp | Gfp::NOWARN);
             }
-            return Ok(self.zeroed(at, n as usize * GRANULE));
+            break at;
+        };
+        Ok(self.zeroed(at, n as usize * GRANULE))
+    }
+
+    /// What a CPU does whose shard has no place, with so much free in it: takes one of another's, or adds a chunk to
+    /// its own (`None`).
+    #[cold]
+    #[track_caller]
+    fn alloc_elsewhere(
+        &self,
+        home: usize,
+        n: u32,
+        granules: u32,
+        left: u64,
+        gfp: Gfp,
+    ) -> Result<Option<usize>, AllocError> {
+        // Who was in the way of others gets a chunk of its own, once.
+        if left == 0 && home != 0 && self.grow(home, gfp | Gfp::NOWARN).is_ok() {
+            return Ok(None);
         }
+        let p = self.pages.platform();
+        let others = (0..self.space.shards.len()).filter(|shard| *shard != home);
+        let found = others.map(|shard| self.space.shards[shard].lock(p).alloc(n, granules));
+        if let Some(at) = found.into_iter().flatten().next() {
+            return Ok(Some(at));
+        }
+        self.grow(home, gfp).map(|()| None)
     }
 
     fn zeroed(&self, at: usize, bytes: usize) -> PerCpuPtr<u8> {
@@ -177,10 +247,10 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
         PerCpuPtr(unsafe { NonNull::new_unchecked(first) })
     }
 
-    /// Adds a chunk.
+    /// Adds a chunk to a shard.
     #[cold]
     #[track_caller]
-    fn grow(&self, gfp: Gfp) -> Result<(), AllocError> {
+    fn grow(&self, shard: usize, gfp: Gfp) -> Result<(), AllocError> {
         let (space, pages) = (self.space, self.pages);
         let gfp = gfp & PASSED;
         let table = pages.__get_free_page(gfp)?;
@@ -202,10 +272,10 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
         };
         {
             // With the lists at hand: whoever looks an address up finds all of a chunk, or none.
-            let mut lists = space.lists.lock(pages.platform());
+            let mut lists = space.shards[shard].lock(pages.platform());
             for (pfn, page) in self.frames(base) {
                 page.set_private(named);
-                pages.map().set_owner(pfn, 1, OWNER_PERCPU);
+                pages.map().set_owner(pfn, 1, percpu_owner(shard));
             }
             pages.map().set_owner(named, 1, OWNER_PERCPU_CHUNK);
             lists.add(chunk);
@@ -233,8 +303,8 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
 
     /// Takes a chunk with nothing live out, if the reserve is there without it.
     #[inline(always)]
-    fn take_out(&self, lists: &mut Lists) -> Option<(ChunkRef, usize)> {
-        let chunk = lists.take_empty(self.space.reserve())?;
+    fn take_out(&self, lists: &mut Lists, reserve: u64) -> Option<(ChunkRef, usize)> {
+        let chunk = lists.take_empty(reserve)?;
         let base = lists.base(chunk);
         // With the lists at hand: whoever looks an address up finds a chunk that is there.
         for (pfn, page) in self.frames(base) {
@@ -256,14 +326,26 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
         pages.mod_system_state(SystemStat::Percpu, -self.chunk_frames());
     }
 
-    /// The chunk that an address of CPU 0's is in. The caller has the lists.
-    fn chunk_at(&self, lists: &Lists, addr: usize) -> Option<(ChunkRef, usize)> {
+    /// The shard of the chunk that an address is in.
+    #[inline(always)]
+    fn shard_of(&self, addr: usize) -> Option<usize> {
+        if addr.wrapping_sub(self.space.first.addr().get()) < self.space.stride {
+            return Some(0);
+        }
+        let map = self.pages.map();
+        percpu_shard(map.owner_at(map.direct_offset(addr), P::PAGE_SHIFT))
+            .filter(|shard| *shard < self.space.shards.len())
+    }
+
+    /// The chunk that an address of CPU 0's is in. The caller has the lists of the shard.
+    fn chunk_at(&self, lists: &Lists, shard: usize, addr: usize) -> Option<(ChunkRef, usize)> {
         let (space, map) = (self.space, self.pages.map());
         let chunk = if addr.wrapping_sub(space.first.addr().get()) < space.stride {
             lists.first()?
         } else {
             let offset = map.direct_offset(addr);
-            if map.owner_at(offset, P::PAGE_SHIFT) != OWNER_PERCPU {
+            // Again: it may have gone before the lists were had.
+            if map.owner_at(offset, P::PAGE_SHIFT) != percpu_owner(shard) {
                 return None;
             }
             let named = map.page(Pfn(map.frame_at(offset, P::PAGE_SHIFT)))?.private();
@@ -287,15 +369,18 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
             return Err(self.pages.misuse(Misuse::InNmi));
         }
         let static_area = addr.wrapping_sub(self.space.first.addr().get()) < self.space.statics;
-        let (freed, mut gone) = {
-            let mut lists = self.space.lists.lock(self.pages.platform());
-            let found = self.chunk_at(&lists, addr).filter(|_| !static_area);
-            let freed = found.map(|(chunk, offset)| lists.free(chunk, offset));
-            (freed, self.take_out(&mut lists))
+        let Some(shard) = self.shard_of(addr).filter(|_| !static_area) else {
+            return Err(self.pages.misuse(Misuse::NotPerCpu { addr }));
         };
-        while let Some(chunk) = gone {
+        let (freed, gone) = {
+            let mut lists = self.space.shards[shard].lock(self.pages.platform());
+            let found = self.chunk_at(&lists, shard, addr);
+            let freed = found.map(|(chunk, offset)| lists.free(chunk, offset));
+            (freed, self.take_out(&mut lists, self.space.reserve()))
+        };
+        if let Some(chunk) = gone {
             self.release(chunk);
-            gone = self.take_out(&mut self.space.lists.lock(self.pages.platform()));
+            self.trim(shard, self.space.reserve());
         }
         Err(self.pages.misuse(match freed {
             Some(Ok(_)) => return Ok(()),
@@ -305,9 +390,31 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
         }))
     }
 
+    /// Gives back a shard's chunks with nothing live, but for the reserve; returns how many frames.
+    #[cold]
+    fn trim(&self, shard: usize, reserve: u64) -> u64 {
+        let p = self.pages.platform();
+        let out = || self.take_out(&mut self.space.shards[shard].lock(p), reserve);
+        let mut frames = 0;
+        while let Some(chunk) = out() {
+            self.release(chunk);
+            frames += self.chunk_frames() as u64;
+        }
+        frames
+    }
+
+    /// Gives back what is only kept for CPUs that were in each other's way; returns how many frames.
+    pub(crate) fn shrink(&self) -> u64 {
+        (1..self.space.shards.len()).map(|shard| self.trim(shard, 0)).sum()
+    }
+
     /// Bytes of one CPU that are free, and chunks.
     pub(crate) fn stats(&self) -> (u64, u32) {
-        let lists = self.space.lists.lock(self.pages.platform());
-        (lists.free_granules() * GRANULE as u64, lists.chunks())
+        let p = self.pages.platform();
+        let of = |shard: &Shard| {
+            let lists = shard.lock(p);
+            (lists.free_granules() * GRANULE as u64, lists.chunks())
+        };
+        self.space.shards.iter().map(of).fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! # Concepts
 //! Memory comes back from *sources*: shrinkers, caches that can count and give up objects; and the slab layer,
-//! whose depots are only kept for speed; stacks that CPUs keep; and vmalloc, where areas wait that were freed in atomic
+//! whose depots are only kept for speed; stacks that CPUs keep; chunks of per-CPU
+//! data that they keep; and vmalloc, where areas wait that were freed in atomic
 //! context. (LRU lists, swap and page cache join as further sources of `Vmscan::shrink_node`.) Two callers ask: *kswapd*,
 //! one task per node, woken at the low watermark and working up to the high one; and *direct reclaim*, a
 //! request that would fail otherwise. When neither gets anywhere, the OOM handler decides.
@@ -29,7 +30,7 @@ use crate::{
     context::Cpu,
     gfp::Gfp,
     page_alloc::{Config, PageAllocator, Reclaim, ReclaimRequest},
-    percpu::Space,
+    percpu::{Chunks, Space},
     platform::Platform,
     slab::{Objects, Slabs},
     stack::{Stacks, Threads},
@@ -53,6 +54,7 @@ pub struct Vmscan {
     slabs: Slabs,
     vmalloc: Vmalloc,
     stacks: Stacks,
+    percpu: Option<Space>,
 }
 
 impl Default for Vmscan {
@@ -71,6 +73,7 @@ impl Vmscan {
             slabs: Slabs::new(),
             vmalloc: Vmalloc::new(),
             stacks: Stacks::new(),
+            percpu: None,
         }
     }
 
@@ -78,6 +81,7 @@ impl Vmscan {
     pub(crate) fn configured(config: &Config, percpu: &Space) -> Vmscan {
         let mut made = Vmscan::new();
         made.stacks.attach(percpu);
+        made.percpu = Some(*percpu);
         made.slabs.configure(config);
         made
     }
@@ -94,7 +98,16 @@ impl Vmscan {
         let freed = self.shrinkers.shrink(pages, node, gfp, priority);
         let freed = freed + self.objects(pages).shrink_node(node);
         let freed = freed + self.threads(pages).shrink();
+        let freed = freed + self.chunks(pages).map_or(0, |chunks| chunks.shrink());
         freed + self.vmap(pages).shrink(priority)
+    }
+
+    /// Per-CPU data on these pages.
+    fn chunks<'a, P: Platform>(
+        &'a self,
+        pages: &'a PageAllocator<P, Self>,
+    ) -> Option<Chunks<'a, P, Self>> {
+        self.percpu.as_ref().map(|space| Chunks { space, pages })
     }
 
     /// Kernel stacks on these pages.

@@ -1,5 +1,6 @@
 //! Per-CPU data \[U1–U3\], through the public calls.
 
+mod crowded;
 mod model;
 mod owners;
 mod places;
