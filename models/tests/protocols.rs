@@ -448,7 +448,8 @@ unsafe fn move_unless_freed(from: NonNull<u8>, to: NonNull<u8>, private: usize) 
     // SAFETY: the model's, which outlives the shrinking.
     let movable = unsafe { &*std::ptr::with_exposed_provenance::<Movable>(private) };
     movable.began.store(true, SeqCst);
-    thread::yield_now();
+    // Long enough for frees to come in between.
+    (0..thread_rng().gen_range(0..60)).for_each(|_| thread::yield_now());
     let result = {
         let mut place = movable.at.lock().unwrap();
         if place.0 != from.addr().get() || place.1 {
