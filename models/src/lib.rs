@@ -37,6 +37,9 @@ pub use kmem_models_core::sync::atomic as modelled;
 /// CPUs of the machine.
 pub const CPUS: usize = 3;
 
+/// The shortest sleep that somebody ends.
+const NAP_NS: u64 = 1_000_000;
+
 /// What a timer interrupt does.
 pub type Timer = dyn Fn(&Kmem<Modelled>, usize) + Send + Sync;
 
@@ -57,6 +60,8 @@ pub struct Modelled {
     timer: Mutex<Option<Arc<Timer>>>,
     relaxed: AtomicU64,
     ticks: AtomicU64,
+    /// The last grace period that was named, and the last one that has ended.
+    grace: [AtomicU64; 2],
     /// Reports of misuse.
     pub bugs: Mutex<Vec<String>>,
     sleepers: shuttle::sync::Mutex<()>,
@@ -151,6 +156,7 @@ fn machine_with(low: usize, places: usize) -> Arc<Kmem<Modelled>> {
         timer: Mutex::default(),
         relaxed: AtomicU64::new(0),
         ticks: AtomicU64::new(0),
+        grace: Default::default(),
         bugs: Mutex::default(),
         sleepers: shuttle::sync::Mutex::new(()),
         woken: shuttle::sync::Condvar::new(),
@@ -370,7 +376,11 @@ unsafe impl Platform for Modelled {
         }
     }
 
-    fn wait(&self, word: &modelled::AtomicU32, expected: u32, _timeout_ns: u64) {
+    fn wait(&self, word: &modelled::AtomicU32, expected: u32, timeout_ns: u64) {
+        if timeout_ns < NAP_NS {
+            // Nobody wakes who sleeps for that little: it looks again.
+            return shuttle::thread::yield_now();
+        }
         // As a futex does it: the look and the falling asleep are one step for those who wake. There is
         // no timeout, so a lost wake-up is a deadlock.
         let guard = self.sleepers.lock().unwrap();
@@ -397,6 +407,18 @@ unsafe impl Platform for Modelled {
 
     fn now_ns(&self) -> u64 {
         0
+    }
+
+    fn rcu_start(&self) -> Option<u64> {
+        Some(self.grace[0].fetch_add(1, SeqCst) + 1)
+    }
+
+    fn rcu_done(&self, end: u64) -> bool {
+        // There are no readers, so grace periods end whenever they like.
+        if thread_rng().gen_bool(0.5) {
+            self.grace[1].fetch_max(self.grace[0].load(SeqCst), SeqCst);
+        }
+        self.grace[1].load(SeqCst) >= end
     }
 
     fn report(&self, level: Level, message: fmt::Arguments<'_>) {

@@ -4,18 +4,23 @@
 use kmem::{
     Gfp, Kmem, Page, Pfn,
     context::Atomic,
-    slab::{KmemCache, SlabFlags},
+    slab::{KmemCache, MoveResult, RCU_HEAD, SlabFlags},
     sync::SpinLock,
     vmstat::VmEvent,
     zone::Watermarks,
 };
 use kmem_models::{CPUS, Modelled, machine, machine_with_high_memory, modelled, on_cpu};
-use shuttle::{Config, Runner, scheduler::RandomScheduler, thread};
+use shuttle::{
+    Config, Runner,
+    rand::{Rng, thread_rng},
+    scheduler::RandomScheduler,
+    thread,
+};
 use std::{
     ptr::NonNull,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst},
     },
 };
 
@@ -415,6 +420,152 @@ fn an_object_freed_twice_is_freed_once() {
         check_all_back(&kmem, tried.load(SeqCst) as usize - 1);
     };
     check_random(run, schedules(500));
+}
+
+/// An object that its user moves: where it is, and whether the user gave it up.
+#[derive(Default)]
+struct Movable {
+    at: Mutex<(usize, bool)>,
+    /// The callback was called, or will not be any more.
+    began: AtomicBool,
+    moved: AtomicU32,
+    refused: AtomicU32,
+}
+
+impl Movable {
+    /// Gives it up, and says where it is.
+    fn give_up(&self) -> NonNull<u8> {
+        let mut place = self.at.lock().unwrap();
+        place.1 = true;
+        NonNull::new(std::ptr::with_exposed_provenance_mut(place.0)).unwrap()
+    }
+}
+
+/// The contents of the objects of that model.
+const CONTENTS: u8 = 0x77;
+
+unsafe fn move_unless_freed(from: NonNull<u8>, to: NonNull<u8>, private: usize) -> MoveResult {
+    // SAFETY: the model's, which outlives the shrinking.
+    let movable = unsafe { &*std::ptr::with_exposed_provenance::<Movable>(private) };
+    movable.began.store(true, SeqCst);
+    // Long enough for frees to come in between.
+    (0..thread_rng().gen_range(0..60)).for_each(|_| thread::yield_now());
+    let result = {
+        let mut place = movable.at.lock().unwrap();
+        if place.0 != from.addr().get() || place.1 {
+            MoveResult::Refused
+        } else {
+            // SAFETY: two objects of that size.
+            unsafe { to.copy_from_nonoverlapping(from, MOVED) };
+            place.0 = to.as_ptr().expose_provenance();
+            MoveResult::Moved
+        }
+    };
+    thread::yield_now();
+    // SAFETY: whatever became of it, its memory is nobody else's; the last bytes may be an rcu_head.
+    let byte = |n| unsafe { from.add(n).read() };
+    assert_eq!([byte(0), byte(MOVED / 2)], [CONTENTS; 2], "its memory is another's");
+    match result {
+        MoveResult::Moved => movable.moved.fetch_add(1, SeqCst),
+        _ => movable.refused.fetch_add(1, SeqCst),
+    };
+    result
+}
+
+/// Bytes of an object that is moved.
+const MOVED: usize = 1024;
+
+/// A cache moves an object while two free it, each at once or once readers are done: one of them succeeds, whether it comes
+/// before, during or after the move, and the object is freed once. Nobody is given its memory before the mover is done.
+#[test]
+fn an_object_that_is_moved_is_freed_once() {
+    let during = Arc::new([AtomicU32::new(0), AtomicU32::new(0)]);
+    let sums = Arc::clone(&during);
+    let run = move || {
+        let kmem = machine();
+        let movable = Arc::new(Movable::default());
+        let private = Arc::as_ptr(&movable).expose_provenance();
+        // The first object of a slab of its own, and another slab with two.
+        let prepare = |k: &Kmem<Modelled>| {
+            let cache = cache(k, "moved", MOVED);
+            let next = || k.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap();
+            let first = next();
+            let bytes = k.kmem_cache_info(&cache).frames_per_slab as usize * 4096;
+            let slab = |at: &NonNull<u8>| at.addr().get() / bytes;
+            let mut others = vec![next()];
+            while others.iter().filter(|at| slab(at) != slab(&first)).count() < 3 {
+                others.push(next());
+            }
+            let (ours, theirs): (Vec<_>, Vec<_>) =
+                others.into_iter().partition(|at| slab(at) == slab(&first));
+            let stay = theirs[..2].to_vec();
+            // SAFETY: not used after.
+            unsafe {
+                k.kmem_cache_free_bulk(&cache, &ours).unwrap();
+                k.kmem_cache_free_bulk(&cache, &theirs[2..]).unwrap();
+            }
+            k.kmem_cache_shrink(&cache);
+            // SAFETY: ours.
+            unsafe { first.write_bytes(CONTENTS, MOVED) };
+            stay.iter().for_each(|at| unsafe { at.write_bytes(CONTENTS, MOVED) });
+            movable.at.lock().unwrap().0 = first.as_ptr().expose_provenance();
+            // SAFETY: the callback keeps the contract.
+            unsafe {
+                k.kmem_cache_set_move(&cache, Some(move_unless_freed), private).unwrap();
+            }
+            (cache, stay)
+        };
+        let (cache, stay) = on_cpu(&kmem, 0, 0, || true, prepare);
+        let cache = Arc::new(cache);
+        let freed = Arc::new(AtomicU32::new(0));
+        let shrunk = Arc::clone(&cache);
+        let moving = Arc::clone(&movable);
+        let mover: Work = Box::new(move |k| {
+            k.kmem_cache_shrink(&shrunk);
+            moving.began.store(true, SeqCst);
+        });
+        let free = || -> Work {
+            let (movable, freed) = (Arc::clone(&movable), Arc::clone(&freed));
+            let [later, wait] = [0.5, 0.9].map(|p| thread_rng().gen_bool(p));
+            Box::new(move |k| {
+                while wait && !movable.began.load(SeqCst) {
+                    thread::yield_now();
+                }
+                (0..thread_rng().gen_range(0..40)).for_each(|_| thread::yield_now());
+                let at = movable.give_up().as_ptr();
+                // SAFETY: nobody uses it; all but one are refused.
+                let ok = unsafe {
+                    match later {
+                        true => k.kfree_rcu(at, MOVED - RCU_HEAD).is_ok(),
+                        false => k.kfree(at).is_ok(),
+                    }
+                };
+                freed.fetch_add(u32::from(ok), SeqCst);
+            })
+        };
+        at_once(&kmem, 0, [mover, free(), free()]);
+        assert_eq!(freed.load(SeqCst), 1);
+        sums[0].fetch_add(movable.moved.load(SeqCst), SeqCst);
+        sums[1].fetch_add(movable.refused.load(SeqCst), SeqCst);
+        on_cpu(
+            &kmem,
+            0,
+            0,
+            || true,
+            |k| {
+                assert!(k.rcu_barrier());
+                assert_eq!(k.audit_objects().unwrap().live, 2);
+                // SAFETY: not used after.
+                unsafe { k.kmem_cache_free_bulk(&cache, &stay).unwrap() };
+                k.kmem_cache_shrink(&cache);
+                assert_eq!(k.kmem_cache_info(&cache).slabs, 0);
+            },
+        );
+        check_all_back(&kmem, 1);
+    };
+    check_random(run, schedules(500));
+    let [moved, refused] = [0, 1].map(|n| during[n].load(SeqCst));
+    assert!(moved > 20 && refused > 20, "{moved} moves, {refused} frees in one");
 }
 
 /// Three map pages, more than there are places, while interrupts map theirs: everybody gets a place in the end, nobody

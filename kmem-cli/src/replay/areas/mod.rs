@@ -11,7 +11,8 @@
 //!   asked for an area with frames of its own of as many bytes less the guard.
 //! - **Start.** The areas that `vmallocinfo` calls in use: those with frames by vmalloc, others by `get_vm_area`.
 //!   Which of them the recording frees is told by address only, and the text does not tell addresses: each free of an area
-//!   from before ends one of the size that most of the recording's areas have, while there is one. Per-CPU memory is not
+//!   from before ends one of the size that most of the recording's areas have, while there is one. Linux's peak is
+//!   counted with the same sizes. Per-CPU memory is not
 //!   told of at all: what is freed of it from before is made, at the size that is most frequent.
 //! - **Marks.** Each instance of per-CPU memory, and each area's first word, is written to when it is allocated and looked
 //!   at when it is freed.
@@ -54,7 +55,7 @@ pub fn replay(
     let run = run::run(recording, &plan, cpus, samples, args.quiet)?;
     let (areas, percpu) = (plan.events(true), plan.events(false));
     Ok(Replayed {
-        linux: linux.result(areas > 0),
+        linux: linux.result(&plan),
         vmalloc: (areas > 0).then(|| VmallocResult::new(&plan, &run)),
         percpu: (percpu > 0).then(|| PercpuResult::new(&plan, &run, &linux)),
     })

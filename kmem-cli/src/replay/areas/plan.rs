@@ -151,6 +151,19 @@ impl Plan {
         plan
     }
 
+    /// Most bytes of areas in use, guards included, if every allocation succeeds.
+    pub fn area_peak(&self) -> u64 {
+        let area = |thing: &Thing| if thing.of == Of::Area { thing.bytes } else { 0 };
+        let mut bytes: u64 = self.things[..self.start].iter().map(area).sum();
+        let mut peak = bytes;
+        for op in &self.ops {
+            let of = area(&self.things[op.handle]);
+            bytes = if op.alloc { bytes + of } else { bytes - of };
+            peak = peak.max(bytes);
+        }
+        peak
+    }
+
     /// Operations on areas, or on per-CPU memory, and frees that make no sense.
     pub fn events(&self, areas: bool) -> u64 {
         let of = if areas { Of::Area } else { Of::Percpu };

@@ -16,8 +16,6 @@ pub struct Linux {
     pub start: Option<Vmallocinfo>,
     /// Areas after it.
     end: Option<Vmallocinfo>,
-    /// Most bytes of areas in use: those of the start and of the rows.
-    peak_bytes: u64,
     /// KiB of chunks before and after.
     percpu_kib: [Option<u64>; 2],
     /// Most bytes that Linux counted for per-CPU memory of the recording, all CPUs together.
@@ -38,47 +36,36 @@ impl Linux {
             let line = meta.file(name)?.lines().find_map(|line| line.strip_prefix("Percpu:"));
             line?.split_whitespace().next()?.parse().ok()
         };
-        let start = areas("start/vmallocinfo")?;
         let mut live = std::collections::BTreeMap::new();
-        let before: u64 = start.iter().flat_map(|s| s.in_use()).map(|area| area.bytes).sum();
-        let (mut bytes, mut peak_bytes, mut percpu, mut percpu_peak) = (before, before, 0u64, 0);
+        let (mut percpu, mut percpu_peak) = (0u64, 0);
         for row in &recording.rows {
             match row.kind {
-                Kind::VmapAlloc => {
-                    bytes += u64::from(row.bytes_requested);
-                    live.insert(row.id, u64::from(row.bytes_requested));
-                }
                 Kind::PerCpuAlloc => {
                     percpu += u64::from(row.bytes_allocated);
                     live.insert(row.id, u64::from(row.bytes_allocated));
                 }
-                // What is from before has no size.
-                Kind::VmapFree if row.id.is_some() => {
-                    bytes = bytes.saturating_sub(live.remove(&row.id).unwrap_or(0));
-                }
+                // What is from before was not counted.
                 Kind::PerCpuFree if row.id.is_some() => {
                     percpu = percpu.saturating_sub(live.remove(&row.id).unwrap_or(0));
                 }
                 _ => {}
             }
-            peak_bytes = peak_bytes.max(bytes);
             percpu_peak = percpu_peak.max(percpu);
         }
         Ok(Linux {
-            start,
+            start: areas("start/vmallocinfo")?,
             end: areas("end/vmallocinfo")?,
-            peak_bytes,
             percpu_kib: [kib("start/meminfo"), kib("end/meminfo")],
             percpu_peak,
         })
     }
 
     /// Linux's vmalloc, if the recording has a text of it.
-    pub fn result(&self, events: bool) -> Option<LinuxVmalloc> {
-        let start = self.start.as_ref().filter(|_| events)?;
+    pub fn result(&self, plan: &Plan) -> Option<LinuxVmalloc> {
+        let start = self.start.as_ref().filter(|_| plan.events(true) > 0)?;
         Some(LinuxVmalloc {
             start: AreaState::of(start),
-            peak_bytes: self.peak_bytes,
+            peak_bytes: plan.area_peak(),
             end: self.end.as_ref().map(AreaState::of),
         })
     }
@@ -228,7 +215,8 @@ impl VmallocResult {
 pub struct LinuxVmalloc {
     /// By `vmallocinfo`, before the recording.
     pub start: AreaState,
-    /// Most bytes in use: those of the start and of the recording's areas.
+    /// Most bytes in use: those of the start and of the recording's areas. A free of an area from before takes off what most
+    /// areas have, as kmem's replay does, and nothing if there is no such area at the start: then it is an upper bound.
     pub peak_bytes: u64,
     /// By `vmallocinfo`, after the recording.
     pub end: Option<AreaState>,
