@@ -33,13 +33,22 @@ pub(crate) const LEAVING: u16 = 510;
 /// Owner of the frames of a chunk of per-CPU data of the first shard, those of the others follow; their pages' `private`
 /// names the frame of its description.
 const OWNER_PERCPU: u16 = NO_CACHE | 8 << 9;
+/// Owner of a frame that describes a chunk of the first shard; likewise.
+const OWNER_PERCPU_CHUNK: u16 = NO_CACHE | 16 << 9;
 /// Shards of per-CPU data that owners can tell apart.
 pub(crate) const PERCPU_SHARDS: usize = 8;
-/// Owner of the frames of a chunk of per-CPU data.
+
+/// Owner of the frames of a chunk of a shard.
 pub(crate) const fn percpu_owner(shard: usize) -> u16 {
     OWNER_PERCPU + ((shard % PERCPU_SHARDS) << 9) as u16
 }
-/// The shard that an owner says, if it is one of per-CPU data.
+
+/// Owner of the frame that describes a chunk of a shard.
+pub(crate) const fn percpu_chunk_owner(shard: usize) -> u16 {
+    OWNER_PERCPU_CHUNK + ((shard % PERCPU_SHARDS) << 9) as u16
+}
+
+/// The shard that an owner says, if it is one of a chunk's frames.
 #[inline(always)]
 pub(crate) const fn percpu_shard(owner: u16) -> Option<usize> {
     let shard = owner.wrapping_sub(OWNER_PERCPU);
@@ -49,8 +58,7 @@ pub(crate) const fn percpu_shard(owner: u16) -> Option<usize> {
         None
     }
 }
-/// Owner of a frame that describes a chunk of per-CPU data.
-pub(crate) const OWNER_PERCPU_CHUNK: u16 = NO_CACHE | 2 << 9;
+
 /// Owner of the frames of a kernel stack in the direct map; their pages' `private` tells the place in it and its size.
 pub(crate) const OWNER_STACK: u16 = NO_CACHE | 3 << 9;
 /// The same of one that interrupts run on.
@@ -61,15 +69,16 @@ pub(crate) const OWNER_RCU: u16 = NO_CACHE | 5 << 9;
 
 // No two are one.
 const _: () = {
-    let all = [OWNER_PERCPU_CHUNK, OWNER_STACK, OWNER_IRQ_STACK, OWNER_RCU];
+    let all = [OWNER_STACK, OWNER_IRQ_STACK, OWNER_RCU];
     let mut i = 0;
     while i < all.len() {
-        assert!(all[i] >> 9 == i as u16 + 2 && all[i] & NO_CACHE == NO_CACHE);
-        assert!(percpu_shard(all[i]).is_none());
+        assert!(all[i] >> 9 == i as u16 + 3 && all[i] & NO_CACHE == NO_CACHE);
         i += 1;
     }
+    let (first, last) = (percpu_owner(0) >> 9, percpu_owner(PERCPU_SHARDS - 1) >> 9);
+    assert!(all.len() as u16 + 3 <= first && last < percpu_chunk_owner(0) >> 9);
     assert!(matches!(percpu_shard(percpu_owner(PERCPU_SHARDS - 1)), Some(7)));
-    assert!(percpu_shard(0).is_none() && percpu_shard(NO_CACHE).is_none());
+    assert!(percpu_shard(percpu_chunk_owner(0)).is_none() && percpu_shard(NO_CACHE).is_none());
 };
 
 /// The tables of one machine. A copy in a local is what a loop over many pages works with.

@@ -149,12 +149,14 @@ impl NodeStat {
 pub(crate) struct StatRow<const N: usize>([AtomicI64; N]);
 
 impl<const N: usize> StatRow<N> {
-    pub(crate) const fn new() -> Self {
-        StatRow([const { AtomicI64::new(0) }; N])
-    }
-
+    #[inline]
     pub(crate) fn add(&self, item: usize, delta: i64) {
         self.0[item].fetch_add(delta, Relaxed);
+    }
+
+    /// The value, which another row may make up for if it is below zero.
+    pub(crate) fn value(&self, item: usize) -> i64 {
+        self.0[item].load(Relaxed)
     }
 
     /// The value; a sum that is below zero for a moment counts as zero.

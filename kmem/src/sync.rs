@@ -39,6 +39,7 @@ impl RawSpin {
         }
     }
 
+    #[inline(always)]
     fn try_lock(&self) -> bool {
         // Acquire pairs with the Release in `unlock`.
         self.0.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()

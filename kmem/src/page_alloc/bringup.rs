@@ -28,7 +28,6 @@ use crate::{
     memblock::{Memblock, MemblockError},
     memmap::{self, MemMap, STATE_SHIFT},
     page::Page,
-    page_state::StatRow,
     pageblock::{FreeBits, Links, Pageblock, PbFlags},
     platform::Platform,
     sites::Sites,
@@ -442,8 +441,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let of_cpus = (0..cpus).filter_map(|cpu| p.cpu(cpu)).map(|cpu| cpu.node() + 1);
         let of_zones = plans.iter().flatten().map(|p| p.node as usize + 1);
         let nodes = of_zones.chain(of_cpus).max().unwrap_or(1);
+        let nr_stat_nodes = nodes.min(MAX_NODES);
         // SAFETY: as above.
-        let node_stats = unsafe { tables.zeroed(nodes.min(MAX_NODES))? };
+        let node_stats = unsafe { tables.zeroed(nr_stat_nodes * (cpus + 1))? };
+        // SAFETY: as above.
+        let system_stats = unsafe { tables.zeroed(cpus + 1)? };
         // SAFETY: as above.
         let zone_stats = unsafe { tables.zeroed(nr_zones)? };
 
@@ -556,8 +558,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             stray_counters: stray,
             numa,
             node_stats,
+            nr_stat_nodes,
             zone_stats,
-            system_stats: StatRow::new(),
+            system_stats,
             gate: AtomicU32::new(0),
             allowed: AtomicU32::new(u32::MAX),
             max_order: config.max_order,

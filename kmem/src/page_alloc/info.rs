@@ -17,28 +17,46 @@ use crate::{
     buddy::REGION_SHIFT,
     context::Cpu,
     page::Page,
-    page_state::{NodeStat, SystemStat, ZoneStat},
+    page_state::{NodeStat, StatRow, SystemStat, ZoneStat},
     platform::Platform,
     types::{MIGRATE_TYPES, MigrateType, PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, ZoneType},
     vmstat::VmEvent,
     zone::Zone,
 };
 
+/// An item's sum over rows; one that is below zero for a moment counts as zero.
+fn sum<'a, const N: usize>(rows: impl IntoIterator<Item = &'a StatRow<N>>, item: usize) -> u64 {
+    rows.into_iter().map(|row| row.value(item)).sum::<i64>().max(0) as u64
+}
+
 impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
-    /// Counts `delta` frames more, or less, for an item of a node. `false` if there is no such node.
+    /// The running CPU's row, of one for each CPU and one for callers on none.
+    #[inline]
+    fn row_here(&self) -> usize {
+        self.p.this_cpu().map_or(self.counters.len(), Cpu::id)
+    }
+
+    /// Counts `delta` frames more, or less, for an item of a node, on the caller's CPU. `false` if there is no such
+    /// node.
+    #[inline]
     pub fn mod_node_page_state(&self, node: usize, item: NodeStat, delta: i64) -> bool {
-        let row = self.node_stats.get(node);
+        let row = (node < self.nr_stat_nodes)
+            .then(|| self.node_stats.get(self.row_here() * self.nr_stat_nodes + node))
+            .flatten();
         row.map(|row| row.add(item as usize, delta)).is_some()
     }
 
-    /// An item of a node; 0 if there is no such node.
+    /// An item of a node; 0 if there is no such node. What CPUs change meanwhile may be in it or not.
     pub fn node_page_state(&self, node: usize, item: NodeStat) -> u64 {
-        self.node_stats.get(node).map_or(0, |row| row.get(item as usize))
+        if node >= self.nr_stat_nodes {
+            return 0;
+        }
+        sum(self.node_stats.iter().skip(node).step_by(self.nr_stat_nodes), item as usize)
     }
 
     /// An item summed over all nodes.
     pub fn global_node_page_state(&self, item: NodeStat) -> u64 {
-        self.node_stats.iter().map(|row| row.get(item as usize)).sum()
+        (0..self.nr_stat_nodes).map(|node| self.node_page_state(node, item)).sum()
     }
 
     /// Counts `delta` frames more, or less, for an item of a zone. `false` for a zone of another machine.
@@ -57,20 +75,22 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.zone_stats.iter().map(|row| row.get(item as usize)).sum()
     }
 
-    /// Counts `delta` frames more, or less, for an item of the machine.
+    /// Counts `delta` frames more, or less, for an item of the machine, on the caller's CPU.
+    #[inline]
     pub fn mod_system_state(&self, item: SystemStat, delta: i64) {
-        self.system_stats.add(item as usize, delta);
+        if let Some(row) = self.system_stats.get(self.row_here()) {
+            row.add(item as usize, delta);
+        }
     }
 
     /// An item of the machine.
     pub fn system_state(&self, item: SystemStat) -> u64 {
-        self.system_stats.get(item as usize)
+        sum(self.system_stats, item as usize)
     }
 
     /// Counts an event of a zone that is named `numa_*`, on the caller's CPU.
     pub(super) fn count_zone_numa(&self, zone: &Zone, event: VmEvent) {
-        let cpu = self.p.this_cpu().map_or(self.counters.len(), Cpu::id);
-        let row = self.numa.get(cpu * self.zones.len() + zone.slot);
+        let row = self.numa.get(self.row_here() * self.zones.len() + zone.slot);
         if let (Some(row), Some(i)) = (row, event.numa_index()) {
             row.add(i, 1);
         }

@@ -112,9 +112,13 @@ pub struct PageAllocator<P: Platform, R> {
     stray_counters: &'static VmCounters,
     /// By CPU, with one more for callers on none, and zone.
     numa: &'static [NumaRow],
+    /// By CPU, with one more for callers on none, and node.
     node_stats: &'static [StatRow<NR_NODE_STATS>],
+    /// Nodes that have such a row.
+    nr_stat_nodes: usize,
     zone_stats: &'static [StatRow<NR_ZONE_STATS>],
-    system_stats: StatRow<NR_SYSTEM_STATS>,
+    /// By CPU, with one more.
+    system_stats: &'static [StatRow<NR_SYSTEM_STATS>],
     allowed: AtomicU32,
     max_order: u32,
     min_free_kbytes: AtomicU64,

@@ -10,7 +10,7 @@ use crate::{
     error::{AllocError, Misuse},
     gfp::{Gfp, GfpError},
     memblock::Memblock,
-    memmap::{OWNER_PERCPU_CHUNK, PERCPU_SHARDS, percpu_owner, percpu_shard},
+    memmap::{PERCPU_SHARDS, percpu_chunk_owner, percpu_owner, percpu_shard},
     page_alloc::{BringUpError, PageAllocator, Reclaim},
     page_state::SystemStat,
     platform::Platform,
@@ -59,8 +59,8 @@ pub(crate) struct Space {
     stride: usize,
     cpus: usize,
     shards: &'static [Shard],
-    /// By CPU: how often it found its shard held.
-    crowded: &'static [AtomicU32],
+    /// By CPU: the shard it takes from, times `CROWDED`, and how often it found the first one held.
+    homes: &'static [AtomicU32],
 }
 
 // SAFETY: the pointer is to memory of the machine that is kept as long as it; what is in it belongs to the users of
@@ -91,7 +91,7 @@ impl Space {
         let chunk = table(size_of::<Chunk>())?.cast::<Chunk>();
         let nr = cpus.next_power_of_two().min(PERCPU_SHARDS);
         let shards = table(nr * size_of::<Shard>())?.cast::<Shard>();
-        let crowded = table(cpus * size_of::<AtomicU32>())?.cast::<AtomicU32>();
+        let homes = table(cpus * size_of::<AtomicU32>())?.cast::<AtomicU32>();
         let _ = first.as_ptr().expose_provenance();
         for cpu in 0..cpus {
             // SAFETY: the table has a unit of `wanted` bytes for each CPU, each longer than the section, which lies in
@@ -105,16 +105,16 @@ impl Space {
             ChunkRef::new(chunk)
         };
         // SAFETY: as above, for so many shards and CPUs.
-        let (shards, crowded) = unsafe {
+        let (shards, homes) = unsafe {
             for i in 0..nr {
                 shards.add(i).write(CachePadded::new(IrqLock::new(Lists::new())));
             }
             for cpu in 0..cpus {
-                crowded.add(cpu).write(AtomicU32::new(0));
+                homes.add(cpu).write(AtomicU32::new(0));
             }
             (
                 slice::from_raw_parts(shards.as_ptr(), nr),
-                slice::from_raw_parts(crowded.as_ptr(), cpus),
+                slice::from_raw_parts(homes.as_ptr(), cpus),
             )
         };
         {
@@ -124,7 +124,7 @@ impl Space {
             let at = lists.alloc(statics.div_ceil(GRANULE) as u32, 0);
             debug_assert_eq!(at, Some(base));
         }
-        Ok(Space { first, statics, stride: wanted, cpus, shards, crowded })
+        Ok(Space { first, statics, stride: wanted, cpus, shards, homes })
     }
 
     /// Bytes between the instances of one CPU and the next.
@@ -143,13 +143,26 @@ impl Space {
         Statics { at: self.first, len: self.statics }
     }
 
-    /// The shard that a CPU takes from: the first, until others were in its way too often.
+    /// The shard that a CPU takes from.
     #[inline(always)]
-    fn home<P: Platform>(&self, p: &P) -> (usize, Option<&AtomicU32>) {
-        let Some(cpu) = p.this_cpu() else { return (0, None) };
-        let crowded = self.crowded.get(cpu.id());
-        let moved = crowded.is_some_and(|n| n.load(Relaxed) >= CROWDED);
-        (if moved { cpu.id() % self.shards.len() } else { 0 }, crowded)
+    fn home<P: Platform>(&self, p: &P) -> usize {
+        let home = p.this_cpu().and_then(|cpu| self.homes.get(cpu.id()));
+        home.map_or(0, |home| (home.load(Relaxed) / CROWDED) as usize)
+    }
+
+    /// The CPU found its shard, the first, held. The one it moves to in the end is the first for some.
+    #[cold]
+    fn note_crowd<P: Platform>(&self, p: &P) {
+        let Some(cpu) = p.this_cpu() else { return };
+        let Some(home) = self.homes.get(cpu.id()) else { return };
+        let own = (cpu.id() % self.shards.len()) as u32 * CROWDED;
+        // Interrupts are masked, so nobody else writes there.
+        let seen = home.load(Relaxed);
+        if seen < CROWDED - 1 {
+            home.store(seen + 1, Relaxed);
+        } else if seen < CROWDED {
+            home.store(own + CROWDED - 1, Relaxed);
+        }
     }
 
     fn reserve(&self) -> u64 {
@@ -174,7 +187,7 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
     ) -> Result<PerCpuPtr<u8>, AllocError> {
         self.pages.check_context(gfp)?;
         let stride = self.space.stride;
-        if !align.is_power_of_two() || align > stride.min(1 << P::PAGE_SHIFT) {
+        if !align.is_power_of_two() || align > 1 << P::PAGE_SHIFT || align > stride {
             return Err(self.pages.refuse(gfp, 0, GfpError::BadAlignment));
         }
         if size == 0 || size > stride {
@@ -184,10 +197,10 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
         // A power of two: its zeros are its logarithm.
         let granules = (align / GRANULE).max(1).trailing_zeros();
         let at = loop {
-            let (home, crowded) = self.space.home(self.pages.platform());
-            let note = || crowded.into_iter().for_each(|n| _ = n.fetch_add(1, Relaxed));
+            let p = self.pages.platform();
+            let home = self.space.home(p);
             let (found, left) = {
-                let mut lists = self.space.shards[home].lock_noting(self.pages.platform(), note);
+                let mut lists = self.space.shards[home].lock_noting(p, || self.space.note_crowd(p));
                 (lists.alloc(n, granules), lists.free_granules())
             };
             let Some(at) = found else {
@@ -232,16 +245,19 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
 
     fn zeroed(&self, at: usize, bytes: usize) -> PerCpuPtr<u8> {
         let first = core::ptr::with_exposed_provenance_mut::<u8>(at);
-        for cpu in 0..self.space.cpus {
+        let (stride, end) =
+            (self.space.stride, first.wrapping_add(self.space.cpus * self.space.stride));
+        let mut at = first;
+        // Most are a word.
+        while at != end {
             // SAFETY: a chunk has a unit for each CPU, and this part of each was just given to us; granules are
             // aligned words.
-            unsafe {
-                let at = first.add(cpu * self.space.stride);
-                match bytes {
-                    GRANULE => at.cast::<u64>().write(0),
-                    _ => at.write_bytes(0, bytes),
-                }
+            unsafe { at.cast::<u64>().write(0) };
+            if bytes != GRANULE {
+                // SAFETY: as above.
+                unsafe { at.write_bytes(0, bytes) };
             }
+            at = at.wrapping_add(stride);
         }
         // SAFETY: a chunk's address is not null.
         PerCpuPtr(unsafe { NonNull::new_unchecked(first) })
@@ -277,7 +293,7 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
                 page.set_private(named);
                 pages.map().set_owner(pfn, 1, percpu_owner(shard));
             }
-            pages.map().set_owner(named, 1, OWNER_PERCPU_CHUNK);
+            pages.map().set_owner(named, 1, percpu_chunk_owner(shard));
             lists.add(chunk);
         }
         pages.mod_system_state(SystemStat::Percpu, self.chunk_frames());
@@ -326,39 +342,33 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
         pages.mod_system_state(SystemStat::Percpu, -self.chunk_frames());
     }
 
-    /// The shard of the chunk that an address is in.
+    /// The chunk that an address of CPU 0's is in, if that is one of the shard whose lists the caller has.
     #[inline(always)]
-    fn shard_of(&self, addr: usize) -> Option<usize> {
-        if addr.wrapping_sub(self.space.first.addr().get()) < self.space.stride {
-            return Some(0);
-        }
-        let map = self.pages.map();
-        percpu_shard(map.owner_at(map.direct_offset(addr), P::PAGE_SHIFT))
-            .filter(|shard| *shard < self.space.shards.len())
-    }
-
-    /// The chunk that an address of CPU 0's is in. The caller has the lists of the shard.
     fn chunk_at(&self, lists: &Lists, shard: usize, addr: usize) -> Option<(ChunkRef, usize)> {
-        let (space, map) = (self.space, self.pages.map());
-        let chunk = if addr.wrapping_sub(space.first.addr().get()) < space.stride {
+        let map = self.pages.map();
+        let chunk = if self.in_first(addr) {
             lists.first()?
         } else {
-            let offset = map.direct_offset(addr);
-            // Again: it may have gone before the lists were had.
-            if map.owner_at(offset, P::PAGE_SHIFT) != percpu_owner(shard) {
-                return None;
-            }
-            let named = map.page(Pfn(map.frame_at(offset, P::PAGE_SHIFT)))?.private();
+            let frame = map.frame_at(map.direct_offset(addr), P::PAGE_SHIFT);
+            let named = map.page(Pfn(frame))?.private();
             let at = self.pages.platform().direct_map(Pfn(named))?;
-            if map.owner_at(map.direct_offset(at.addr().get()), P::PAGE_SHIFT) != OWNER_PERCPU_CHUNK
-            {
+            let owner = map.owner_at(map.direct_offset(at.addr().get()), P::PAGE_SHIFT);
+            if owner != percpu_chunk_owner(shard) {
                 return None;
             }
-            // SAFETY: the owner says that a chunk's description is there, and as the caller has the lists it stays.
+            // SAFETY: the owner says that the description of a chunk of the shard is there, and as the caller has its
+            // lists it stays.
             unsafe { ChunkRef::new(at.cast()) }
         };
+        // That chunk's, or the frame's `private` was of something else.
         let offset = addr.wrapping_sub(lists.base(chunk));
-        (offset < space.stride).then_some((chunk, offset))
+        (offset < self.space.stride).then_some((chunk, offset))
+    }
+
+    /// Whether an address is in CPU 0's unit of the first chunk.
+    #[inline(always)]
+    fn in_first(&self, addr: usize) -> bool {
+        addr.wrapping_sub(self.space.first.addr().get()) < self.space.stride
     }
 
     /// Frees the instances at a per-CPU address.
@@ -368,12 +378,18 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
         if self.pages.context().in_nmi() {
             return Err(self.pages.misuse(Misuse::InNmi));
         }
-        let static_area = addr.wrapping_sub(self.space.first.addr().get()) < self.space.statics;
-        let Some(shard) = self.shard_of(addr).filter(|_| !static_area) else {
+        let map = self.pages.map();
+        let shard = if self.in_first(addr) {
+            let from = addr.wrapping_sub(self.space.first.addr().get());
+            (from >= self.space.statics).then_some(0)
+        } else {
+            percpu_shard(map.owner_at(map.direct_offset(addr), P::PAGE_SHIFT))
+        };
+        let Some((shard, lists)) = shard.and_then(|i| Some((i, self.space.shards.get(i)?))) else {
             return Err(self.pages.misuse(Misuse::NotPerCpu { addr }));
         };
         let (freed, gone) = {
-            let mut lists = self.space.shards[shard].lock(self.pages.platform());
+            let mut lists = lists.lock(self.pages.platform());
             let found = self.chunk_at(&lists, shard, addr);
             let freed = found.map(|(chunk, offset)| lists.free(chunk, offset));
             (freed, self.take_out(&mut lists, self.space.reserve()))

@@ -65,10 +65,8 @@ use crate::{
     sync::IrqLock,
 };
 use area::Stack;
-use core::{
-    panic::Location,
-    sync::atomic::{AtomicU32, AtomicUsize},
-};
+use core::{panic::Location, sync::atomic::AtomicU32};
+use crossbeam_utils::CachePadded;
 use pool::{SHARDS, Shard};
 use tree::Tree;
 
@@ -101,11 +99,9 @@ bitflags::bitflags! {
 /// The vmalloc state of one machine. Empty until its first use.
 pub struct Vmalloc {
     tree: IrqLock<Tree>,
-    shards: [IrqLock<Shard>; SHARDS],
+    shards: [CachePadded<IrqLock<Shard>>; SHARDS],
     /// Freed in atomic context, and still mapped.
     deferred: Stack,
-    /// Bytes on the lazy lists.
-    lazy: AtomicUsize,
     /// Purges that are under way; what others wait on.
     purging: AtomicU32,
     cache: CacheHandle,
@@ -116,9 +112,8 @@ impl Vmalloc {
     pub const fn new() -> Vmalloc {
         Vmalloc {
             tree: IrqLock::new(Tree::new()),
-            shards: [const { IrqLock::new(Shard::new()) }; SHARDS],
+            shards: [const { CachePadded::new(IrqLock::new(Shard::new())) }; SHARDS],
             deferred: Stack::new(),
-            lazy: AtomicUsize::new(0),
             purging: AtomicU32::new(0),
             cache: CacheHandle::new(),
         }

@@ -27,6 +27,8 @@ const LARGEST: usize = 64;
 /// A shard.
 pub(super) struct Shard {
     pub(super) lazy: List,
+    /// Bytes of addresses on it.
+    pub(super) lazy_bytes: usize,
     /// By frames, less one.
     pools: [List; LARGEST],
     /// Bytes of addresses in the pools.
@@ -35,7 +37,7 @@ pub(super) struct Shard {
 
 impl Shard {
     pub(super) const fn new() -> Shard {
-        Shard { lazy: List::EMPTY, pools: [List::EMPTY; LARGEST], pooled: 0 }
+        Shard { lazy: List::EMPTY, lazy_bytes: 0, pools: [List::EMPTY; LARGEST], pooled: 0 }
     }
 
     /// All areas in it.
@@ -56,9 +58,14 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         self.p().this_cpu().map_or(0, Cpu::id) % SHARDS
     }
 
-    /// Bytes of addresses that may be lazy, and that a shard may keep in its pools.
+    /// Bytes of addresses that a shard may keep in its pools, and that all of them together may have on lazy lists.
     pub(super) fn lazy_max(&self) -> usize {
         (self.p().nr_cpu_ids().max(1).ilog2() as usize + 1) * (32 << 20)
+    }
+
+    /// What a shard may have on its own.
+    pub(super) fn lazy_share(&self) -> usize {
+        self.lazy_max() / self.p().nr_cpu_ids().clamp(1, SHARDS)
     }
 
     /// Takes an area of `size` bytes out of the caller's pools.

@@ -12,7 +12,7 @@ use super::{
 use crate::{page_alloc::Reclaim, platform::Platform};
 use core::{
     mem, ptr,
-    sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release},
+    sync::atomic::Ordering::{AcqRel, Acquire},
 };
 
 /// How long to wait for a purge before looking again.
@@ -25,11 +25,13 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     #[inline]
     pub(super) fn retire(&self, area: &'static Area) {
         area.set_state(State::Lazy);
-        let size = area.size;
-        // Counted first, so that no purge takes off what was not added.
-        let before = self.state.lazy.fetch_add(size, Relaxed);
-        self.state.shards[self.shard()].lock(self.p()).lazy.push(area);
-        if before + size > self.lazy_max() {
+        let lazy = {
+            let mut shard = self.state.shards[self.shard()].lock(self.p());
+            shard.lazy.push(area);
+            shard.lazy_bytes += area.size;
+            shard.lazy_bytes
+        };
+        if lazy > self.lazy_share() {
             self.purge();
         }
     }
@@ -37,25 +39,27 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     /// Flushes and frees all lazy areas; returns how many. Process context.
     #[cold]
     pub(super) fn purge(&self) -> u64 {
-        // Acquire pairs with the Release below: who finds nothing since another purge took it sees that purge.
-        if self.state.lazy.load(Acquire) == 0 {
+        // Who finds nothing since another purge took it sees that purge: it was begun before the list was had.
+        if self.state.shards.iter().all(|shard| shard.lock(self.p()).lazy_bytes == 0) {
             // Nothing to flush, and nobody to wake.
             return 0;
         }
         // Before the lists are taken: who does not see this finds the areas on them.
         self.state.purging.fetch_add(1, AcqRel);
         let mut lists = [List::EMPTY; SHARDS];
-        let (mut low, mut high, mut bytes, mut nr) = (usize::MAX, 0, 0, 0);
+        let (mut low, mut high, mut nr) = (usize::MAX, 0, 0);
         for (list, shard) in lists.iter_mut().zip(&self.state.shards) {
-            *list = mem::take(&mut shard.lock(self.p()).lazy);
+            {
+                let mut shard = shard.lock(self.p());
+                *list = mem::take(&mut shard.lazy);
+                shard.lazy_bytes = 0;
+            }
             for area in list.iter() {
                 (low, high) = (low.min(area.start()), high.max(area.end()));
-                bytes += area.size;
                 nr += 1;
             }
         }
         if nr > 0 {
-            self.state.lazy.fetch_sub(bytes, Release);
             self.p().flush_tlb_kernel_range(low..high);
             for (shard, list) in lists.iter_mut().enumerate() {
                 while let Some(area) = list.pop() {
