@@ -116,11 +116,14 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     pub(crate) fn get_vm_area(self, size: usize) -> Result<NonNull<u8>, AllocError> {
         let gfp = Gfp::KERNEL;
         self.check_context(gfp)?;
-        // A table for all of it is made now, so it is not longer than one of all frames.
-        let most = self.objects.pages.totalram_pages();
-        let nr = u32::try_from(size.div_ceil(Self::PAGE)).ok();
-        let nr =
-            nr.filter(|nr| (1..=most).contains(&u64::from(*nr))).ok_or(AllocError::NoMemory)?;
+        // It may be longer than memory, but its table, which is made now, may not.
+        let memory = self.objects.pages.totalram_pages() << P::PAGE_SHIFT;
+        let nr = u32::try_from(size.div_ceil(Self::PAGE)).ok().filter(|nr| {
+            let with_guard = (*nr as usize + 1).checked_mul(Self::PAGE);
+            let fits = with_guard.is_some_and(|size| self.has_place(size, Self::PAGE));
+            *nr > 0 && fits && u64::from(*nr) * size_of::<u32>() as u64 <= memory
+        });
+        let nr = nr.ok_or(AllocError::NoMemory)?;
         let flags = VmFlags::MAP | VmFlags::SPARSE;
         let area = self.reserve(nr, Self::PAGE, gfp, flags, Location::caller())?;
         match area.frames.make(&self.objects, nr, gfp | Gfp::NOWARN) {
