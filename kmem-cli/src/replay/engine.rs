@@ -12,7 +12,8 @@
 //!
 //! An allocation that finds no memory all the same, even after the allocator has drained its lists, waits until every operation that
 //! the recording has before it is done: Linux had those frees. If there is still no memory it is tried
-//! below the watermarks (`__GFP_MEMALLOC`), and counted as `below_watermark`; if that fails too it is a failure.
+//! below the watermarks (`__GFP_MEMALLOC`), again while other threads come further, and counted as `below_watermark`; if
+//! that fails too it is a failure.
 //! Linux's reclaim needs no replaying: what it freed are events of the recording.
 //!
 //! # Locking
@@ -29,7 +30,7 @@ use anyhow::anyhow;
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use kmem::{
-    AllocError, Gfp, Pfn,
+    AllocError, Gfp, Page, Pfn,
     context::{Process, Task},
     vmstat::VmEvent,
 };
@@ -47,6 +48,10 @@ use std::{
 
 /// Not there yet.
 const ABSENT: u32 = 0;
+/// When no thread has come further for so long, none will.
+const STUCK: Duration = Duration::from_millis(200);
+/// After so many failures the machine is too small, and nobody is waited for.
+const HOPELESS: u32 = 8;
 /// Its allocation failed.
 const FAILED: u32 = u32::MAX;
 
@@ -126,6 +131,8 @@ struct Shared<'a> {
     damaged: AtomicBool,
     /// A thread has panicked; nobody is to wait for what it had still to do.
     broken: AtomicBool,
+    /// Allocations that found no memory whoever was waited for.
+    hopeless: AtomicU32,
 }
 
 /// Tells the other threads when this one unwinds.
@@ -170,6 +177,7 @@ pub fn run(
         paced: args.speed == Speed::Recorded,
         damaged: AtomicBool::new(false),
         broken: AtomicBool::new(false),
+        hopeless: AtomicU32::new(0),
     };
     for (handle, pfn, _) in prior {
         shared.words[*handle as usize].store(pfn + 1, Release);
@@ -396,8 +404,7 @@ impl Shared<'_> {
             got = self.machine.alloc_pages(gfp, order);
         }
         if got.is_err() {
-            self.machine.drain_all_pages();
-            got = self.machine.alloc_pages((gfp | Gfp::MEMALLOC) - Gfp::NOMEMALLOC, order);
+            got = self.alloc_last(gfp, order, process);
             c.below_watermark += u64::from(got.is_ok());
         }
         let word = match got.ok().and_then(|page| self.machine.page_to_pfn(page)) {
@@ -411,6 +418,29 @@ impl Shared<'_> {
             }
         };
         self.words[op.handle as usize].store(word, Release);
+    }
+
+    /// Below the watermarks, for as long as others give frames back: those that are ahead hold some that they had not
+    /// yet in the recording, and lists of a CPU whose thread the host keeps waiting are not drained.
+    fn alloc_last(&self, gfp: Gfp, order: u32, process: &mut Process) -> Result<&Page, AllocError> {
+        let progress = || self.at.iter().fold(0u64, |sum, at| sum.wrapping_add(at.load(Acquire)));
+        let (mut seen, mut since, mut turns) = (progress(), Instant::now(), 0);
+        loop {
+            self.machine.drain_all_pages();
+            let got = self.machine.alloc_pages((gfp | Gfp::MEMALLOC) - Gfp::NOMEMALLOC, order);
+            if got.is_ok() {
+                return got;
+            }
+            if since.elapsed() > STUCK || self.hopeless.load(Relaxed) >= HOPELESS {
+                self.hopeless.fetch_add(1, Relaxed);
+                return got;
+            }
+            self.idle(&mut turns, process);
+            let now = progress();
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            }
+        }
     }
 
     fn free(&self, pfn: u32, op: &Op, c: &mut Counts) {

@@ -61,11 +61,26 @@ struct Sink {
     of: Of,
     entries: SpinLock<Vec<Entry>>,
     lost: AtomicU64,
+    /// By `FAILED`.
+    failed: [AtomicU64; FAILED.len()],
+}
+
+/// Events whose requests may fail.
+const FAILED: [&str; 3] = ["mm_page_alloc", "kmalloc", "kmem_cache_alloc"];
+
+impl Sink {
+    fn failed(&self, which: usize) {
+        self.failed[which].fetch_add(1, Relaxed);
+    }
 }
 
 impl TraceSink for Sink {
     fn event(&self, cpu: Option<usize>, event: &Event) {
         let of = match event {
+            // Counted only: nothing says how many requests will fail.
+            Event::PageAlloc { pfn: None, .. } => return self.failed(0),
+            Event::KmallocAlloc { ptr: 0, .. } => return self.failed(1),
+            Event::KmemCacheAlloc { ptr: 0, .. } => return self.failed(2),
             Event::PageAlloc { .. } | Event::PageFree { .. } => Of::Pages,
             Event::KmallocAlloc { .. }
             | Event::Kfree { .. }
@@ -102,6 +117,7 @@ pub struct Tape<'a> {
 pub struct Taken {
     entries: Vec<Entry>,
     lost: u64,
+    failed: [u64; FAILED.len()],
     cpus: usize,
     files: BTreeMap<String, String>,
     caches: Vec<CacheInfo>,
@@ -126,6 +142,7 @@ impl<'a> Tape<'a> {
             of,
             entries: SpinLock::new(Vec::with_capacity(room)),
             lost: AtomicU64::new(0),
+            failed: Default::default(),
         };
         // Sinks are for ever; this one gives its entries away in the end.
         let tape = Tape { machine, sink: Box::leak(Box::new(sink)), files: BTreeMap::new() };
@@ -150,7 +167,8 @@ impl<'a> Tape<'a> {
         });
         let cpus = self.machine.hosted().shape().cpus.len();
         let lost = self.sink.lost.load(Relaxed);
-        Ok(Taken { entries, lost, cpus, files: self.files, caches })
+        let failed = self.sink.failed.each_ref().map(|n| n.load(Relaxed));
+        Ok(Taken { entries, lost, failed, cpus, files: self.files, caches })
     }
 
     /// The texts of the machine as it is now, by the names that they have in a recording.
@@ -219,6 +237,9 @@ pub fn write(
         for entry in &taken.entries {
             add(&mut recorder, entry).map_err(|e| anyhow!("cannot record {}: {e}", entry.event))?;
         }
+        for (name, n) in FAILED.iter().zip(taken.failed) {
+            (0..n).for_each(|_| recorder.skip(&format!("{name} that failed")));
+        }
         let meta = recorder.meta();
         meta.files.extend(taken.files);
         meta.lost += taken.lost;
@@ -246,12 +267,6 @@ fn shape_of(info: &CacheInfo, constructor: bool) -> CacheShape {
 fn add(recorder: &mut Recorder, Entry { moment, event }: &Entry) -> Result<(), String> {
     let bytes = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     match event {
-        Event::PageAlloc { pfn: None, .. }
-        | Event::KmallocAlloc { ptr: 0, .. }
-        | Event::KmemCacheAlloc { ptr: 0, .. } => {
-            recorder.skip(&format!("{} that failed", event.name()));
-            Ok(())
-        }
         Event::PageAlloc { pfn: Some(pfn), order, gfp, migratetype } => {
             let block = (u64::from(pfn.0), *order as u8);
             recorder.page_alloc(*moment, block, *migratetype as u8, gfp.to_linux())
