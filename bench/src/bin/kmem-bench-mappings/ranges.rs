@@ -132,7 +132,7 @@ impl<R: Ranges> Replace<R> {
         let rng = fastrand::Rng::with_seed(SEED);
         let mut all = Replace { ranges, held: Vec::with_capacity(live), rng };
         let late = |i: usize, all: &mut Replace<R>| {
-            let late = i % 64 == 0 && begin.elapsed() > patience;
+            let late = i.is_multiple_of(64) && begin.elapsed() > patience;
             if late {
                 all.held.drain(..).for_each(|held| all.ranges.give(held));
             }
