@@ -6,8 +6,8 @@
 //!
 //! Memory orders operations too, where it is short. A thread that ran far ahead of the others would take
 //! frames that Linux, at that point of the recording, did not have, and free them only where the others are
-//! still to come; so an allocation waits while its thread is further ahead than a sixty-fourth of the frames
-//! that are free above the low watermarks. Plenty of memory, and the threads run as they may; none left,
+//! still to come; so an allocation waits while its thread is further ahead than one event, and for a block as
+//! many as it has frames, for each 128 frames that are free above the low watermarks. Plenty of memory, and the threads run as they may; none left,
 //! and the allocations follow the recording.
 //!
 //! An allocation that finds no memory all the same, even after the allocator has drained its lists, waits until every operation that
@@ -374,16 +374,17 @@ impl Shared<'_> {
     /// Waits while the operation is further ahead of the slowest thread than memory leaves room for.
     fn keep_pace(&self, op: &Op, process: &mut Process) {
         let mut turns = 0;
-        while u64::from(op.seq) > self.slowest().saturating_add(self.lead()) {
+        // In frames: a large block is worth as many events.
+        while u64::from(op.seq) > self.slowest().saturating_add(self.lead() >> op.order) {
             self.idle(&mut turns, process);
         }
     }
 
-    /// How many events a thread may be ahead of the slowest: a sixty-fourth of the frames that are free
-    /// above the low watermarks.
+    /// How many frames' events a thread may be ahead of the slowest: one for each 128 that are free above the low
+    /// watermarks.
     fn lead(&self) -> u64 {
         let zones = self.machine.zones().iter();
-        zones.map(|z| z.free_frames().saturating_sub(z.watermarks().low)).sum::<u64>() / 64
+        zones.map(|z| z.free_frames().saturating_sub(z.watermarks().low)).sum::<u64>() / 128
     }
 
     fn alloc(&self, op: &Op, process: &mut Process, c: &mut Counts) {
