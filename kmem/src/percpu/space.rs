@@ -150,18 +150,17 @@ impl Space {
         home.map_or(0, |home| (home.load(Relaxed) / CROWDED) as usize)
     }
 
-    /// The CPU found its shard, the first, held. The one it moves to in the end is the first for some.
+    /// The CPU found its shard held. From the first one it moves to its own, which is the first for some.
     #[cold]
+    #[inline(never)]
     fn note_crowd<P: Platform>(&self, p: &P) {
         let Some(cpu) = p.this_cpu() else { return };
         let Some(home) = self.homes.get(cpu.id()) else { return };
-        let own = (cpu.id() % self.shards.len()) as u32 * CROWDED;
         // Interrupts are masked, so nobody else writes there.
-        let seen = home.load(Relaxed);
-        if seen < CROWDED - 1 {
-            home.store(seen + 1, Relaxed);
-        } else if seen < CROWDED {
-            home.store(own + CROWDED - 1, Relaxed);
+        match home.load(Relaxed) + 1 {
+            seen if seen < CROWDED => home.store(seen, Relaxed),
+            CROWDED => home.store((cpu.id() % self.shards.len()) as u32 * CROWDED, Relaxed),
+            _ => {}
         }
     }
 
@@ -221,6 +220,7 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
     /// What a CPU does whose shard has no place, with so much free in it: takes one of another's, or adds a chunk to
     /// its own (`None`).
     #[cold]
+    #[inline(never)]
     #[track_caller]
     fn alloc_elsewhere(
         &self,
@@ -265,6 +265,7 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
 
     /// Adds a chunk to a shard.
     #[cold]
+    #[inline(never)]
     #[track_caller]
     fn grow(&self, shard: usize, gfp: Gfp) -> Result<(), AllocError> {
         let (space, pages) = (self.space, self.pages);
@@ -332,6 +333,7 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
 
     /// Gives back a chunk that was taken out.
     #[cold]
+    #[inline(never)]
     fn release(&self, (chunk, base): (ChunkRef, usize)) {
         let (space, pages) = (self.space, self.pages);
         let table = chunk.at().cast::<u8>();
@@ -408,6 +410,7 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
 
     /// Gives back a shard's chunks with nothing live, but for the reserve; returns how many frames.
     #[cold]
+    #[inline(never)]
     fn trim(&self, shard: usize, reserve: u64) -> u64 {
         let p = self.pages.platform();
         let out = || self.take_out(&mut self.space.shards[shard].lock(p), reserve);
