@@ -20,6 +20,7 @@ pub mod contest;
 pub mod crew;
 mod frames;
 mod kmem_frames;
+pub mod options;
 mod peers;
 pub mod plan;
 pub mod program;

@@ -31,6 +31,20 @@ enum What {
     Program(Program),
 }
 
+/// What all benchmarks are told.
+#[derive(clap::Args)]
+struct Options {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Fewer and shorter rounds, and less of what is large.
+    #[arg(long)]
+    quick: bool,
+    /// Only workloads whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+}
+
 /// Arguments of `bench program`.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -42,15 +56,8 @@ processes forked meanwhile parse as well. All allocators must come to the same r
 
 Building jemalloc needs Debian's package `make`.")]
 struct Program {
-    /// Print JSON: an array, with an object per workload.
-    #[arg(long)]
-    json: bool,
-    /// Fewer and shorter rounds.
-    #[arg(long)]
-    quick: bool,
-    /// Only workloads whose name contains this.
-    #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+    #[command(flatten)]
+    options: Options,
 }
 
 /// The programs that `kmem-bench-program` runs.
@@ -60,15 +67,8 @@ const PROGRAMS: [&str; 4] =
 /// Arguments of `bench pages`.
 #[derive(clap::Args)]
 struct Pages {
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-    /// Fewer rounds, and only the cheap workloads at 16 GiB and above.
-    #[arg(long)]
-    quick: bool,
-    /// Only workloads whose name contains this.
-    #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+    #[command(flatten)]
+    options: Options,
     /// Count instructions of the order-0 and order-9 pairs as well.
     #[arg(long)]
     instructions: bool,
@@ -86,15 +86,8 @@ Only ratios within one run mean something.
 
 Building jemalloc needs Debian's package `make`.")]
 struct Bytes {
-    /// Print JSON: one object, with a row per workload.
-    #[arg(long)]
-    json: bool,
-    /// Fewer and shorter rounds.
-    #[arg(long)]
-    quick: bool,
-    /// Only workloads whose name contains this.
-    #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+    #[command(flatten)]
+    options: Options,
 }
 
 /// Arguments of `bench mappings`.
@@ -108,15 +101,8 @@ maps 16 scattered frames and frees them. Only ratios within one run mean somethi
 
 Building jemalloc, which the crate links, needs Debian's package `make`.")]
 struct Mappings {
-    /// Print JSON: one object, with a row per workload.
-    #[arg(long)]
-    json: bool,
-    /// Fewer and shorter rounds.
-    #[arg(long)]
-    quick: bool,
-    /// Only workloads whose name contains this.
-    #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+    #[command(flatten)]
+    options: Options,
 }
 
 /// Runs the command.
@@ -124,35 +110,35 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.what {
         What::Pages(args) => {
             let counts = if args.instructions { callgrind::count(&["peers"])? } else { Vec::new() };
-            measure("kmem-bench", args.json, args.quick, args.only.as_deref(), &counts)?;
+            measure("kmem-bench", &args.options, &counts)?;
         }
         What::Bytes(args) => {
-            measure("kmem-bench-bytes", args.json, args.quick, args.only.as_deref(), &[])?;
+            measure("kmem-bench-bytes", &args.options, &[])?;
         }
         What::Mappings(args) => {
-            measure("kmem-bench-mappings", args.json, args.quick, args.only.as_deref(), &[])?;
+            measure("kmem-bench-mappings", &args.options, &[])?;
         }
         What::Program(args) => {
             callgrind::build_all(&PROGRAMS)?;
-            measure("kmem-bench-program", args.json, args.quick, args.only.as_deref(), &[])?;
+            measure("kmem-bench-program", &args.options, &[])?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Runs a benchmark program and prints its report, with exact counts if there are any.
-fn measure(name: &str, json: bool, quick: bool, only: Option<&str>, counts: &[Cost]) -> Result<()> {
+fn measure(name: &str, options: &Options, counts: &[Cost]) -> Result<()> {
     let program = callgrind::build(name)?;
     let mut command = Command::new(&program);
     command.stdin(Stdio::null());
-    if quick {
+    if options.quick {
         command.arg("--quick");
     }
-    if let Some(only) = only {
+    if let Some(only) = &options.only {
         command.args(["--only", only]);
     }
     let run = || format!("cannot run {}", program.display());
-    if json {
+    if options.json {
         let output = command.arg("--json").stderr(Stdio::inherit()).output().with_context(run)?;
         if !output.status.success() {
             bail!("{name} failed ({})", output.status);

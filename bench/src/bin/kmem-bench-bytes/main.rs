@@ -13,9 +13,14 @@ mod workloads;
 
 use anyhow::Result;
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use kmem::Config;
-use kmem_bench::{bytes::Presence, crew::Crew, report::Report};
+use kmem_bench::{
+    bytes::Presence,
+    crew::Crew,
+    options::{Options, spinner},
+    report::Report,
+};
 use kmem_hosted::{Machine, Shape};
 use lineup::Heaps;
 use std::{thread, time::Duration};
@@ -29,15 +34,8 @@ const THREADS: usize = 2;
 /// Times kmem and other byte allocators.
 #[derive(Parser)]
 struct Args {
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-    /// Fewer and shorter rounds.
-    #[arg(long)]
-    quick: bool,
-    /// Only workloads whose name contains this.
-    #[arg(long, default_value = "", value_name = "TEXT")]
-    only: String,
+    #[command(flatten)]
+    options: Options,
 }
 
 /// What all measurements share.
@@ -57,14 +55,13 @@ impl Run {
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
-    let rounds = if args.quick { 7 } else { 15 };
-    let style = ProgressStyle::with_template("{spinner} {elapsed} {pos} turns  {msg}")?;
+    let Args { options } = Args::parse();
+    let rounds = if options.quick { 7 } else { 15 };
     let mut run = Run {
-        only: args.only,
+        only: options.only.clone(),
         rounds,
-        turn: Duration::from_millis(if args.quick { 2 } else { 4 }),
-        bar: ProgressBar::new_spinner().with_style(style),
+        turn: Duration::from_millis(if options.quick { 2 } else { 4 }),
+        bar: spinner()?,
         report: Report { rounds, ..Report::default() },
     };
     let machine = Machine::without_kswapd(Shape::no_dma(BYTES), Config::default())?;
@@ -80,10 +77,5 @@ fn main() -> Result<()> {
         lineup::contest(&mut run, &crew, &heaps, &Swapped)
     })?;
     run.bar.finish_and_clear();
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&run.report)?);
-    } else {
-        print!("{}", run.report.by_contender());
-    }
-    Ok(())
+    options.print(&run.report, Report::by_contender)
 }

@@ -17,10 +17,11 @@ mod vmalloc;
 
 use anyhow::{Error, Result};
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use kmem_bench::{
     contest::{self, Contestant, Turn},
     crew::{self, Crew, Making},
+    options::{Options, spinner},
     report::Report,
     work::Each,
 };
@@ -33,15 +34,8 @@ const THREADS: usize = 2;
 /// Times kmem's mappings and what else there is.
 #[derive(Parser)]
 struct Args {
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-    /// Fewer and shorter rounds.
-    #[arg(long)]
-    quick: bool,
-    /// Only workloads whose name contains this.
-    #[arg(long, default_value = "", value_name = "TEXT")]
-    only: String,
+    #[command(flatten)]
+    options: Options,
 }
 
 /// What all measurements share.
@@ -113,15 +107,14 @@ fn on_cpus<'a>(
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
-    let rounds = if args.quick { 5 } else { 15 };
-    let style = ProgressStyle::with_template("{spinner} {elapsed} {pos} turns  {msg}")?;
+    let Args { options } = Args::parse();
+    let rounds = if options.quick { 5 } else { 15 };
     let mut run = Run {
-        only: args.only,
+        only: options.only.clone(),
         rounds,
-        turn: Duration::from_millis(if args.quick { 1 } else { 4 }),
-        patience: Duration::from_secs(if args.quick { 2 } else { 10 }),
-        bar: ProgressBar::new_spinner().with_style(style),
+        turn: Duration::from_millis(if options.quick { 1 } else { 4 }),
+        patience: Duration::from_secs(if options.quick { 2 } else { 10 }),
+        bar: spinner()?,
         report: Report { rounds, ..Report::default() },
     };
     ranges::run(&mut run)?;
@@ -130,10 +123,5 @@ fn main() -> Result<()> {
     percpu::run(&mut run)?;
     stacks::run(&mut run)?;
     run.bar.finish_and_clear();
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&run.report)?);
-    } else {
-        print!("{}", run.report.table());
-    }
-    Ok(())
+    options.print(&run.report, Report::table)
 }

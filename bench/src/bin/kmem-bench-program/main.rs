@@ -11,7 +11,10 @@
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use kmem_bench::program::{ALLOCATORS, Outcome, Workload};
+use kmem_bench::{
+    options::Options,
+    program::{ALLOCATORS, Outcome, Workload},
+};
 use serde::Serialize;
 use std::{
     env,
@@ -21,15 +24,8 @@ use std::{
 /// Runs whole programs with kmem and others as their global allocator.
 #[derive(Parser)]
 struct Args {
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-    /// Fewer and shorter rounds.
-    #[arg(long)]
-    quick: bool,
-    /// Only workloads whose name contains this.
-    #[arg(long, default_value = "", value_name = "TEXT")]
-    only: String,
+    #[command(flatten)]
+    options: Options,
 }
 
 /// One allocator's figures.
@@ -56,7 +52,7 @@ struct Row {
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
+    let Args { options: args } = Args::parse();
     let (rounds, scale) = if args.quick { (3, 1) } else { (7, 4) };
     let style = ProgressStyle::with_template("{spinner} {elapsed} {pos}/{len} runs  {msg}")?;
     let wanted = || Workload::ALL.into_iter().filter(|w| w.name().contains(&args.only));

@@ -14,8 +14,11 @@ mod workloads;
 
 use anyhow::Result;
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
-use kmem_bench::report::{Report, size};
+use indicatif::ProgressBar;
+use kmem_bench::{
+    options::{Options, spinner},
+    report::{Report, size},
+};
 use std::time::Duration;
 use workloads::{Batch, Bulk, Mixed, Pairs, RandomFree};
 
@@ -25,15 +28,8 @@ const GIB: u64 = 1 << 30;
 /// Times kmem and the page allocators of crates.io.
 #[derive(Parser)]
 struct Args {
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-    /// Fewer rounds, and only the cheap workloads at 16 GiB and above.
-    #[arg(long)]
-    quick: bool,
-    /// Only workloads whose name contains this.
-    #[arg(long, default_value = "", value_name = "TEXT")]
-    only: String,
+    #[command(flatten)]
+    options: Options,
 }
 
 /// What all measurements share.
@@ -59,15 +55,14 @@ impl Run {
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
-    let rounds = if args.quick { 7 } else { 9 };
-    let style = ProgressStyle::with_template("{spinner} {elapsed} {pos} turns  {msg}")?;
+    let Args { options } = Args::parse();
+    let rounds = if options.quick { 7 } else { 9 };
     let mut run = Run {
-        only: args.only,
+        only: options.only.clone(),
         rounds,
-        turn: Duration::from_millis(if args.quick { 1 } else { 3 }),
-        patience: Duration::from_millis(if args.quick { 200 } else { 2000 }),
-        bar: ProgressBar::new_spinner().with_style(style),
+        turn: Duration::from_millis(if options.quick { 1 } else { 3 }),
+        patience: Duration::from_millis(if options.quick { 200 } else { 2000 }),
+        bar: spinner()?,
         report: Report { rounds, ..Report::default() },
     };
     for bytes in [64 * MIB, GIB, 16 * GIB] {
@@ -76,23 +71,18 @@ fn main() -> Result<()> {
         }
         lineup::single(&mut run, &Batch, bytes)?;
         lineup::single(&mut run, &Bulk, bytes)?;
-        if bytes <= GIB || !args.quick {
+        if bytes <= GIB || !options.quick {
             lineup::single(&mut run, &RandomFree { legs: if bytes > GIB { 8 } else { 1 } }, bytes)?;
             lineup::single(&mut run, &Mixed, bytes)?;
         }
     }
     for bytes in [64 * MIB, GIB, 16 * GIB] {
         threads::pairs(&mut run, bytes)?;
-        if bytes <= GIB || !args.quick {
+        if bytes <= GIB || !options.quick {
             threads::mixed(&mut run, bytes)?;
         }
     }
-    terabyte::run(&mut run, args.quick)?;
+    terabyte::run(&mut run, options.quick)?;
     run.bar.finish_and_clear();
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&run.report)?);
-    } else {
-        print!("{}", run.report.table());
-    }
-    Ok(())
+    options.print(&run.report, Report::table)
 }
