@@ -17,12 +17,17 @@ kmem::define_per_cpu! {
 /// Counts until enough interrupts have counted too; then fills more than a chunk.
 pub fn run(bench: &mut Bench) -> Verdict {
     let kmem = bench.kmem;
-    let (begin, mut own) = (kmem.this_cpu_read(&COUNT), 0u64);
+    // Both are read in one breath, or a tick comes between.
+    let now = || {
+        x86_64::instructions::interrupts::without_interrupts(|| {
+            (TICKS.load(Relaxed), kmem.this_cpu_read(&COUNT))
+        })
+    };
+    let ((first, begin), mut own) = (now(), 0u64);
     check!(
         begin.is_some_and(|n| n >= 1000),
         "the variable does not begin with its value: {begin:?}"
     );
-    let first = TICKS.load(Relaxed);
     let mut ticks = 0;
     while ticks < INTERRUPTS {
         for _ in 0..1000 {
@@ -31,10 +36,8 @@ pub fn run(bench: &mut Bench) -> Verdict {
         own += 1000;
         ticks = TICKS.load(Relaxed).wrapping_sub(first);
     }
-    // Both are read in one breath, or a tick comes between.
-    let (ticks, end) = x86_64::instructions::interrupts::without_interrupts(|| {
-        (TICKS.load(Relaxed).wrapping_sub(first), kmem.this_cpu_read(&COUNT))
-    });
+    let (last, end) = now();
+    let ticks = last.wrapping_sub(first);
     let counted = end.zip(begin).map(|(end, begin)| end - begin);
     check!(counted == Some(own + u64::from(ticks)), "{own} and {ticks} interrupts: {counted:?}");
 
