@@ -470,10 +470,21 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     pub(crate) fn mark(&self, path: Path) -> Mark<'_, P> {
         let cpu = self.p.get_cpu_fast();
         let idle = cpu.and_then(|cpu| self.idle(cpu, false));
-        if let (Some(cpu), Some(idle)) = (cpu, idle) {
-            self.own_idle(cpu, idle, path, false);
+        match (cpu, idle) {
+            (Some(cpu), Some(idle)) => self.own_idle(cpu, idle, path, false),
+            _ => self.note_machine(),
         }
         Mark { p: &self.p, cpu, idle }
+    }
+
+    /// Has the caller's CPU know whose it is, for the next time.
+    #[cold]
+    #[inline(never)]
+    fn note_machine(&self) {
+        if let Some(cpu) = self.p.get_cpu() {
+            cpu.set_machine(self.idle);
+            self.p.put_cpu(cpu);
+        }
     }
 
     /// The caller's context; process context for callers on no CPU.

@@ -13,6 +13,7 @@ use super::{
     area::{Area, State},
 };
 use crate::{
+    context::Path,
     error::AllocError,
     gfp::Gfp,
     page_alloc::Reclaim,
@@ -281,12 +282,14 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             at.as_ref()
         };
         for last in [false, true] {
+            let mark = self.objects.pages.mark(Path::VmAlloc);
             let mut tree = self.state.tree.change(self.p());
             tree.open(range.start, range.end);
             if tree.insert(area, align, Self::PAGE) {
                 return Ok(area);
             }
             drop(tree);
+            drop(mark);
             if !last {
                 self.reclaim_addresses();
             }

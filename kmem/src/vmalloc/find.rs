@@ -17,7 +17,12 @@ use super::{
     pool::SHARDS,
     tree::Tree,
 };
-use crate::{page_alloc::Reclaim, platform::Platform, sync::LookGuard};
+use crate::{
+    context::Path,
+    page_alloc::{Mark, Reclaim},
+    platform::Platform,
+    sync::LookGuard,
+};
 use core::{
     ops::Deref,
     ptr,
@@ -50,6 +55,8 @@ impl Hint {
 pub(super) struct Look<'a, P: Platform> {
     tree: LookGuard<'a, Tree, P, SHARDS>,
     hint: &'a Hint,
+    // Goes after the lock.
+    _mark: Mark<'a, P>,
 }
 
 impl<P: Platform> Look<'_, P> {
@@ -78,13 +85,16 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     #[inline(always)]
     pub(super) fn tree(&self) -> Look<'_, P> {
         let shard = self.shard();
-        Look { tree: self.state.tree.look(self.p(), shard), hint: &self.state.shards[shard].hint }
+        let mark = self.objects.pages.mark(Path::VmFree);
+        let tree = self.state.tree.look(self.p(), shard);
+        Look { tree, hint: &self.state.shards[shard].hint, _mark: mark }
     }
 
     /// The same for who may have interrupted somebody with the lock: `None` then.
     pub(super) fn tree_patiently(&self) -> Option<Look<'_, P>> {
         let shard = self.shard();
+        let mark = self.objects.pages.mark(Path::VmFree);
         let tree = self.state.tree.look_patiently(self.p(), shard)?;
-        Some(Look { tree, hint: &self.state.shards[shard].hint })
+        Some(Look { tree, hint: &self.state.shards[shard].hint, _mark: mark })
     }
 }

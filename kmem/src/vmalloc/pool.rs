@@ -19,7 +19,12 @@ use super::{
     area::{Area, Link, List, State},
     find::Hint,
 };
-use crate::{context::Cpu, page_alloc::Reclaim, platform::Platform, sync::IrqLock};
+use crate::{
+    context::{Cpu, Path},
+    page_alloc::Reclaim,
+    platform::Platform,
+    sync::IrqLock,
+};
 
 /// Shards.
 pub(super) const SHARDS: usize = 4;
@@ -110,6 +115,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     pub(super) fn take_pooled(&self, at: usize, size: usize) -> Link {
         let class = class(size, Self::PAGE)?;
         loop {
+            let mark = self.objects.pages.mark(Path::VmAlloc);
             let mut lists = self.state.shards[at].lists.lock(self.p());
             if let Some(area) = lists.pools[class].pop() {
                 lists.pooled -= size;
@@ -119,6 +125,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
                 return None;
             }
             drop(lists);
+            drop(mark);
             self.sort_purged(at);
         }
     }

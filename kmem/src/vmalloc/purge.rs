@@ -9,7 +9,7 @@ use super::{
     area::{Area, List, State},
     pool::{Lazy, SHARDS},
 };
-use crate::{page_alloc::Reclaim, platform::Platform};
+use crate::{context::Path, page_alloc::Reclaim, platform::Platform};
 use core::{
     mem, ptr,
     sync::atomic::Ordering::{AcqRel, Acquire},
@@ -26,6 +26,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     pub(super) fn retire(&self, area: &'static Area) {
         area.set_state(State::Lazy);
         let lazy = {
+            let _mark = self.objects.pages.mark(Path::VmFree);
             let mut lists = self.state.shards[self.shard()].lists.lock(self.p());
             lists.lazy.push(area);
             lists.lazy.bytes
