@@ -126,7 +126,7 @@ fn a_block_that_comes_free_later_is_waited_for() {
     // Breaks one of them.
     maker.alloc(0, 0, (block(largest).0, 0));
     (before..largest).for_each(|i| _ = maker.alloc(0, 0, block(i)));
-    for i in 0..PAIRS {
+    for _ in 0..PAIRS {
         let frame = (block(largest + 1).0, 0);
         let id = maker.alloc(1, 1, frame);
         maker.free(1, 1, frame, Some(id));
