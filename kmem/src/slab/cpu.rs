@@ -16,7 +16,7 @@
 use super::{
     Objects,
     cache::{CpuCache, Descriptor, Internal, Lists, MAX_CACHES, Root, SHELVES},
-    magazine::{MAGAZINES, Magazine, NOTHING, Object, first_class},
+    magazine::{MAGAZINES, Magazine, NOTHING, Object, Room, first_class},
     node::{Shelf, Whose, shelf_of},
     state,
 };
@@ -45,6 +45,43 @@ const EMPTIED: usize = 16;
 /// that, and the layer held fewer pages than Linux.
 const SWINGS: u32 = 1024;
 
+/// What a CPU lacks for a cache.
+pub(super) enum Need {
+    Nothing,
+    Magazines,
+    Tuning(Tuning),
+}
+
+/// What a CPU's traffic in a cache asks for.
+pub(super) struct Tuning {
+    cpu: usize,
+    node: usize,
+    /// Of its magazines.
+    class: usize,
+    /// Its previous magazine is smaller than that.
+    small: bool,
+    /// A free found no empty magazine in the depot.
+    flushed: bool,
+    /// It is to have larger ones.
+    grows: bool,
+}
+
+impl Need {
+    /// Of a CPU that has magazines of the cache, and whose lists the caller owns.
+    #[inline]
+    fn of(cpu: &Cpu, cc: &CpuCache) -> Need {
+        let class = cc.class.load(Relaxed) as usize % MAGAZINES.len();
+        let small = cc.previous().class() < class;
+        let flushed = cc.flushed.load(Relaxed) != 0;
+        let larger = || cc.cache.largest.is_some_and(|most| class < most);
+        let grows = cc.swings.load(Relaxed) >= SWINGS && larger();
+        if !(small || flushed || grows) {
+            return Need::Nothing;
+        }
+        Need::Tuning(Tuning { cpu: cpu.id(), node: cpu.node(), class, small, flushed, grows })
+    }
+}
+
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Gives every CPU a table that has nothing, at bring-up.
     pub(crate) fn attach_cpus(&self) {
@@ -67,8 +104,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// The CPU's side of a cache; `None` if it has none.
     pub(super) fn cpu_cache(&self, cpu: &Cpu, id: u16) -> Option<&'static CpuCache> {
+        self.side_of(self.loaded(cpu, id))
+    }
+
+    /// The CPU's side of the cache whose loaded magazine that is; `None` of `NOTHING`.
+    #[inline]
+    fn side_of(&self, loaded: &Magazine) -> Option<&'static CpuCache> {
         // SAFETY: null or the CPU's, which takes it off before it goes.
-        unsafe { self.loaded(cpu, id).owner.load(Relaxed).as_ref() }
+        unsafe { loaded.owner.load(Relaxed).as_ref() }
     }
 
     fn load(&self, cpu: &Cpu, cc: &CpuCache, m: &'static Magazine) {
@@ -76,30 +119,33 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         cpu.magazine(cc.cache.id).store(m.place().cast(), Relaxed);
     }
 
-    /// Makes magazines for a cache on the caller's CPU. Nothing happens when there is no memory for that:
-    /// the cache works without.
-    pub(super) fn equip(&self, root: &'static Root, d: &'static Descriptor, gfp: Gfp) {
+    /// Makes magazines for a cache on the caller's CPU, and says whether that has them now. Nothing happens when
+    /// there is no memory for that: the cache works without.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn equip(&self, root: &'static Root, d: &'static Descriptor, gfp: Gfp) -> bool {
         if d.largest.is_none() || self.bare(d) {
-            return;
+            return false;
         }
         let p = self.pages.platform();
-        let Some(id) = p.this_cpu().map(Cpu::id) else { return };
+        let Some(id) = p.this_cpu().map(Cpu::id) else { return false };
         if let Some(cc) = Self::take_retired(d) {
             // SAFETY: stored when a CPU gave it up, and its since.
             let loaded = unsafe { cc.loaded.load(Relaxed).as_ref() };
-            if !loaded.is_some_and(|loaded| self.install(id, cc, loaded)) {
+            let installed = loaded.is_some_and(|loaded| self.install(id, cc, loaded));
+            if !installed {
                 Self::retire(d, cc);
             }
-            return;
+            return installed;
         }
         let class = first_class(d.layout.stride);
-        let Ok(at) = self.internal(root, Internal::CpuCaches, gfp) else { return };
+        let Ok(at) = self.internal(root, Internal::CpuCaches, gfp) else { return false };
         let loaded = self.make_magazine(root, d, class, gfp);
         let previous = self.make_magazine(root, d, class, gfp);
         let (Some(loaded), Some(previous)) = (loaded, previous) else {
             [loaded, previous].into_iter().flatten().for_each(|m| self.free_magazine(root, m));
             self.internal_free(root, Internal::CpuCaches, at);
-            return;
+            return false;
         };
         let at = at.cast::<CpuCache>();
         // SAFETY: an object of the size and alignment of a CpuCache, just given to us.
@@ -115,11 +161,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             });
             &*at
         };
-        if !self.install(id, cc, loaded) {
+        let installed = self.install(id, cc, loaded);
+        if !installed {
             self.free_magazine(root, loaded);
             self.free_magazine(root, previous);
             self.internal_free(root, Internal::CpuCaches, at.cast());
         }
+        installed
     }
 
     /// Makes magazines those of the caller's CPU, if that is still `id` and has none.
@@ -202,12 +250,28 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return Some(object);
         }
         let _ = cpu.set_path(Path::ObjRefill);
-        let cc = self.cpu_cache(cpu, d.id)?;
-        let previous = cc.previous();
-        if let Some(object) = previous.pop() {
-            self.swap(cpu, cc, loaded, previous);
+        self.pop_previous(cpu, loaded).or_else(|| self.refill(cpu, loaded))
+    }
+
+    /// As [`pop_refilled`](Self::pop_refilled), where a loaded magazine was found empty, if nothing has to be made for
+    /// the CPU on the way.
+    #[inline(never)]
+    pub(super) fn pop_warm(&self, cpu: &Cpu, loaded: &'static Magazine) -> Option<Object> {
+        if let Some(object) = self.pop_previous(cpu, loaded) {
             return Some(object);
         }
+        match Need::of(cpu, self.side_of(loaded)?) {
+            Need::Nothing => self.refill(cpu, loaded),
+            Need::Magazines | Need::Tuning(_) => None,
+        }
+    }
+
+    /// Has a CPU whose magazines of a cache are empty exchange the loaded one for a full one, or fills it, and takes
+    /// an object. The caller owns the CPU's lists.
+    #[inline]
+    fn refill(&self, cpu: &Cpu, loaded: &'static Magazine) -> Option<Object> {
+        let cc = self.side_of(loaded)?;
+        let d = cc.cache;
         let swung = cc.flushed.swap(0, Relaxed) != 0;
         if swung {
             cc.swings.store(cc.swings.load(Relaxed) + 1, Relaxed);
@@ -233,6 +297,17 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         loaded.pop()
     }
 
+    /// Takes an object off the previous magazine, which is then the loaded one. The caller owns the CPU's lists.
+    #[inline]
+    pub(super) fn pop_previous(&self, cpu: &Cpu, loaded: &'static Magazine) -> Option<Object> {
+        let cc = self.side_of(loaded)?;
+        let previous = cc.previous();
+        let object = previous.pop()?;
+        self.swap(cpu, cc, loaded, previous);
+        Some(object)
+    }
+
+    #[inline]
     fn swap(
         &self,
         cpu: &Cpu,
@@ -251,12 +326,25 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return true;
         }
         let _ = cpu.set_path(Path::ObjFlush);
-        let Some(cc) = self.cpu_cache(cpu, d.id) else { return false };
+        let room = self.room_flushed(cpu, loaded);
+        room.map(|room| room.put(object.at.as_ptr(), object.state)).is_some()
+    }
+
+    /// A place in the CPU's magazines, where a loaded one was found full; `None` if it has none. The caller owns the
+    /// CPU's lists.
+    #[inline(never)]
+    pub(super) fn room_flushed(
+        &self,
+        cpu: &Cpu,
+        loaded: &'static Magazine,
+    ) -> Option<Room<'static>> {
+        let cc = self.side_of(loaded)?;
         let previous = cc.previous();
         if previous.nr() == 0 {
             self.swap(cpu, cc, loaded, previous);
-            return previous.push(object);
+            return previous.room();
         }
+        let d = cc.cache;
         if cc.flushed.swap(1, Relaxed) == 0 {
             cc.swings.store(cc.swings.load(Relaxed) + 1, Relaxed);
         }
@@ -269,13 +357,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 push_full(&mut lists, shelf_of(cpu), previous);
                 cc.previous.store(loaded.place(), Relaxed);
                 self.load(cpu, cc, empty);
-                return empty.push(object);
+                return empty.room();
             }
         }
         // The older half of the older magazine goes, and that is loaded.
         self.flush(d, previous, previous.nr().div_ceil(2));
         self.swap(cpu, cc, loaded, previous);
-        previous.push(object)
+        previous.room()
     }
 
     /// Gives the oldest objects of a magazine back to their slabs: those of one node after the other under
@@ -308,24 +396,25 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         emptied[..nr].iter().for_each(|head| self.release(d, *head));
     }
 
+    /// What the CPU lacks for a cache. The caller owns the CPU's lists, or an interrupt could exchange magazines
+    /// while they are looked at.
+    pub(super) fn need(&self, cpu: &Cpu, d: &Descriptor) -> Need {
+        self.cpu_cache(cpu, d.id).map_or(Need::Magazines, |cc| Need::of(cpu, cc))
+    }
+
     /// Replaces an empty previous magazine by a larger one, if the CPU's traffic asks for it, and gives the
     /// depot an empty one if a free found none there. The caller owns nothing.
-    pub(super) fn retune(&self, root: &'static Root, d: &'static Descriptor, gfp: Gfp) {
+    #[cold]
+    #[inline(never)]
+    pub(super) fn retune(
+        &self,
+        root: &'static Root,
+        d: &'static Descriptor,
+        tuning: &Tuning,
+        gfp: Gfp,
+    ) {
         let p = self.pages.platform();
-        let Some(cpu) = p.get_cpu() else { return };
-        // Owned, or an interrupt could exchange magazines while they are looked at.
-        let seen = self.pages.own(cpu, Path::ObjRefill).and_then(|owned| {
-            let seen = self.cpu_cache(cpu, d.id).map(|cc| {
-                let class = cc.class.load(Relaxed) as usize % MAGAZINES.len();
-                let small = cc.previous().class() < class;
-                (class, small, cc.flushed.load(Relaxed) != 0, cc.swings.load(Relaxed))
-            });
-            self.pages.disown(owned);
-            seen
-        });
-        let (id, node) = (cpu.id(), cpu.node());
-        p.put_cpu(cpu);
-        let Some((class, small, flushed, swings)) = seen else { return };
+        let &Tuning { cpu: id, node, class, small, flushed, grows } = tuning;
         if flushed && let Some(node) = d.nodes.get(node) {
             let few = |lists: &Lists| lists.nr_full_magazines + lists.nr_empty_magazines < DEPOT;
             if few(&node.lists.lock(p))
@@ -334,7 +423,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 push_empty(&mut node.lists.lock(p), m);
             }
         }
-        let grows = swings >= SWINGS && d.largest.is_some_and(|most| class < most);
         if !small && !grows {
             return;
         }

@@ -89,18 +89,23 @@ const KIND_FLAGS: [SlabFlags; 3] =
 /// size it is a constant.
 #[inline(always)]
 const fn class(size: usize) -> usize {
-    if size <= 8 {
-        0
-    } else if size > 64 && size <= 96 {
-        4
-    } else if size > 128 && size <= 192 {
-        6
-    } else {
-        // 16, 32 and 64 are 1 to 3; 96 and 192 come between the others.
-        let power = (usize::BITS - (size - 1).leading_zeros()) as usize;
-        power - 3 + (power > 6) as usize + (power > 7) as usize
-    }
+    CLASSES[size.div_ceil(8)] as usize
 }
+
+/// What [`class`] is for a number of words.
+// Not a static, whose contents users of the crate would not see when they compile.
+const CLASSES: [u8; KMALLOC_MAX_CACHE_SIZE / 8 + 1] = {
+    let mut classes = [0; KMALLOC_MAX_CACHE_SIZE / 8 + 1];
+    let (mut words, mut class) = (0, 0);
+    while words < classes.len() {
+        while (KMALLOC_SIZES[class] as usize) < words * 8 {
+            class += 1;
+        }
+        classes[words] = class as u8;
+        words += 1;
+    }
+    classes
+};
 
 const _: () = {
     let mut size = 1;
@@ -149,10 +154,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return self.kmalloc_large(size, gfp, -1);
         }
         let id = id(size, gfp);
-        let (at, gfp) = match self.take_hot(id, gfp - CHOSEN, |_| true) {
+        let (at, gfp) = match self.take_hot::<false>(id, gfp - CHOSEN, |_| true) {
             Some(object) => (object.at, gfp),
             // It is zeroed there.
-            None => (self.kmalloc_slow(size, gfp, None)?, gfp - Gfp::ZERO),
+            None => (self.kmalloc_warm(size, gfp)?, gfp - Gfp::ZERO),
         };
         if gfp.contains(Gfp::ZERO) {
             // SAFETY: just given to us.
@@ -193,6 +198,21 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.kmalloc_slow(size, gfp, Some(n))
     }
 
+    /// The end of a `kmalloc` that found the loaded magazine empty; zeroed if that is asked for.
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn kmalloc_warm(self, size: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        let Some(object) = self.take_hot::<true>(id(size, gfp), gfp - CHOSEN, |_| true) else {
+            return self.kmalloc_slow(size, gfp, None);
+        };
+        if gfp.contains(Gfp::ZERO) {
+            // SAFETY: just given to us.
+            unsafe { self.zero_usable(object.at, size) };
+        }
+        Ok(object.at)
+    }
+
     /// Allocates from the cache for a size, which is made if there is none, zeroed if that is asked for.
     #[cold]
     #[inline(never)]
@@ -203,10 +223,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
         node: Option<usize>,
     ) -> Result<NonNull<u8>, AllocError> {
-        self.pages.check_context(gfp)?;
-        let there = self.root().and_then(|root| root.cache(id(size, gfp)));
-        let made = there.or_else(|| self.make_kmalloc_cache(class(size), kind(gfp), gfp));
-        let d = made.ok_or(AllocError::NoMemory)?;
+        let d = match self.root().and_then(|root| root.cache(id(size, gfp))) {
+            Some(d) => d,
+            None => {
+                self.pages.check_context(gfp)?;
+                let made = self.make_kmalloc_cache(class(size), kind(gfp), gfp);
+                made.ok_or(AllocError::NoMemory)?
+            }
+        };
         let got = self.alloc_slow(d, gfp - CHOSEN, node, size as u32).map(|object| {
             let at = object.at;
             let sampled = self.sampled_size(at.as_ptr()).is_some();

@@ -1,16 +1,19 @@
 //! Allocating and freeing objects.
 //!
 //! # Implementation
-//! The fast paths take an object from, or put one in, the CPU's loaded magazine. Whatever is not plain (no
-//! magazine, none loaded with an object or a place, lists owned beneath, a caller on no CPU) goes to the
-//! slow paths, and so does every address that is not the beginning of a live object.
+//! The fast paths take an object from, or put one in, the CPU's loaded magazine. Where that is empty (or full)
+//! the same is tried again out of line, with magazines exchanged, filled or flushed on the way: a CPU that has
+//! magazines of a cache has nothing unusual to look for. Whatever is not plain (no magazine, no object in the
+//! node's slabs, lists owned beneath, a caller on no CPU) goes to the slow paths, and so does every address that
+//! is not the beginning of a live object.
 //!
 //! # Locking
-//! Ownership of the CPU's lists; a node's lock on the slow paths.
+//! Ownership of the CPU's lists; a node's lock off the fast paths.
 
 use super::{
     KmemCache, Objects,
     cache::{Descriptor, Root},
+    cpu::Need,
     magazine::{Magazine, Object},
     node::{Slab, colour_offset, number},
     state,
@@ -42,9 +45,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
         is_right: impl FnOnce(&Magazine) -> bool,
     ) -> Result<Object, AllocError> {
-        let object = match self.take_hot(d.id, gfp, is_right) {
+        let object = match self.take_hot::<false>(d.id, gfp, is_right) {
             Some(object) => object,
-            None => self.alloc_cold(d, gfp, None)?,
+            None => self.alloc_warm(d, gfp)?,
         };
         if gfp.contains(Gfp::ZERO) {
             self.zero(d, object.at);
@@ -59,9 +62,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Takes an object off the CPU's loaded magazine of a cache, if there is nothing unusual about the request
-    /// and its caller, and the magazine `is_right`.
+    /// and its caller, and the magazine `is_right`. With `WARM` an empty one is filled.
     #[inline(always)]
-    pub(super) fn take_hot(
+    pub(super) fn take_hot<const WARM: bool>(
         self,
         id: u16,
         gfp: Gfp,
@@ -75,10 +78,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let mut taken = None;
         if let Some(idle) = self.pages.idle(cpu, gfp.may_block()) {
             // From here on no interrupt exchanges the magazine.
-            self.pages.own_idle(cpu, idle, Path::ObjAlloc, gfp.may_block());
+            let (path, process) =
+                if WARM { (Path::ObjRefill, false) } else { (Path::ObjAlloc, gfp.may_block()) };
+            self.pages.own_idle(cpu, idle, path, process);
             let m = self.loaded(cpu, id);
             if is_right(m)
-                && let Some(object) = m.pop()
+                && let Some(object) =
+                    m.pop().or_else(|| if WARM { self.pop_warm(cpu, m) } else { None })
             {
                 object.state.set(state::LIVE);
                 taken = Some(object);
@@ -162,7 +168,18 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.free(at.as_ptr(), Some(cache.0))
     }
 
-    /// The end of a `kmem_cache_alloc` that the fast path does not serve.
+    /// The end of a `kmem_cache_alloc` that found the loaded magazine empty.
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn alloc_warm(self, d: &'static Descriptor, gfp: Gfp) -> Result<Object, AllocError> {
+        match self.take_hot::<true>(d.id, gfp, |m| m.is_of(d)) {
+            Some(object) => Ok(object),
+            None => self.alloc_cold(d, gfp, None),
+        }
+    }
+
+    /// The end of a `kmem_cache_alloc` that the fast paths do not serve.
     #[cold]
     #[inline(never)]
     #[track_caller]
@@ -212,11 +229,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return Ok(object);
         }
         loop {
-            if node.is_none_or(|n| n == self.here()) {
-                self.prepare(root, d);
-                if let Some(object) = self.take_refilled(d) {
-                    return Ok(object);
-                }
+            if node.is_none_or(|n| n == self.here())
+                && let Some(object) = self.take_refilled(root, d)
+            {
+                return Ok(object);
             }
             match self.alloc_locked(d, asked, node) {
                 // One that turns out to be damaged is not given out.
@@ -234,48 +250,57 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
     }
 
-    /// Makes what the caller's CPU lacks for the cache, if there is memory to spare: nobody reclaims for that
-    /// or takes from the reserves.
-    fn prepare(&self, root: &'static Root, d: &'static Descriptor) {
-        let Some(cpu) = self.pages.platform().this_cpu() else { return };
-        if cpu.path_raw() >= Path::FIRST_OWNER {
-            return;
-        }
-        match self.cpu_cache(cpu, d.id) {
-            None => self.equip(root, d, Gfp::NOWAIT),
-            Some(_) => self.retune(root, d, Gfp::NOWAIT),
+    /// An object by way of the CPU's magazines, if they can be filled. What the CPU lacks for the cache is made if
+    /// there is memory to spare: nobody reclaims for that or takes from the reserves.
+    fn take_refilled(&self, root: &'static Root, d: &'static Descriptor) -> Option<Object> {
+        let (object, need) = self.try_refilled(d);
+        match need {
+            Need::Nothing => object,
+            Need::Tuning(tuning) => {
+                self.retune(root, d, &tuning, Gfp::NOWAIT);
+                object
+            }
+            Need::Magazines => {
+                if self.equip(root, d, Gfp::NOWAIT) {
+                    self.try_refilled(d).0
+                } else {
+                    None
+                }
+            }
         }
     }
 
-    /// An object by way of the CPU's magazines, if they can be filled.
-    fn take_refilled(&self, d: &'static Descriptor) -> Option<Object> {
+    fn try_refilled(&self, d: &'static Descriptor) -> (Option<Object>, Need) {
         let p = self.pages.platform();
-        let cpu = p.get_cpu()?;
-        let mut at = None;
+        let Some(cpu) = p.get_cpu() else { return (None, Need::Nothing) };
+        let mut got = (None, Need::Nothing);
         if let Some(owned) = self.pages.own(cpu, Path::ObjAlloc) {
-            if let Some(object) = self.pop_refilled(cpu, d) {
+            // Before the magazines are filled, which takes up what a free left word of.
+            let need = self.need(cpu, d);
+            let object = self.pop_refilled(cpu, d);
+            if let Some(object) = &object {
                 object.state.set(state::LIVE);
-                at = Some(object);
             }
+            got = (object, need);
             self.pages.disown(owned);
         }
         p.put_cpu(cpu);
-        at
+        got
     }
 
     /// Frees the object at an address, to `cache` if the caller named one.
     #[inline(always)]
     #[track_caller]
     pub(super) fn free(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
-        if self.put_hot(at, cache, true) { Ok(()) } else { self.free_warm(at, cache) }
+        if self.put_hot::<false>(at, cache, true) { Ok(()) } else { self.free_warm(at, cache) }
     }
 
-    /// The fast path for callers in atomic context.
+    /// The fast path for callers in atomic context, and for those who find the loaded magazine full.
     #[cold]
     #[inline(never)]
     #[track_caller]
     fn free_warm(self, at: *mut u8, cache: Option<&Descriptor>) -> Result<(), Misuse> {
-        if self.put_hot(at, cache, false) { Ok(()) } else { self.free_slow(at, cache) }
+        if self.put_hot::<true>(at, cache, false) { Ok(()) } else { self.free_slow(at, cache) }
     }
 
     /// Frees an object whose only owner the caller is.
@@ -306,9 +331,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Frees a plain object to the CPU's magazine; `false`, and nothing changed, if it is not plain, there
-    /// is no place or, with `process`, the caller is in atomic context.
+    /// is no place or, with `process`, the caller is in atomic context. With `WARM` place is made in a full one.
     #[inline(always)]
-    fn put_hot(self, at: *mut u8, cache: Option<&Descriptor>, process: bool) -> bool {
+    fn put_hot<const WARM: bool>(
+        self,
+        at: *mut u8,
+        cache: Option<&Descriptor>,
+        process: bool,
+    ) -> bool {
         let p = self.pages.platform();
         let Some(cpu) = p.get_cpu_fast() else { return false };
         let mut done = false;
@@ -318,12 +348,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             && let Some(owner) = map.owner_cell(offset, P::PAGE_SHIFT)
         {
             // From here on no interrupt exchanges the magazine.
-            self.pages.own_idle(cpu, idle, Path::ObjFree, process);
+            let path = if WARM { Path::ObjFlush } else { Path::ObjFree };
+            self.pages.own_idle(cpu, idle, path, process);
             let of = owner.load(Relaxed);
             let m = self.loaded(cpu, number(of));
             if cache.is_none_or(|d| m.is_of(d))
                 && let Some(state) = m.state_at(offset, colour_offset(of))
-                && let Some(room) = m.room()
+                && let Some(room) =
+                    m.room().or_else(|| if WARM { self.room_flushed(cpu, m) } else { None })
                 && state.free()
             {
                 done = owner.load(Relaxed) == of;

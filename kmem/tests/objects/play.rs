@@ -12,6 +12,7 @@ use kmem::{
     AllocError, Config, Gfp, Misuse, Pfn,
     fault::FaultPlan,
     slab::{Ctor, KmemCache, SlabFlags, ZERO_SIZE_PTR},
+    zone::Zone,
 };
 use std::{
     collections::BTreeMap,
@@ -119,6 +120,12 @@ fn serve<const S: u32>(m: &kmem::Kmem<super::stage::Stage<S>>, cpu: usize, hand:
     }
 }
 
+/// Whether a zone may refuse a slab: what is below its watermarks, and in blocks too small for a large one,
+/// comes to less than that.
+fn is_full(zone: &Zone) -> bool {
+    zone.free_frames() < zone.managed_frames() / 8
+}
+
 struct Game<const S: u32> {
     m: Machine<S>,
     caches: Vec<Option<(KmemCache, usize)>>,
@@ -173,9 +180,9 @@ impl<const S: u32> Game<S> {
     /// A request failed: that is right where memory is short.
     fn failed(&self, e: AllocError) {
         assert_eq!(e, AllocError::NoMemory);
-        // What is below the watermarks of two nodes, and blocks too small for a large slab, come to less than that.
-        let (free, all) = (self.m.nr_free_pages(), self.m.totalram_pages());
-        assert!(!self.squeezed.is_empty() || free < all / 8, "out of memory with {free} free");
+        let full = self.m.zones().iter().all(is_full);
+        let free = self.m.nr_free_pages();
+        assert!(!self.squeezed.is_empty() || full, "out of memory with {free} free");
     }
 
     /// Takes an object in.
@@ -216,7 +223,8 @@ impl<const S: u32> Game<S> {
         // An interrupt may give slabs back just when they are there.
         let drops = self.hand.lock().unwrap().job % 4 == 3;
         let short = !self.squeezed.is_empty() || !self.all || drops;
-        assert!(short || self.m.node_of(at) == node, "from another node than {node}");
+        let full = || self.m.zones().iter().filter(|zone| zone.node() == node).all(is_full);
+        assert!(short || self.m.node_of(at) == node || full(), "from another node than {node}");
     }
 
     fn here(&self) -> usize {

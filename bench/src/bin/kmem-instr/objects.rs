@@ -3,6 +3,13 @@
 use super::Recorder;
 use anyhow::{Result, anyhow};
 use kmem::{Config, Gfp, Kmem, alloc::Cache, slab::SlabFlags};
+use kmem_bench::{
+    bytes::{
+        Bytes, KmemBytes, Same,
+        workload::{LARGEST, Larson},
+    },
+    work::Work,
+};
 use kmem_hosted::{Hosted, Machine, Shape};
 use std::{hint::black_box, ptr::NonNull};
 
@@ -74,7 +81,22 @@ fn on(r: &Recorder, who: &str, m: &Machine) -> Result<()> {
     }
     // SAFETY: as above.
     let _ = unsafe { m.kfree(held.as_ptr()) };
+    larson(r, who, KmemBytes(m))?;
     m.kmem_cache_destroy(cache).map_err(|e| anyhow!("{e}"))
+}
+
+/// Objects of mixed sizes, replaced at random.
+fn larson<B: Bytes + Send>(r: &Recorder, who: &str, bytes: B) -> Result<()> {
+    const WARM: u64 = 1 << 17;
+    if !r.wants("larson") {
+        return Ok(());
+    }
+    let mut larson = Box::new(Larson::new(bytes, 0));
+    larson.run(WARM);
+    r.step("larson", who, WARM, || _ = larson.run(WARM))?;
+    r.step("larson", who, 2 * WARM, || _ = larson.run(2 * WARM))?;
+    larson.end();
+    Ok(())
 }
 
 /// What the loops around the objects cost.
@@ -104,5 +126,5 @@ pub fn harness(r: &Recorder) -> Result<()> {
             });
         })?;
     }
-    Ok(())
+    larson(r, who, Same::new(LARGEST))
 }
