@@ -141,28 +141,40 @@ pub enum Path {
     BuddyAlloc = 2,
     /// Giving a block straight to the buddy, under its lock.
     BuddyFree = 3,
+    /// Taking an area of the vmalloc range, or making one of free addresses.
+    VmAlloc = 4,
+    /// Looking an area up and retiring it.
+    VmFree = 5,
+    /// The table of `kmap`'s places.
+    Kmap = 6,
+    /// A temporary mapping of the CPU's own.
+    KmapLocal = 7,
+    /// Taking a place of the per-CPU space.
+    PercpuAlloc = 8,
+    /// Giving one back.
+    PercpuFree = 9,
     /// Taking a block from the CPU's own lists.
-    PcpAlloc = 4,
+    PcpAlloc = 10,
     /// Putting a block on the CPU's own lists.
-    PcpFree = 5,
+    PcpFree = 11,
     /// Refilling the CPU's own lists from the buddy.
-    Refill = 6,
+    Refill = 12,
     /// Giving blocks of the CPU's own lists back to the buddy.
-    Drain = 7,
+    Drain = 13,
     /// Several pages at once, through the CPU's own lists.
-    Bulk = 8,
+    Bulk = 14,
     /// Taking an object from the CPU's own magazines.
-    ObjAlloc = 9,
+    ObjAlloc = 15,
     /// Putting an object in the CPU's own magazines.
-    ObjFree = 10,
+    ObjFree = 16,
     /// Exchanging or filling a magazine of the CPU's own.
-    ObjRefill = 11,
+    ObjRefill = 17,
     /// Exchanging or emptying magazines of the CPU's own.
-    ObjFlush = 12,
+    ObjFlush = 18,
 }
 
 /// Number of [`Path`]s.
-pub const NR_PATHS: usize = 13;
+pub const NR_PATHS: usize = 19;
 
 impl Path {
     /// All paths, in numeric order.
@@ -171,6 +183,12 @@ impl Path {
         Path::Slow,
         Path::BuddyAlloc,
         Path::BuddyFree,
+        Path::VmAlloc,
+        Path::VmFree,
+        Path::Kmap,
+        Path::KmapLocal,
+        Path::PercpuAlloc,
+        Path::PercpuFree,
         Path::PcpAlloc,
         Path::PcpFree,
         Path::Refill,

@@ -13,7 +13,7 @@ use kmem::{
     context::{Cpu, Section},
     highmem::{LAST_PKMAP, SLOTS_PER_CPU},
     memblock::Memblock,
-    platform::{IrqState, Level},
+    platform::{IrqState, Level, MapFailed, PageProt},
     types::Pfn,
     zone::{Layout, ZoneLimit},
 };
@@ -79,6 +79,9 @@ struct Maps {
 
 /// Where kmap's places are; nothing is there but for the model.
 const KMAP: usize = 1 << 40;
+
+/// Where areas are: addresses only.
+const VMALLOC: Range<usize> = 1 << 41..(1 << 41) + (64 << 20);
 
 shuttle::thread_local! {
     static HERE: RefCell<Option<(Arc<Kmem<Modelled>>, usize)>> = RefCell::new(None);
@@ -337,6 +340,25 @@ unsafe impl Platform for Modelled {
         let (raw, table, first) = zeroed(bytes)?;
         self.tables.lock().unwrap().push((raw, table));
         Some(first)
+    }
+
+    fn vmalloc_range(&self) -> Option<Range<usize>> {
+        Some(VMALLOC)
+    }
+
+    fn vmalloc_is_mapped(&self) -> bool {
+        false
+    }
+
+    unsafe fn map_pages(
+        &self,
+        _addr: usize,
+        _pfn: Pfn,
+        _count: u32,
+        _prot: PageProt,
+        _tables: &mut dyn FnMut() -> Option<Pfn>,
+    ) -> Result<(), MapFailed> {
+        Ok(())
     }
 
     fn kmap_range(&self) -> Option<Range<usize>> {

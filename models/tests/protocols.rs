@@ -627,3 +627,68 @@ fn whoever_sleeps_for_a_place_gets_one() {
     check_random(run, schedules(300));
     assert!(slept.load(SeqCst) > 0, "nobody slept");
 }
+
+/// Two free an area, and one of them has its descriptor go, while a third looks at it: one free succeeds, and who looks
+/// sees what the area shows or nothing, not what became of its table.
+#[test]
+fn an_area_that_is_looked_at_is_freed_once() {
+    const PAGE: usize = 4096;
+    // So many that their numbers are in an object of its own.
+    const PAGES: usize = 17;
+    let seen = Arc::new(AtomicU32::new(0));
+    let sum = Arc::clone(&seen);
+    let run = move || {
+        let kmem = machine();
+        let (addr, shown) = on_cpu(
+            &kmem,
+            0,
+            0,
+            || true,
+            |k| {
+                let at = k.vmalloc(PAGES * PAGE).unwrap();
+                let addr = at.addr().get();
+                (addr, k.vmalloc_to_pfn(std::ptr::without_provenance(addr + (PAGES - 1) * PAGE)))
+            },
+        );
+        assert!(shown.is_some());
+        let freed = Arc::new(AtomicU32::new(0));
+        let free = || -> Work {
+            let freed = Arc::clone(&freed);
+            Box::new(move |k| {
+                // SAFETY: nobody touches what is there.
+                if unsafe { k.vfree(std::ptr::without_provenance(addr)) }.is_err() {
+                    return;
+                }
+                freed.fetch_add(1, SeqCst);
+                let size = PAGES * size_of::<u32>();
+                let held = k.kmalloc(size, Gfp::KERNEL).unwrap();
+                // SAFETY: an object of ours of that size, most likely the table; not used after.
+                unsafe {
+                    held.write_bytes(0xff, size);
+                    k.vm_unmap_aliases();
+                    k.kfree(held.as_ptr()).unwrap();
+                }
+            })
+        };
+        let looking: Work = {
+            let sum = Arc::clone(&sum);
+            Box::new(move |k| {
+                for i in 0..4 {
+                    let page = PAGES - 1 - i % 2;
+                    let found = k.vmalloc_to_pfn(std::ptr::without_provenance(addr + page * PAGE));
+                    if page == PAGES - 1 && found.is_some() {
+                        assert_eq!(found, shown);
+                        sum.fetch_add(1, SeqCst);
+                    }
+                }
+            })
+        };
+        at_once(&kmem, 0, [free(), free(), looking]);
+        assert_eq!(freed.load(SeqCst), 1);
+        let areas = on_cpu(&kmem, 0, 0, || true, |k| k.audit_vmalloc().unwrap());
+        assert_eq!((areas.live, areas.lazy, areas.pooled), (0, 0, 0), "{areas:?}");
+        check_all_back(&kmem, 1);
+    };
+    check_random(run, schedules(1500));
+    assert!(seen.load(SeqCst) > 100, "the area was there now and then");
+}

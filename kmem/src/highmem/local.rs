@@ -2,7 +2,7 @@
 
 use super::{Maps, Where, kmtype::KmType, pointer};
 use crate::{
-    context::{Cpu, KM_MAX_IDX, MAX_PREEMPT_DEPTH, Section},
+    context::{Cpu, KM_MAX_IDX, MAX_PREEMPT_DEPTH, Path, Section},
     error::Misuse,
     page::Page,
     page_alloc::Reclaim,
@@ -104,6 +104,7 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
     /// Maps a high page on top of the CPU's stack.
     #[track_caller]
     fn push(&self, cpu: Option<&Cpu>, pfn: Pfn, kind: Kind) -> Result<NonNull<u8>, Misuse> {
+        let _mark = self.pages.mark(Path::KmapLocal);
         let (cpu, stack) = self.stack_for(cpu, pfn)?;
         let place = stack.depth();
         if place == KM_MAX_IDX {
@@ -120,6 +121,7 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
     /// Undoes the mapping on top of the CPU's stack, which must be the one at `addr`.
     #[track_caller]
     fn pop(&self, cpu: Option<&Cpu>, addr: usize, kind: Kind) -> Result<(), Misuse> {
+        let _mark = self.pages.mark(Path::KmapLocal);
         let Some(Where::Local(on, place)) = self.place_at(addr) else {
             return Err(self.pages.misuse(Misuse::NotLocalMap { addr }));
         };
@@ -281,6 +283,7 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         pfn: Pfn,
         purpose: KmType,
     ) -> Result<NonNull<u8>, Misuse> {
+        let _mark = self.pages.mark(Path::KmapLocal);
         let (cpu, stack) = self.stack_for(cpu, pfn)?;
         // An interrupt in between takes the purpose and gives it back.
         if stack.typed[purpose as usize].load(Relaxed) {
@@ -307,6 +310,7 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
 
     #[track_caller]
     fn clear_typed(&self, cpu: Option<&Cpu>, addr: usize, purpose: KmType) -> Result<(), Misuse> {
+        let _mark = self.pages.mark(Path::KmapLocal);
         let misuse = Misuse::NotLocalMap { addr };
         let Some((cpu, stack)) = cpu.and_then(|cpu| Some((cpu.id(), self.stack(cpu)?))) else {
             return Err(self.pages.misuse(Misuse::NoCpu));

@@ -53,16 +53,17 @@ pub use info::{HighmemAudit, HighmemAuditError};
 pub use kmtype::KmType;
 
 use crate::{
-    context::KM_MAX_IDX,
+    context::{KM_MAX_IDX, Path},
     error::Misuse,
     memblock::Memblock,
     page::Page,
-    page_alloc::{BringUpError, Config, PageAllocator, Reclaim},
+    page_alloc::{BringUpError, Config, Mark, PageAllocator, Reclaim},
     platform::Platform,
     sync::{IrqGuard, IrqLock},
     types::Pfn,
 };
 use core::{
+    ops::{Deref, DerefMut},
     ptr::{self, NonNull},
     sync::atomic::AtomicU32,
 };
@@ -146,6 +147,27 @@ pub(crate) struct Maps<'a, P: Platform, R> {
     pub(crate) pages: &'a PageAllocator<P, R>,
 }
 
+/// The table of permanent mappings, locked by a CPU whose path says so.
+struct Locked<'a, P: Platform> {
+    table: IrqGuard<'a, Table, P>,
+    // Goes after the lock.
+    _mark: Mark<'a, P>,
+}
+
+impl<P: Platform> Deref for Locked<'_, P> {
+    type Target = Table;
+
+    fn deref(&self) -> &Table {
+        &self.table
+    }
+}
+
+impl<P: Platform> DerefMut for Locked<'_, P> {
+    fn deref_mut(&mut self) -> &mut Table {
+        &mut self.table
+    }
+}
+
 /// What is at an address of the range.
 enum Where {
     /// A permanent mapping's place.
@@ -159,8 +181,9 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         self.pages.platform()
     }
 
-    fn lock(&self) -> IrqGuard<'a, Table, P> {
-        self.state.table.lock(self.p())
+    fn lock(&self) -> Locked<'a, P> {
+        let mark = self.pages.mark(Path::Kmap);
+        Locked { table: self.state.table.lock(self.p()), _mark: mark }
     }
 
     /// The frame of a page of this machine.

@@ -1,7 +1,7 @@
 //! `kmap` and `kunmap`: mappings that all CPUs see and that are counted.
 
 use super::{
-    Maps, pointer,
+    Locked, Maps, pointer,
     table::{Batch, Outcome, Ring, Table, Waiter},
 };
 use crate::{
@@ -10,7 +10,6 @@ use crate::{
     page::Page,
     page_alloc::Reclaim,
     platform::{Level, Platform},
-    sync::IrqGuard,
     types::Pfn,
 };
 use core::{
@@ -112,7 +111,7 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
     }
 
     /// Stands in line until there is something for the caller.
-    fn sleep(&self, mut table: IrqGuard<'a, Table, P>, pfn: Pfn) -> Outcome {
+    fn sleep(&self, mut table: Locked<'a, P>, pfn: Pfn) -> Outcome {
         let mut waiter = Waiter::new(pfn);
         // One pointer for all uses from here on: the table's and this function's own.
         let waiter = &raw mut waiter;

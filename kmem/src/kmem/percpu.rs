@@ -58,6 +58,7 @@ impl<P: Platform> Kmem<P> {
     /// beyond a frame.
     ///
     /// See [`alloc_percpu`](https://docs.kernel.org/core-api/mm-api.html#c.pcpu_alloc_noprof).
+    #[inline]
     #[track_caller]
     pub fn alloc_percpu<T>(&self) -> Result<PerCpuPtr<T>, AllocError> {
         self.alloc_percpu_gfp(Gfp::KERNEL)
@@ -70,6 +71,7 @@ impl<P: Platform> Kmem<P> {
     ///
     /// # Errors
     /// As [`alloc_percpu`](Self::alloc_percpu).
+    #[inline]
     #[track_caller]
     pub fn alloc_percpu_gfp<T>(&self, gfp: Gfp) -> Result<PerCpuPtr<T>, AllocError> {
         let at = self.__alloc_percpu_gfp(size_of::<T>(), align_of::<T>(), gfp)?;
@@ -80,6 +82,7 @@ impl<P: Platform> Kmem<P> {
     ///
     /// # Errors
     /// As [`alloc_percpu`](Self::alloc_percpu).
+    #[inline]
     #[track_caller]
     pub fn alloc_percpu_in<T, const BLOCK: bool, const ZONE: u8>(
         &self,
@@ -95,6 +98,7 @@ impl<P: Platform> Kmem<P> {
     ///
     /// # Errors
     /// As [`alloc_percpu`](Self::alloc_percpu).
+    #[inline]
     #[track_caller]
     pub fn __alloc_percpu(&self, size: usize, align: usize) -> Result<PerCpuPtr<u8>, AllocError> {
         self.__alloc_percpu_gfp(size, align, Gfp::KERNEL)
@@ -104,6 +108,7 @@ impl<P: Platform> Kmem<P> {
     ///
     /// # Errors
     /// As [`alloc_percpu`](Self::alloc_percpu).
+    #[inline]
     #[track_caller]
     pub fn __alloc_percpu_gfp(
         &self,

@@ -151,6 +151,26 @@ pub(crate) struct Owned<'a> {
     before: Before,
 }
 
+/// A CPU's path is [marked](PageAllocator::mark).
+#[must_use = "the mark goes with it"]
+pub(crate) struct Mark<'a, P: Platform> {
+    p: &'a P,
+    cpu: Option<&'a Cpu>,
+    idle: Option<Before>,
+}
+
+impl<P: Platform> Drop for Mark<'_, P> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let Some(cpu) = self.cpu else { return };
+        if let Some(idle) = self.idle {
+            compiler_fence(SeqCst);
+            cpu.restore(idle);
+        }
+        self.p.put_cpu(cpu);
+    }
+}
+
 impl<P: Platform, R> Drop for PageAllocator<P, R> {
     fn drop(&mut self) {
         for (id, data) in self.cpu_data.iter().enumerate() {
@@ -442,6 +462,18 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 r
             }
         }
+    }
+
+    /// Marks the path of a CPU that is in none until what this returns is dropped: for the layers above, with few
+    /// instructions. The caller stays on the CPU meanwhile, and allocates nothing.
+    #[inline(always)]
+    pub(crate) fn mark(&self, path: Path) -> Mark<'_, P> {
+        let cpu = self.p.get_cpu_fast();
+        let idle = cpu.and_then(|cpu| self.idle(cpu, false));
+        if let (Some(cpu), Some(idle)) = (cpu, idle) {
+            self.own_idle(cpu, idle, path, false);
+        }
+        Mark { p: &self.p, cpu, idle }
     }
 
     /// The caller's context; process context for callers on no CPU.

@@ -7,6 +7,7 @@ use super::{
     statics,
 };
 use crate::{
+    context::Path,
     error::{AllocError, Misuse},
     gfp::{Gfp, GfpError},
     memblock::Memblock,
@@ -176,7 +177,9 @@ pub(crate) struct Chunks<'a, P: Platform, R> {
 }
 
 impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
-    /// Zeroed places for `size` bytes, one for each CPU.
+    /// Zeroed places for `size` bytes, one for each CPU. What is known of the request where this is called is worked
+    /// out there.
+    #[inline(always)]
     #[track_caller]
     pub(crate) fn alloc(
         &self,
@@ -185,20 +188,43 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
         gfp: Gfp,
     ) -> Result<PerCpuPtr<u8>, AllocError> {
         self.pages.check_context(gfp)?;
-        let stride = self.space.stride;
-        if !align.is_power_of_two() || align > 1 << P::PAGE_SHIFT || align > stride {
+        // `is_power_of_two` counts bits.
+        let power = align & align.wrapping_sub(1) == 0 && align != 0;
+        if !power || align > 1 << P::PAGE_SHIFT || align > self.space.stride {
             return Err(self.pages.refuse(gfp, 0, GfpError::BadAlignment));
         }
-        if size == 0 || size > stride {
+        if size == 0 || size > self.space.stride {
             return Err(self.pages.refuse(gfp, 0, GfpError::BadSize));
         }
-        let n = size.div_ceil(GRANULE) as u32;
         // A power of two: its zeros are its logarithm.
         let granules = (align / GRANULE).max(1).trailing_zeros();
+        match (size.div_ceil(GRANULE) as u32, granules) {
+            (1, 0) => self.alloc_word(gfp),
+            (n, granules) => self.alloc_words(n, granules, gfp),
+        }
+    }
+
+    /// Most are a word, for which there is less to compute.
+    #[inline(never)]
+    #[track_caller]
+    fn alloc_word(&self, gfp: Gfp) -> Result<PerCpuPtr<u8>, AllocError> {
+        self.alloc_granules(1, 0, gfp)
+    }
+
+    #[inline(never)]
+    #[track_caller]
+    fn alloc_words(&self, n: u32, granules: u32, gfp: Gfp) -> Result<PerCpuPtr<u8>, AllocError> {
+        self.alloc_granules(n, granules, gfp)
+    }
+
+    #[inline(always)]
+    #[track_caller]
+    fn alloc_granules(&self, n: u32, granules: u32, gfp: Gfp) -> Result<PerCpuPtr<u8>, AllocError> {
         let at = loop {
             let p = self.pages.platform();
             let home = self.space.home(p);
             let (found, left) = {
+                let _mark = self.pages.mark(Path::PercpuAlloc);
                 let mut lists = self.space.shards[home].lock_noting(p, || self.space.note_crowd(p));
                 (lists.alloc(n, granules), lists.free_granules())
             };
@@ -391,6 +417,7 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
             return Err(self.pages.misuse(Misuse::NotPerCpu { addr }));
         };
         let (freed, gone) = {
+            let _mark = self.pages.mark(Path::PercpuFree);
             let mut lists = lists.lock(self.pages.platform());
             let found = self.chunk_at(&lists, shard, addr);
             let freed = found.map(|(chunk, offset)| lists.free(chunk, offset));

@@ -6,7 +6,7 @@
 //! list: something may have been mapped.
 //!
 //! # Locking
-//! The tree's lock or a shard's while the address is found.
+//! A shard's lock, or all of the tree's, while the address is found.
 
 use super::{
     VmFlags, Vmap,
@@ -240,12 +240,14 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             self.run_deferred_frees();
         }
         let size = (nr as usize + 1).checked_mul(Self::PAGE).ok_or(AllocError::NoMemory)?;
-        let pooled = if align == Self::PAGE { self.take_pooled(size) } else { None };
+        let shard = self.shard();
+        let pooled = if align == Self::PAGE { self.take_pooled(shard, size) } else { None };
         let area = match pooled {
             Some(area) => area,
             None => self.place(size, align, gfp)?,
         };
-        area.set_flags(flags);
+        area.begin(flags);
+        self.state.shards[shard].hint.set(area);
         area.set_caller(at);
         Ok(area)
     }
@@ -279,7 +281,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             at.as_ref()
         };
         for last in [false, true] {
-            let mut tree = self.state.tree.lock(self.p());
+            let mut tree = self.state.tree.change(self.p());
             tree.open(range.start, range.end);
             if tree.insert(area, align, Self::PAGE) {
                 return Ok(area);

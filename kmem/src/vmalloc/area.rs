@@ -17,24 +17,29 @@
 //! shows, and to free it, is denied meanwhile.
 //!
 //! # Locking
-//! Place and links in the tree: the tree's lock. `next`: the lock of the list that the area is on. LIVE to DYING
-//! happens under the tree's lock, so whoever holds that and finds an area LIVE may look at all of it. Everything
-//! else has one owner at a time. The fields are atomics since the compiler cannot see that; all but the state are
-//! `Relaxed`.
+//! Place and links in the tree: the tree's lock. `next`: the lock of the list that the area is on. Everything else has
+//! one owner at a time. The fields are atomics since the compiler cannot see that; all but the word are `Relaxed`.
+//!
+//! The *word* has state, flags and a count in one. A LIVE area has no owner: it gets one by a compare-and-exchange from
+//! LIVE, counted by nobody, to another state (`take`), so of two that free it one succeeds, and as its flags are
+//! compared too, nobody gets another kind of area than he found there. Who wants to look at all of an area that is LIVE
+//! counts himself in (`look`); to take it waits for him. Both hold a shard of the tree's lock, so that the
+//! descriptor stays one.
 
 use super::{VmFlags, frames::Frames};
 use core::{
+    mem,
     panic::Location,
     ptr,
     sync::atomic::{
         AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
-        Ordering::{Acquire, Relaxed, Release},
+        Ordering::{AcqRel, Acquire, Relaxed, Release},
     },
 };
 
 /// What an area is at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
+#[repr(u8)]
 pub(super) enum State {
     /// Has an address; its maker maps it.
     Building = 0,
@@ -50,9 +55,25 @@ pub(super) enum State {
     Kept = 5,
 }
 
-impl State {
-    fn of(word: u32) -> State {
-        match word {
+/// What is known of an area at one time: its state in the lowest byte, how many look at it in the three above, and its
+/// flags in the upper half.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Word(u64);
+
+impl Word {
+    /// Where the flags begin.
+    const FLAGS: u32 = 32;
+    /// One that looks.
+    const LOOK: u64 = 1 << 8;
+
+    #[inline]
+    fn new(flags: VmFlags, state: State) -> Word {
+        Word(u64::from(flags.bits()) << Word::FLAGS | state as u64)
+    }
+
+    #[inline]
+    pub(super) fn state(self) -> State {
+        match self.0 as u8 {
             0 => State::Building,
             1 => State::Live,
             2 => State::Dying,
@@ -61,32 +82,54 @@ impl State {
             _ => State::Kept,
         }
     }
+
+    #[inline]
+    pub(super) fn flags(self) -> VmFlags {
+        VmFlags::from_bits_retain((self.0 >> Word::FLAGS) as u32)
+    }
 }
 
 /// A place in the source, or none.
-type Place = AtomicPtr<Location<'static>>;
+pub(super) type Place = Option<&'static Location<'static>>;
 
-/// An area's descriptor.
+/// Where one is noted.
+type PlaceOf = AtomicPtr<Location<'static>>;
+
+/// An area's descriptor. What walks through the tree read is a cache line of its own, which is written only when the
+/// tree changes; what an area's owner writes is in the next ones.
 #[derive(Default)]
+#[repr(C, align(64))]
 pub(super) struct Area {
     // The tree's: see there.
     pub(super) start: AtomicUsize,
     /// Bytes, the guard included. Does not change.
     pub(super) size: usize,
-    pub(super) gap: AtomicUsize,
-    pub(super) widest: AtomicUsize,
     left: AtomicPtr<Area>,
     right: AtomicPtr<Area>,
+    pub(super) gap: AtomicUsize,
+    pub(super) widest: AtomicUsize,
     pub(super) height: AtomicU32,
-    state: AtomicU32,
+    /// Physical address of what is not in frames: seldom written.
+    pub(super) phys: AtomicU64,
+    word: AtomicU64,
     /// The next on the same list.
     next: AtomicPtr<Area>,
-    flags: AtomicU32,
+    caller: PlaceOf,
+    freed_by: PlaceOf,
     pub(super) frames: Frames,
-    /// Physical address of what is not in frames.
-    pub(super) phys: AtomicU64,
-    caller: Place,
-    freed_by: Place,
+}
+
+/// A processor with words of 64 bits has the tree's fields in one line.
+const _: () = assert!(mem::offset_of!(Area, word) <= 64);
+
+/// Looks at a live area, which stays that as long as this is there.
+pub(super) struct Looking<'a>(&'a Area);
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire in `take`: who takes it has everything behind that was done while looking.
+        self.0.word.fetch_sub(Word::LOOK, Release);
+    }
 }
 
 /// An area, or none.
@@ -141,37 +184,83 @@ impl Area {
         store(&self.right, area);
     }
 
-    /// Where it is.
+    /// What it is, and at.
     #[inline]
-    pub(super) fn state(&self) -> State {
-        // Acquire pairs with the Release in `set_state`: who finds it LIVE finds it whole.
-        State::of(self.state.load(Acquire))
+    pub(super) fn word(&self) -> Word {
+        // Acquire pairs with the Release in `set` and `take`: who finds it LIVE finds it whole.
+        Word(self.word.load(Acquire))
     }
 
     #[inline]
+    pub(super) fn state(&self) -> State {
+        self.word().state()
+    }
+
+    /// Only its owner writes the word of an area that is not LIVE.
+    #[inline]
+    fn set(&self, word: Word) {
+        // Release pairs with the Acquire in `word`, `look` and `take`.
+        self.word.store(word.0, Release);
+    }
+
+    /// Its owner begins to make something of it.
+    #[inline]
+    pub(super) fn begin(&self, flags: VmFlags) {
+        self.set(Word::new(flags, State::Building));
+    }
+
+    /// For its owner: it is not LIVE.
+    #[inline]
     pub(super) fn set_state(&self, state: State) {
-        // Release pairs with the Acquire in `state`.
-        self.state.store(state as u32, Release);
+        self.set(Word::new(self.flags(), state));
+    }
+
+    /// Takes an area that was found LIVE to another state: it is the caller's then. `false` if it is not what was found
+    /// any more, or somebody looks at it.
+    #[inline]
+    pub(super) fn take(&self, found: Word, to: State) -> bool {
+        let alone = Word::new(found.flags(), State::Live).0;
+        let taken = Word::new(found.flags(), to).0;
+        // Acquire pairs with the Release in `set`, and with that of who looked last; Release with the Acquire in
+        // `word`.
+        self.word.compare_exchange(alone, taken, AcqRel, Relaxed).is_ok()
+    }
+
+    /// Keeps it LIVE for a while, if it is.
+    pub(super) fn look(&self) -> Option<Looking<'_>> {
+        // Acquire pairs with the Release in `set`: what is looked at is what its maker made.
+        let looked = self.word.fetch_update(Acquire, Relaxed, |word| {
+            (Word(word).state() == State::Live).then_some(word + Word::LOOK)
+        });
+        looked.ok().map(|_| Looking(self))
     }
 
     /// Where the first of its frames is shown: a frame further than it begins, if it has a guard before them.
     #[inline]
     pub(super) fn shown(&self, page: usize) -> usize {
-        self.start() + if self.flags().contains(VmFlags::STACK) { page } else { 0 }
+        self.shown_as(self.flags(), page)
     }
 
+    /// The same of one with such flags.
+    #[inline]
+    pub(super) fn shown_as(&self, flags: VmFlags, page: usize) -> usize {
+        self.start() + if flags.contains(VmFlags::STACK) { page } else { 0 }
+    }
+
+    /// What it is, to its owner or to who looks at it.
     #[inline]
     pub(super) fn flags(&self) -> VmFlags {
-        VmFlags::from_bits_retain(self.flags.load(Relaxed))
+        Word(self.word.load(Relaxed)).flags()
     }
 
+    /// For its owner, as [`set_state`](Self::set_state).
     #[inline]
     pub(super) fn set_flags(&self, flags: VmFlags) {
-        self.flags.store(flags.bits(), Relaxed);
+        self.set(Word::new(flags, self.state()));
     }
 
     #[inline]
-    pub(super) fn caller(&self) -> Option<&'static Location<'static>> {
+    pub(super) fn caller(&self) -> Place {
         // SAFETY: null or a location, which is there for ever.
         unsafe { self.caller.load(Relaxed).as_ref() }
     }
@@ -182,7 +271,7 @@ impl Area {
     }
 
     #[inline]
-    pub(super) fn freed_by(&self) -> Option<&'static Location<'static>> {
+    pub(super) fn freed_by(&self) -> Place {
         // SAFETY: null or a location, which is there for ever.
         unsafe { self.freed_by.load(Relaxed).as_ref() }
     }
@@ -199,6 +288,11 @@ pub(super) struct List(Link);
 
 impl List {
     pub(super) const EMPTY: List = List(None);
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
 
     #[inline]
     pub(super) fn push(&mut self, area: &'static Area) {

@@ -1,11 +1,12 @@
 //! vfree, vunmap, iounmap, in any context.
 //!
 //! # Locking
-//! The tree's lock while the area is looked up and taken from LIVE to DYING: of two that free it one succeeds.
+//! A shard of the tree's lock while the area is looked up and taken from LIVE to DYING, by compare-and-exchange: of two
+//! that free it one succeeds.
 
 use super::{
     At, VmFlags, Vmap,
-    area::{Area, List, Stack, State},
+    area::{Area, List, Place, Stack, State, Word},
 };
 use crate::{error::Misuse, page_alloc::Reclaim, page_state::SystemStat, platform::Platform};
 use core::panic::Location;
@@ -113,42 +114,82 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     #[inline]
     #[track_caller]
     pub(super) fn claim(&self, addr: usize, by: By, to: State) -> Result<&'static Area, Misuse> {
-        let tree = self.state.tree.lock(self.p());
+        let tree = self.tree();
         let Some(area) = tree.find(addr) else {
             drop(tree);
             return Err(self.objects.pages.misuse(Misuse::NoArea { addr }));
         };
-        // First the state, whose Acquire says that the rest is what its maker made.
-        let state = area.state();
-        let (start, flags) = (area.shown(Self::PAGE), area.flags());
-        let (caller, freed_by) = (area.caller(), area.freed_by());
+        let right = |flags| area.shown_as(flags, Self::PAGE) == addr && by.frees(flags);
+        match self.take_live(area, to, right) {
+            Ok(()) => {
+                drop(tree);
+                area.set_freed_by(Location::caller());
+                Ok(area)
+            }
+            Err(found) => {
+                let start = area.shown_as(found.flags(), Self::PAGE);
+                let (caller, freed_by) = (area.caller(), area.freed_by());
+                drop(tree);
+                Err(self.not_claimed(addr, by, found, start, caller, freed_by))
+            }
+        }
+    }
+
+    /// Takes an area from LIVE to another state if its flags are `right`; else says what it is. The caller has a shard of
+    /// the tree's lock.
+    #[inline(always)]
+    pub(super) fn take_live(
+        &self,
+        area: &Area,
+        to: State,
+        right: impl Fn(VmFlags) -> bool,
+    ) -> Result<(), Word> {
+        loop {
+            let word = area.word();
+            if word.state() != State::Live || !right(word.flags()) {
+                return Err(word);
+            }
+            if area.take(word, to) {
+                return Ok(());
+            }
+            // Somebody looks at it, or has taken it.
+            self.p().relax();
+        }
+    }
+
+    /// Reports that what was found at an address is not to be freed by the call.
+    #[cold]
+    #[track_caller]
+    fn not_claimed(
+        &self,
+        addr: usize,
+        by: By,
+        found: Word,
+        start: usize,
+        caller: Place,
+        freed_by: Place,
+    ) -> Misuse {
+        let (state, flags) = (found.state(), found.flags());
         let wrong = if start != addr {
-            Some(match state {
+            match state {
                 State::Live | State::Building => Misuse::InsideArea { addr, start },
                 _ => Misuse::NoArea { addr },
-            })
+            }
         } else if state != State::Live {
-            Some(Misuse::AreaFree { addr })
-        } else if !by.frees(flags) {
-            let (given, right) = (by.name(), By::right(flags).name());
-            Some(Misuse::WrongArea { addr, given, right })
+            Misuse::AreaFree { addr }
         } else {
-            area.set_freed_by(Location::caller());
-            area.set_state(to);
-            None
+            Misuse::WrongArea { addr, given: by.name(), right: By::right(flags).name() }
         };
-        drop(tree);
         let pages = self.objects.pages;
-        match (wrong, caller, freed_by.filter(|_| state != State::Live)) {
-            (None, ..) => Ok(area),
-            (Some(wrong), Some(by), Some(freed)) => Err(pages.misuse_with(
+        match (caller, freed_by.filter(|_| state != State::Live)) {
+            (Some(by), Some(freed)) => pages.misuse_with(
                 wrong,
                 format_args!("\n  allocated at {}\n  freed at {}", At(by), At(freed)),
-            )),
-            (Some(wrong), Some(by), None) => {
-                Err(pages.misuse_with(wrong, format_args!("\n  allocated at {}", At(by))))
+            ),
+            (Some(by), None) => {
+                pages.misuse_with(wrong, format_args!("\n  allocated at {}", At(by)))
             }
-            (Some(wrong), None, _) => Err(pages.misuse(wrong)),
+            (None, _) => pages.misuse(wrong),
         }
     }
 

@@ -1,8 +1,8 @@
 //! Areas with a guard before them too, which may be kept after they were freed: kernel stacks are made of them.
 //!
 //! # Locking
-//! The tree's lock while an address is looked up. LIVE to KEPT under it, as LIVE to DYING: of two that free an area
-//! one succeeds. A KEPT area has one owner, whoever has its [`Guarded`].
+//! A shard of the tree's lock while an address is looked up. LIVE to KEPT by compare-and-exchange, as LIVE to DYING: of
+//! two that free an area one succeeds. A KEPT area has one owner, whoever has its [`Guarded`].
 
 use super::{
     By, VmFlags, Vmap, Wanted,
@@ -180,13 +180,13 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     /// Counts them. For a quiet machine.
     pub(crate) fn count_guarded(self) -> GuardedCount {
         let mut count = GuardedCount::default();
-        let tree = self.state.tree.lock(self.p());
+        let tree = self.tree();
         let mut from = 0;
         while let Some(area) = tree.next(from) {
             from = area.end();
-            // First the state, as in `claim`.
-            let (state, flags) = (area.state(), area.flags());
-            let of = match state {
+            let word = area.word();
+            let flags = word.flags();
+            let of = match word.state() {
                 State::Kept => &mut count.kept,
                 State::Live if flags.contains(VmFlags::IRQ_STACK) => &mut count.irq,
                 State::Live if flags.contains(VmFlags::STACK) => &mut count.live,
@@ -197,19 +197,20 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         count
     }
 
-    /// Calls `f` under the lock with what guarded area an address is in, its guards included. For callers who may have
-    /// the tree's lock themselves: `None` then.
+    /// Calls `f` with what guarded area an address is in, its guards included, which nobody frees meanwhile. For callers
+    /// who may have the tree's lock themselves: `None` then.
     pub(crate) fn guarded_at<T>(self, addr: usize, f: impl FnOnce(GuardedAt) -> T) -> Option<T> {
-        let tree = self.state.tree.lock_patiently(self.p())?;
+        let tree = self.tree_patiently()?;
         let area = tree.find(addr)?;
-        // First the state, as in `claim`.
-        let (state, flags) = (area.state(), area.flags());
-        let there = matches!(state, State::Live | State::Kept);
+        let looking = area.look();
+        let word = area.word();
+        let (flags, kept) = (word.flags(), word.state() == State::Kept);
+        let there = looking.is_some() || kept;
         let at = GuardedAt {
             low: Self::address(area),
             size: area.frames.len() as usize * Self::PAGE,
             irq: flags.contains(VmFlags::IRQ_STACK),
-            kept: state == State::Kept,
+            kept,
             caller: area.caller(),
         };
         (there && flags.contains(VmFlags::STACK)).then(|| f(at))

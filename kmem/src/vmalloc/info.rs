@@ -1,7 +1,8 @@
 //! Looking: what is at an address, all areas, and whether everything is as it should be.
 //!
 //! # Locking
-//! The tree's lock for one area, or for a piece of its frames, at a time; an audit holds it throughout.
+//! A shard of the tree's lock for one area, or for a piece of its frames, at a time; what a live one shows is looked at
+//! while its word says so. An audit holds all of the tree's lock throughout.
 
 use super::{
     VmFlags, Vmap,
@@ -28,7 +29,7 @@ pub struct VmAreaInfo {
     pub phys: Option<u64>,
     /// Who asked for it.
     pub caller: Option<&'static Location<'static>>,
-    /// Whether it was freed, and is not purged yet.
+    /// Whether it was freed, and is not purged yet, or was by another CPU and is not in a pool again.
     pub unpurged: bool,
 }
 
@@ -39,7 +40,7 @@ pub struct VmallocAudit {
     pub live: u64,
     /// Frames in areas of vmalloc's own.
     pub frames: u64,
-    /// Areas that were freed and are not purged.
+    /// Areas that were freed and are not purged, or were by another CPU and are not in a pool again.
     pub lazy: u64,
     /// Free areas in pools.
     pub pooled: u64,
@@ -73,14 +74,16 @@ impl fmt::Display for VmAuditError {
 impl core::error::Error for VmAuditError {}
 
 impl<'a, P: Platform, R: Reclaim> Vmap<'a, P, R> {
-    /// Calls `f` under the lock with the live area that an address is in.
+    /// Calls `f` with the live area that an address is in, which nobody frees meanwhile.
     pub(super) fn with_live<T>(
         &self,
         addr: usize,
         f: impl FnOnce(&Area) -> Option<T>,
     ) -> Option<T> {
-        let tree = self.state.tree.lock(self.p());
-        f(tree.find(addr).filter(|area| area.state() == State::Live)?)
+        let tree = self.tree();
+        let area = tree.find(addr)?;
+        let _looking = area.look()?;
+        f(area)
     }
 
     /// `vmalloc_to_pfn`.
@@ -114,16 +117,17 @@ impl<'a, P: Platform, R: Reclaim> Vmap<'a, P, R> {
     pub(crate) fn each(&self, mut f: impl FnMut(&VmAreaInfo)) {
         let mut from = 0;
         loop {
-            let tree = self.state.tree.lock(self.p());
+            let tree = self.tree();
             let Some(area) = tree.next(from) else { return };
             from = area.end();
-            let state = area.state();
+            let word = area.word();
+            let (state, flags) = (word.state(), word.flags());
             let info = VmAreaInfo {
                 start: area.start(),
                 size: area.size,
-                flags: area.flags(),
+                flags,
                 frames: area.frames.len(),
-                phys: area.flags().contains(VmFlags::IOREMAP).then(|| area.phys.load(Relaxed)),
+                phys: flags.contains(VmFlags::IOREMAP).then(|| area.phys.load(Relaxed)),
                 caller: area.caller(),
                 unpurged: state == State::Lazy,
             };
@@ -160,7 +164,7 @@ impl<'a, P: Platform, R: Reclaim> Vmap<'a, P, R> {
         let mut audit = VmallocAudit::default();
         let Some(range) = self.p().vmalloc_range() else { return Ok(audit) };
         let pages = self.objects.pages;
-        let mut tree = self.state.tree.lock(self.p());
+        let mut tree = self.state.tree.change(self.p());
         tree.open(range.start, range.end);
         if !tree.is_sound(range.start) {
             return Err(VmAuditError::Tree);
@@ -191,7 +195,7 @@ impl<'a, P: Platform, R: Reclaim> Vmap<'a, P, R> {
         drop(tree);
         let (mut lazy, mut pooled) = (0, 0);
         for shard in &self.state.shards {
-            for area in shard.lock(self.p()).areas() {
+            for area in shard.lists.lock(self.p()).areas() {
                 match area.state() {
                     State::Lazy => lazy += 1,
                     State::Pooled => pooled += 1,

@@ -151,14 +151,11 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         let addr = at.addr().get();
         // Taken out of use meanwhile, so that nobody frees it or looks at its frames.
         let area = {
-            let tree = self.state.tree.lock(self.p());
-            let area = tree.find(addr).filter(|a| {
-                a.state() == State::Live && a.start() == addr && a.flags().contains(VmFlags::SPARSE)
-            });
-            if let Some(area) = area {
-                area.set_state(State::Building);
-            }
-            area
+            let tree = self.tree();
+            tree.find(addr).filter(|area| {
+                let sparse = |flags: VmFlags| flags.contains(VmFlags::SPARSE);
+                area.start() == addr && self.take_live(area, State::Building, sparse).is_ok()
+            })
         };
         let Some(area) = area else {
             self.objects.pages.misuse(Misuse::NoArea { addr });

@@ -33,16 +33,21 @@
 //! lazy areas sum up to 32 MiB for each doubling of CPUs, as in Linux; when there is no room; and on
 //! `vm_unmap_aliases`.
 //!
-//! *Pools* keep descriptor and place in the tree, so that the common pair changes the tree not at all.
+//! *Pools* keep descriptor and place in the tree, so that the common pair changes the tree not at all. So two CPUs
+//! that make and free areas of their own write to no cache line in common: the tree's lock is taken by shards (`find`),
+//! a descriptor's links are in a line of their own (`area`), and descriptors stay with a shard (`pool`).
 //!
 //! # Locking
-//! The tree has a lock, each shard has one (lazy list and pools), the list of deferred frees needs none. They are
-//! leaves, no two are held at once, and nothing is mapped, flushed, allocated or freed under them.
+//! The tree has a lock of as many shards as there are: who finds something in it holds one of them, who changes it all.
+//! Each shard has a lock for its lazy list and pools; the list of deferred frees needs none. They are leaves, no two
+//! but those of the tree are held at once, and nothing is mapped, flushed, allocated or freed under them. Whose an area
+//! is, is decided by its own word (`area`).
 //!
 //! See [virtually contiguous mappings](https://docs.kernel.org/core-api/mm-api.html#virtually-contiguous-mappings).
 
 mod alloc;
 mod area;
+mod find;
 mod frames;
 mod free;
 mod guarded;
@@ -62,7 +67,7 @@ use crate::{
     page_alloc::Reclaim,
     platform::Platform,
     slab::{CacheHandle, Objects},
-    sync::IrqLock,
+    sync::ShardedLock,
 };
 use area::Stack;
 use core::{panic::Location, sync::atomic::AtomicU32};
@@ -98,8 +103,8 @@ bitflags::bitflags! {
 
 /// The vmalloc state of one machine. Empty until its first use.
 pub struct Vmalloc {
-    tree: IrqLock<Tree>,
-    shards: [CachePadded<IrqLock<Shard>>; SHARDS],
+    tree: ShardedLock<Tree, SHARDS>,
+    shards: [CachePadded<Shard>; SHARDS],
     /// Freed in atomic context, and still mapped.
     deferred: Stack,
     /// Purges that are under way; what others wait on.
@@ -111,8 +116,8 @@ impl Vmalloc {
     /// No areas.
     pub const fn new() -> Vmalloc {
         Vmalloc {
-            tree: IrqLock::new(Tree::new()),
-            shards: [const { CachePadded::new(IrqLock::new(Shard::new())) }; SHARDS],
+            tree: ShardedLock::new(Tree::new()),
+            shards: [const { CachePadded::new(Shard::new()) }; SHARDS],
             deferred: Stack::new(),
             purging: AtomicU32::new(0),
             cache: CacheHandle::new(),

@@ -7,7 +7,7 @@
 use super::{
     Vmap,
     area::{Area, List, State},
-    pool::SHARDS,
+    pool::{Lazy, SHARDS},
 };
 use crate::{page_alloc::Reclaim, platform::Platform};
 use core::{
@@ -26,52 +26,57 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
     pub(super) fn retire(&self, area: &'static Area) {
         area.set_state(State::Lazy);
         let lazy = {
-            let mut shard = self.state.shards[self.shard()].lock(self.p());
-            shard.lazy.push(area);
-            shard.lazy_bytes += area.size;
-            shard.lazy_bytes
+            let mut lists = self.state.shards[self.shard()].lists.lock(self.p());
+            lists.lazy.push(area);
+            lists.lazy.bytes
         };
         if lazy > self.lazy_share() {
             self.purge();
         }
     }
 
-    /// Flushes and frees all lazy areas; returns how many. Process context.
+    /// Flushes and frees all lazy areas; returns how many left the tree. Process context.
     #[cold]
     pub(super) fn purge(&self) -> u64 {
         // Who finds nothing since another purge took it sees that purge: it was begun before the list was had.
-        if self.state.shards.iter().all(|shard| shard.lock(self.p()).lazy_bytes == 0) {
+        if self.state.shards.iter().all(|shard| shard.lists.lock(self.p()).lazy.bytes == 0) {
             // Nothing to flush, and nobody to wake.
             return 0;
         }
         // Before the lists are taken: who does not see this finds the areas on them.
         self.state.purging.fetch_add(1, AcqRel);
-        let mut lists = [List::EMPTY; SHARDS];
+        let mut taken = [const { Lazy::NONE }; SHARDS];
         let (mut low, mut high, mut nr) = (usize::MAX, 0, 0);
-        for (list, shard) in lists.iter_mut().zip(&self.state.shards) {
-            {
-                let mut shard = shard.lock(self.p());
-                *list = mem::take(&mut shard.lazy);
-                shard.lazy_bytes = 0;
-            }
-            for area in list.iter() {
-                (low, high) = (low.min(area.start()), high.max(area.end()));
-                nr += 1;
-            }
+        for (taken, shard) in taken.iter_mut().zip(&self.state.shards) {
+            *taken = mem::replace(&mut shard.lists.lock(self.p()).lazy, Lazy::NONE);
+            (low, high) = (low.min(taken.low), high.max(taken.high));
         }
-        if nr > 0 {
+        if low < high {
             self.p().flush_tlb_kernel_range(low..high);
-            for (shard, list) in lists.iter_mut().enumerate() {
-                while let Some(area) = list.pop() {
-                    if !self.put_pooled(shard, area) {
-                        self.forget(area);
-                    }
-                }
+            for (shard, taken) in taken.into_iter().enumerate() {
+                nr += self.give_purged(shard, taken.list);
             }
+            nr += self.sort_purged(self.shard());
         }
         // Pairs with the Acquire in `await_purges`: who sees it gone finds the addresses free.
         self.state.purging.fetch_sub(1, AcqRel);
         self.p().wake(&self.state.purging);
+        nr
+    }
+
+    /// Gives areas that no CPU knows any more to a shard; returns how many others left the tree for it.
+    fn give_purged(&self, at: usize, list: List) -> u64 {
+        let mut nr = 0;
+        while !list.is_empty() {
+            let mut lists = self.state.shards[at].lists.lock(self.p());
+            if lists.purged.is_empty() {
+                lists.purged = list;
+                break;
+            }
+            // Its CPUs did not come since the last purge.
+            drop(lists);
+            nr += self.sort_purged(at);
+        }
         nr
     }
 
@@ -96,7 +101,10 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
 
     /// Takes an area out of the tree, and gives its descriptor back.
     pub(super) fn forget(&self, area: &'static Area) {
-        self.state.tree.lock(self.p()).remove(area);
+        let mut tree = self.state.tree.change(self.p());
+        tree.remove(area);
+        self.state.shards.iter().for_each(|shard| shard.hint.forget(area));
+        drop(tree);
         if let Some(cache) = self.state.cache.get() {
             let at = ptr::NonNull::from(area).cast();
             // It is from that cache, and nothing leads to it any more.

@@ -11,7 +11,7 @@
 //! noted in an array, which an AVL tree of all the addresses there are does not fill.
 //!
 //! # Locking
-//! The lock that the tree is in.
+//! The lock that the tree is in. Whoever finds something in it only reads.
 
 use super::area::{Area, Link};
 use core::sync::atomic::Ordering::Relaxed;

@@ -4,7 +4,7 @@ use super::{free, high, kunmap, read, rig, sleepers::asleep, write};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use kmem::{
     Kmem, Page,
-    context::{Atomic, Task},
+    context::{Atomic, Path, Task},
     highmem::KmType,
 };
 use kmem_hosted::Hosted;
@@ -113,6 +113,11 @@ fn handlers_and_tasks_do_not_disturb_each_other() {
         assert!(n > 0, "no interrupt on CPU {cpu}");
         assert_eq!(super::peek(&rig, two[0]), (n - 1) as u8);
         assert_eq!(super::peek(&rig, two[1]), !(n - 1) as u8);
+    }
+    for path in [Path::Kmap, Path::KmapLocal] {
+        let stats = [0, 1].map(|cpu| rig.hosted().stats(cpu).unwrap());
+        let landed = stats.map(|s| s.landed[path as usize] + s.landed_deferred[path as usize]);
+        assert!(landed.iter().sum::<u64>() > 0, "no interrupt landed in {path:?}");
     }
     assert!(rig.audit_highmem().unwrap().slept > TASKS as u64);
     free(&rig, shared.into_iter().chain(theirs).chain(first));

@@ -121,9 +121,9 @@ fn serve<const S: u32>(m: &kmem::Kmem<super::stage::Stage<S>>, cpu: usize, hand:
 }
 
 /// Whether a zone may refuse a slab: what is below its watermarks, and in blocks too small for a large one,
-/// comes to less than that.
+/// comes to less than that. Most requests get nothing of what is set aside for atomic ones.
 fn is_full(zone: &Zone) -> bool {
-    zone.free_frames() < zone.managed_frames() / 8
+    zone.free_frames() < zone.highatomic_frames() + zone.managed_frames() / 8
 }
 
 struct Game<const S: u32> {

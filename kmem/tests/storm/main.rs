@@ -98,7 +98,9 @@ fn interrupts_land_in_every_path() {
 
     let (gave, got) = handlers.handed_over();
     assert!(gave > 0 && got > 0, "blocks were handed over both ways: {gave}, {got}");
-    for path in Path::ALL.into_iter().filter(|path| *path != Path::Idle) {
+    // Of those of high memory, which this machine has not, see the storm in `tests/highmem`.
+    let elsewhere = [Path::Idle, Path::Kmap, Path::KmapLocal];
+    for path in Path::ALL.into_iter().filter(|path| !elsewhere.contains(path)) {
         let i = path as usize;
         let landed: u64 = stats.iter().map(|s| s.landed[i] + s.landed_deferred[i]).sum();
         assert!(landed > 0, "no interrupt landed in {path:?}");

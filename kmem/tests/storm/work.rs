@@ -148,6 +148,8 @@ impl<'a> Worker<'a> {
             990..=991 => self.kmem.drain_all_pages(),
             992..=993 => self.mobility(),
             994..=995 => self.at(),
+            996..=997 => self.areas(),
+            998 => self.per_cpu(),
             _ => {
                 // A swing wide enough for the lists to run over and run empty.
                 let order = self.random.below(4) as u32;
@@ -169,6 +171,28 @@ impl<'a> Worker<'a> {
         self.kmem.alloc_pages_bulk(gfp, &mut pages[..n]).unwrap();
         self.kmem.free_pages_bulk(&mut pages[..n]).unwrap();
         assert!(pages.iter().all(Option::is_none));
+    }
+
+    /// Areas of the vmalloc range, as far as there is memory.
+    fn areas(&mut self) {
+        let size = (1 + self.random.below(8) as usize) << 12;
+        let gfp = Gfp::KERNEL | Gfp::NOWARN | Gfp::NORETRY;
+        let areas: Vec<_> = (0..8).map_while(|_| self.kmem.__vmalloc(size, gfp).ok()).collect();
+        for area in areas {
+            // SAFETY: just given to us, and not used after.
+            unsafe { self.kmem.vfree(area.as_ptr()).unwrap() };
+        }
+    }
+
+    /// Places of the per-CPU space, as far as there is memory.
+    fn per_cpu(&mut self) {
+        let size = 8 << self.random.below(8);
+        let gfp = Gfp::KERNEL | Gfp::NOWARN | Gfp::NORETRY;
+        let places = (0..64).map_while(|_| self.kmem.__alloc_percpu_gfp(size, 8, gfp).ok());
+        for at in places.collect::<Vec<_>>() {
+            // SAFETY: just given to us, and not used after.
+            unsafe { self.kmem.free_percpu(at).unwrap() };
+        }
     }
 
     fn exact(&mut self, gfp: Gfp) {

@@ -133,3 +133,47 @@ fn old_addresses_lead_nowhere() {
     });
     assert!(faults.into_inner() > 0, "the reader never came late");
 }
+
+/// What a purge on one CPU makes free is another's again whose it was, and nobody's when all is given back.
+#[test]
+fn purged_areas_go_back_to_their_cpus() {
+    let m = Rig::new(Shape::no_dma(64 * MIB).cpus(2), Config::default());
+    let task = Task::new();
+    let purges = || {
+        for _ in 0..3 {
+            // Three times 16 MiB is more than a CPU's share of what may wait.
+            let area = m.get_vm_area(16 << 20).unwrap();
+            // SAFETY: nobody uses it.
+            unsafe { m.vunmap(area.as_ptr()).unwrap() };
+        }
+    };
+    let area = m.on(1, &task, |_| {
+        let area = m.vmalloc(PAGE).unwrap();
+        vfree(&m, area);
+        let other = m.vmalloc(PAGE).unwrap();
+        assert_ne!(other, area, "used again before a purge");
+        vfree(&m, other);
+        [area, other]
+    });
+    m.on(0, &task, |_| {
+        // Twice: what waits for the other CPU is in the way of the second.
+        purges();
+        purges();
+        let mine = m.vmalloc(PAGE).unwrap();
+        assert!(!area.contains(&mine), "another shard's");
+        vfree(&m, mine);
+    });
+    m.on(1, &task, |_| {
+        let again = [(); 2].map(|()| m.vmalloc(PAGE).unwrap());
+        assert!(area.iter().all(|at| again.contains(at)), "{again:?} for {area:?}");
+        again.into_iter().for_each(|at| vfree(&m, at));
+    });
+    m.on(0, &task, |_| {
+        purges();
+        let before = m.audit_vmalloc().unwrap();
+        assert!(before.live == 0 && before.lazy + before.pooled > 0, "{before:?}");
+        assert_eq!(m.vm_unmap_aliases(), before.lazy + before.pooled);
+        let after = m.audit_vmalloc().unwrap();
+        assert_eq!((after.lazy, after.pooled, after.free), (0, 0, after.largest), "{after:?}");
+    });
+}

@@ -2,8 +2,8 @@
 //!
 //! # Concepts
 //! Everything below the per-CPU lists is reached from interrupts too, so a lock that an interrupt
-//! could find held on its own CPU must mask interrupts while it is held. That is the one kind of lock
-//! the allocator uses inside (`IrqLock`). [`SpinLock`] is the same for users of the typed API: inside
+//! could find held on its own CPU must mask interrupts while it is held. That is the kind of lock
+//! the allocator uses inside (`IrqLock`, and `ShardedLock` where many look and few change). [`SpinLock`] is the same for users of the typed API: inside
 //! its closure there is no way to sleep.
 //!
 //! # Implementation
@@ -12,6 +12,10 @@
 //!
 //! # Locking
 //! The lock order is in `docs/ARCHITECTURE.md`; `IrqLock`s of the buddy are leaves.
+
+mod sharded;
+
+pub(crate) use sharded::{LookGuard, ShardedLock};
 
 use crate::{
     context::{Atomic, Process, Section},
