@@ -13,13 +13,15 @@
 //! An allocation that finds no memory all the same, even after the allocator has drained its lists, waits until every operation that
 //! the recording has before it is done: Linux had those frees. If there is still no memory it is tried
 //! below the watermarks (`__GFP_MEMALLOC`), again while other threads come further, and counted as `below_watermark`; if
-//! that fails too it is a failure.
+//! that fails too it is a failure. The others do not keep pace with a thread that waits so: what is missing then is
+//! seldom frames, but a block of some order. Where blocks lie differs from Linux and from run to run, so the moment
+//! at which the last of an order is taken does too, and the frees that merge into another are a few events ahead.
 //! Linux's reclaim needs no replaying: what it freed are events of the recording.
 //!
 //! # Locking
 //! The table's words are written once each (release) and read by waiters (acquire). A waiter gives its CPU
 //! up now and then, so that more threads than CPUs still make progress; the operation with the smallest position
-//! never waits for anything, so somebody always does.
+//! never waits for anything but memory, and that not for ever, so somebody always does.
 
 use super::{
     Args, Speed,
@@ -49,7 +51,7 @@ use std::{
 /// Not there yet.
 const ABSENT: u32 = 0;
 /// When no thread has come further for so long, none will.
-const STUCK: Duration = Duration::from_millis(200);
+const STUCK: Duration = Duration::from_millis(500);
 /// After so many failures the machine is too small, and nobody is waited for.
 const HOPELESS: u32 = 8;
 /// Its allocation failed.
@@ -121,7 +123,8 @@ const SAMPLES: u64 = 400;
 struct Shared<'a> {
     machine: &'a Machine,
     words: Vec<AtomicU32>,
-    /// By thread: position of the operation it is at; `u64::MAX` once it is done.
+    /// By thread: position of the operation it is at; `u64::MAX` once it is done, and while it waits for memory that
+    /// the operations before do not give back.
     at: Vec<AtomicU64>,
     next_sample: AtomicU64,
     sample_every: u64,
@@ -313,7 +316,7 @@ impl Shared<'_> {
                 self.wait_until(*time, process);
             }
             match op.what {
-                What::Alloc => self.alloc(op, process, &mut c),
+                What::Alloc => self.alloc(index, op, process, &mut c),
                 What::Free => {
                     if let Some(pfn) = self.place(op.handle, process) {
                         self.free(pfn, op, &mut c);
@@ -387,7 +390,7 @@ impl Shared<'_> {
         zones.map(|z| z.free_frames().saturating_sub(z.watermarks().low)).sum::<u64>() / 128
     }
 
-    fn alloc(&self, op: &Op, process: &mut Process, c: &mut Counts) {
+    fn alloc(&self, index: usize, op: &Op, process: &mut Process, c: &mut Counts) {
         self.keep_pace(op, process);
         // Where Linux would have repeated for ever, this engine waits for the frees instead.
         let (gfp, _) = Gfp::from_linux(op.gfp);
@@ -405,7 +408,7 @@ impl Shared<'_> {
             got = self.machine.alloc_pages(gfp, order);
         }
         if got.is_err() {
-            got = self.alloc_last(gfp, order, process);
+            got = self.alloc_last(index, op, gfp, process);
             c.below_watermark += u64::from(got.is_ok());
         }
         let word = match got.ok().and_then(|page| self.machine.page_to_pfn(page)) {
@@ -422,8 +425,27 @@ impl Shared<'_> {
     }
 
     /// Below the watermarks, for as long as others give frames back: those that are ahead hold some that they had not
-    /// yet in the recording, and lists of a CPU whose thread the host keeps waiting are not drained.
-    fn alloc_last(&self, gfp: Gfp, order: u32, process: &mut Process) -> Result<&Page, AllocError> {
+    /// yet in the recording, and lists of a CPU whose thread the host keeps waiting are not drained. Nobody keeps pace
+    /// with this thread meanwhile, or soon all would wait for each other.
+    fn alloc_last(
+        &self,
+        index: usize,
+        op: &Op,
+        gfp: Gfp,
+        process: &mut Process,
+    ) -> Result<&Page, AllocError> {
+        let got = self.alloc_waiting(index, gfp, op.order.into(), process);
+        self.at[index].store(op.seq.into(), Release);
+        got
+    }
+
+    fn alloc_waiting(
+        &self,
+        index: usize,
+        gfp: Gfp,
+        order: u32,
+        process: &mut Process,
+    ) -> Result<&Page, AllocError> {
         let progress = || self.at.iter().fold(0u64, |sum, at| sum.wrapping_add(at.load(Acquire)));
         let (mut seen, mut since, mut turns) = (progress(), Instant::now(), 0);
         loop {
@@ -436,6 +458,7 @@ impl Shared<'_> {
                 self.hopeless.fetch_add(1, Relaxed);
                 return got;
             }
+            self.at[index].store(u64::MAX, Release);
             self.idle(&mut turns, process);
             let now = progress();
             if now != seen {

@@ -50,7 +50,7 @@ fn replay(folder: &Path, args: &[&str]) -> Ran {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        if began.elapsed() > Duration::from_secs(60) {
+        if began.elapsed() > Duration::from_secs(300) {
             child.kill().unwrap();
             child.wait().unwrap();
             let said = std::fs::read_to_string(&err).unwrap();

@@ -102,6 +102,41 @@ fn larger_and_smaller_largest_orders() {
     }
 }
 
+/// Who waits for a block holds nobody back: what gives it one may be further on in the recording than threads
+/// otherwise come apart.
+#[test]
+fn a_block_that_comes_free_later_is_waited_for() {
+    const PAIRS: u64 = 100;
+    let folder = tempfile::tempdir().unwrap();
+    let run = |maker: Maker| {
+        maker.done().write(folder.path().join("late.kmr")).unwrap();
+        let args = ["late.kmr", "-q", "--json", "--no-report", "--pages-only", "--memory", "64M"];
+        let r = replay(folder.path(), &args).json();
+        assert_eq!(r["failures"], 0);
+        r
+    };
+    let block = |i: u64| (0x10_0000 + i * 1024, 10);
+    let mut empty = Maker::new("late");
+    empty.alloc(0, 0, block(0));
+    let largest = run(empty)["start"]["free_blocks"][10].as_u64().unwrap();
+
+    // CPU 0 wants a block of the largest order more than there are; CPU 1 frees one, but only after much else.
+    let before = largest.checked_sub(8).filter(|n| *n > 0).unwrap();
+    let mut maker = Maker::new("late");
+    // Breaks one of them.
+    maker.alloc(0, 0, (block(largest).0, 0));
+    (before..largest).for_each(|i| _ = maker.alloc(0, 0, block(i)));
+    for _ in 0..PAIRS {
+        let frame = (block(largest + 1).0, 0);
+        let id = maker.alloc(1, 1, frame);
+        maker.free(1, 1, frame, Some(id));
+    }
+    (0..before).for_each(|i| maker.free(2, 1, block(i), None));
+    let r = run(maker);
+    assert_eq!((&r["start"]["free_blocks"][10], &r["allocs"]), (&8.into(), &(9 + PAIRS).into()));
+    assert!(r["below_watermark"].as_u64() > Some(0), "nothing had to wait: {r}");
+}
+
 /// Zones that no machine here has are named.
 #[test]
 fn an_unknown_zone_is_refused() {

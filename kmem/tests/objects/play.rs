@@ -149,6 +149,7 @@ impl<const S: u32> Game<S> {
         let m = Machine::new(blocks, config);
         let hand = Arc::new(Mutex::new(Hand::default()));
         let hands = Arc::clone(&hand);
+        m.stage().set_alone();
         m.stage().set_handler(move |m, cpu| serve(m, cpu, &hands));
         Game {
             m,

@@ -92,6 +92,7 @@ pub struct Stage<const SHIFT: u32> {
     tables: Mutex<Vec<Block>>,
     kmem: AtomicPtr<Kmem<Stage<SHIFT>>>,
     fuse: AtomicU32,
+    alone: AtomicBool,
     handler: Mutex<Option<Arc<Handler<SHIFT>>>>,
     prompted: AtomicBool,
     prompter: Mutex<Option<Arc<Prompter<SHIFT>>>>,
@@ -118,6 +119,7 @@ impl<const SHIFT: u32> Stage<SHIFT> {
             tables: Mutex::default(),
             kmem: AtomicPtr::default(),
             fuse: AtomicU32::new(0),
+            alone: AtomicBool::new(false),
             handler: Mutex::default(),
             prompted: AtomicBool::new(false),
             prompter: Mutex::default(),
@@ -128,6 +130,11 @@ impl<const SHIFT: u32> Stage<SHIFT> {
     /// Lets the handler run at the `n`-th platform call from now; 0 disarms.
     pub fn arm(&self, n: u32) {
         self.fuse.store(n, SeqCst);
+    }
+
+    /// One thread plays all CPUs: who waits for another need not give way to it.
+    pub fn set_alone(&self) {
+        self.alone.store(true, SeqCst);
     }
 
     /// Names the interrupt handler.
@@ -297,7 +304,12 @@ unsafe impl<const SHIFT: u32> Platform for Stage<SHIFT> {
     fn wake(&self, _word: &AtomicU32) {}
 
     fn relax(&self) {
-        std::thread::yield_now();
+        // On a busy host each time may cost a slice of it, and a wait that nobody can answer has 20,000 turns.
+        if self.alone.load(SeqCst) {
+            std::hint::spin_loop();
+        } else {
+            std::thread::yield_now();
+        }
     }
 
     fn now_ns(&self) -> u64 {
