@@ -10,7 +10,8 @@
 //! A list is a ring of 32-bit frame numbers; two free-running counters are its ends. Orders 0 to 3 and
 //! a pageblock's order have lists, one per mobility. How many blocks a list may hold (`high`) tunes
 //! itself: a refill that follows a spill says that the traffic swings wider than the list, so it grows;
-//! pressure on the zone puts it back to its smallest. The ring goes round in no more places than that
+//! pressure on the zone puts it back to half of its smallest, since what lies on lists then keeps the last large
+//! blocks from being whole. The ring goes round in no more places than that
 //! takes, so that a list costs few cache lines; its size changes when it is empty, which it is when it
 //! is refilled.
 //!
@@ -130,6 +131,11 @@ impl Limits {
             l.max[o] = blocks;
         }
         l
+    }
+
+    /// What a list may hold while the zone is under pressure: about a batch. One that is on stays on.
+    fn pressed(&self, class: usize) -> u32 {
+        self.min[class].div_ceil(2)
     }
 }
 
@@ -458,18 +464,18 @@ impl Pcp {
         let o = list.class();
         let spilled = self.spilled.load(Relaxed);
         if pressed {
-            self.set_high(list, limits.min[o]);
+            self.set_high(list, limits.pressed(o));
         } else if spilled & list.bit() != 0 {
             self.set_high(list, (self.high(list) + limits.batch[o]).min(limits.max[o]));
         }
         self.spilled.store(spilled & !list.bit(), Relaxed);
     }
 
-    /// Notes that the list ran over; under pressure it shrinks to its smallest.
+    /// Notes that the list ran over; under pressure it shrinks.
     pub(crate) fn note_spill(&self, list: ListId, limits: &Limits, pressed: bool) {
         self.spilled.store(self.spilled.load(Relaxed) | list.bit(), Relaxed);
         if pressed {
-            self.set_high(list, limits.min[list.class()]);
+            self.set_high(list, limits.pressed(list.class()));
         }
     }
 
