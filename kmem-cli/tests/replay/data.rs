@@ -6,7 +6,7 @@ use serde_json::Value;
 const A: &str = "linux-6.12-a.kmr";
 const B: &str = "linux-6.12-b.kmr";
 
-/// Nothing fails, the start is Linux's, and the end is no more fragmented than Linux's. `runs` is 1, or 3 where
+/// Nothing fails, the start is Linux's, and the end is no more fragmented than Linux's. `runs` is 1, or 5 where
 /// threads come to another end each time: then the middle one counts for each order.
 fn check(name: &str, events: u64, options: &[&str], runs: usize) {
     let results: Vec<Value> = (0..runs).map(|_| check_once(name, events, options)).collect();
@@ -47,7 +47,7 @@ fn check_once(name: &str, events: u64, options: &[&str]) -> Value {
 
 #[test]
 fn a_on_threads() {
-    check(A, 497_328, &[], 3);
+    check(A, 497_328, &[], 5);
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn a_in_order() {
 
 #[test]
 fn b_on_threads() {
-    check(B, 577_373, &[], 3);
+    check(B, 577_373, &[], 5);
 }
 
 #[test]

@@ -123,7 +123,12 @@ fn serve<const S: u32>(m: &kmem::Kmem<super::stage::Stage<S>>, cpu: usize, hand:
 /// Whether a zone may refuse a slab: what is below its watermarks, and in blocks too small for a large one,
 /// comes to less than that. Most requests get nothing of what is set aside for atomic ones.
 fn is_full(zone: &Zone) -> bool {
-    zone.free_frames() < zone.highatomic_frames() + zone.managed_frames() / 8
+    is_nearly_full(zone, 0)
+}
+
+/// The same before so many frames were given back.
+fn is_nearly_full(zone: &Zone, given_back: u64) -> bool {
+    zone.free_frames() < zone.highatomic_frames() + zone.managed_frames() / 8 + given_back
 }
 
 struct Game<const S: u32> {
@@ -180,8 +185,13 @@ impl<const S: u32> Game<S> {
 
     /// A request failed: that is right where memory is short.
     fn failed(&self, e: AllocError) {
+        self.failed_after(e, 0);
+    }
+
+    /// The same of one that gave back what it had of so many frames.
+    fn failed_after(&self, e: AllocError, frames: u64) {
         assert_eq!(e, AllocError::NoMemory);
-        let full = self.m.zones().iter().all(is_full);
+        let full = self.m.zones().iter().all(|zone| is_nearly_full(zone, frames));
         let free = self.m.nr_free_pages();
         assert!(!self.squeezed.is_empty() || full, "out of memory with {free} free");
     }
@@ -271,7 +281,11 @@ impl<const S: u32> Game<S> {
         let mut objects = vec![NonNull::dangling(); usize::from(n) % 90];
         let from = Some(cache.name().to_string());
         match self.m.kmem_cache_alloc_bulk(cache, self.gfp(n), &mut objects) {
-            Err(e) => self.failed(e),
+            Err(e) => {
+                let frames = (cache.size() * objects.len()) as u64 >> S;
+                // And slabs that had places left.
+                self.failed_after(e, frames + 16);
+            }
             Ok(()) => {
                 for at in objects {
                     self.got(at, size, align.max(8), from.clone(), ctor.map(|_| true));
