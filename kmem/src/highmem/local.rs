@@ -104,12 +104,12 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
     /// Maps a high page on top of the CPU's stack.
     #[track_caller]
     fn push(&self, cpu: Option<&Cpu>, pfn: Pfn, kind: Kind) -> Result<NonNull<u8>, Misuse> {
-        let _mark = self.pages.mark(Path::KmapLocal);
         let (cpu, stack) = self.stack_for(cpu, pfn)?;
         let place = stack.depth();
         if place == KM_MAX_IDX {
             return Err(self.pages.misuse(Misuse::LocalDepth { cpu }));
         }
+        let _mark = self.pages.mark(Path::KmapLocal);
         stack.set_depth(place + 1);
         stack.entries[place].store(kind.entry(pfn), Relaxed);
         let at = self.local_at(cpu, place);
@@ -121,7 +121,6 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
     /// Undoes the mapping on top of the CPU's stack, which must be the one at `addr`.
     #[track_caller]
     fn pop(&self, cpu: Option<&Cpu>, addr: usize, kind: Kind) -> Result<(), Misuse> {
-        let _mark = self.pages.mark(Path::KmapLocal);
         let Some(Where::Local(on, place)) = self.place_at(addr) else {
             return Err(self.pages.misuse(Misuse::NotLocalMap { addr }));
         };
@@ -148,6 +147,7 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
             let last = self.local_at(cpu, depth - 1);
             return Err(self.pages.misuse(Misuse::LocalOrder { addr, last }));
         }
+        let _mark = self.pages.mark(Path::KmapLocal);
         self.clear(cpu, place);
         stack.set_depth(place);
         Ok(())
@@ -283,13 +283,13 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         pfn: Pfn,
         purpose: KmType,
     ) -> Result<NonNull<u8>, Misuse> {
-        let _mark = self.pages.mark(Path::KmapLocal);
         let (cpu, stack) = self.stack_for(cpu, pfn)?;
         // An interrupt in between takes the purpose and gives it back.
         if stack.typed[purpose as usize].load(Relaxed) {
             let purpose = purpose.name();
             return Err(self.pages.misuse(Misuse::KmTypeInUse { purpose, cpu }));
         }
+        let _mark = self.pages.mark(Path::KmapLocal);
         stack.typed[purpose as usize].store(true, Relaxed);
         compiler_fence(SeqCst);
         let at = self.local_at(cpu, KM_MAX_IDX + purpose as usize);
@@ -310,7 +310,6 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
 
     #[track_caller]
     fn clear_typed(&self, cpu: Option<&Cpu>, addr: usize, purpose: KmType) -> Result<(), Misuse> {
-        let _mark = self.pages.mark(Path::KmapLocal);
         let misuse = Misuse::NotLocalMap { addr };
         let Some((cpu, stack)) = cpu.and_then(|cpu| Some((cpu.id(), self.stack(cpu)?))) else {
             return Err(self.pages.misuse(Misuse::NoCpu));
@@ -320,6 +319,7 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
             Some(Where::Local(on, place))
                 if on == cpu && place == KM_MAX_IDX + purpose as usize && used.load(Relaxed) =>
             {
+                let _mark = self.pages.mark(Path::KmapLocal);
                 self.clear(cpu, place);
                 compiler_fence(SeqCst);
                 used.store(false, Relaxed);

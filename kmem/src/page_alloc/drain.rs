@@ -166,7 +166,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             self.drain_owned(cpu);
             self.answered(owned, DEFER_DRAIN);
         }
-        let asked = cpu.deferred.load(Acquire) & (DEFER_SAMPLE | DEFER_RECALL);
+        let mut asked = cpu.deferred.load(Acquire) & (DEFER_SAMPLE | DEFER_RECALL);
+        if cpu.path_raw() != 0 {
+            // It would forget its machine for as long as its path is marked, and then know it again.
+            asked &= !DEFER_SAMPLE;
+        }
         if asked != 0 {
             cpu.deferred.fetch_and(!asked, AcqRel);
             match asked & DEFER_RECALL {

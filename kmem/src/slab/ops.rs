@@ -19,7 +19,7 @@ use super::{
     state,
 };
 use crate::{
-    context::Path,
+    context::{Before, Cpu, Path},
     error::{AllocError, Misuse},
     gfp::{Gfp, GfpError},
     page_alloc::Reclaim,
@@ -28,7 +28,10 @@ use crate::{
 use core::{
     panic::Location,
     ptr::{self, NonNull},
-    sync::atomic::Ordering::Relaxed,
+    sync::atomic::{
+        Ordering::{Relaxed, SeqCst},
+        compiler_fence,
+    },
 };
 
 /// Flags of a request that say where its memory comes from, which is the cache's to say.
@@ -89,10 +92,24 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 object.state.set(state::LIVE);
                 taken = Some(object);
             }
-            self.pages.disown_idle(cpu, idle);
+            self.let_go::<WARM>(cpu, idle);
         }
         p.put_cpu(cpu);
         taken
+    }
+
+    /// Lets the CPU's lists go, and with `WARM` does what others left for that moment: a kick that came while a
+    /// node was locked, or the misuse that a flush found.
+    #[inline(always)]
+    fn let_go<const WARM: bool>(self, cpu: &Cpu, idle: Before) {
+        self.pages.disown_idle(cpu, idle);
+        if WARM {
+            // As in `disown`.
+            compiler_fence(SeqCst);
+            if cpu.deferred.load(Relaxed) != 0 {
+                self.pages.run_deferred(cpu);
+            }
+        }
     }
 
     /// `kmem_cache_alloc`.
@@ -366,7 +383,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     state.set(state::LIVE);
                 }
             }
-            self.pages.disown_idle(cpu, idle);
+            self.let_go::<WARM>(cpu, idle);
         }
         p.put_cpu(cpu);
         done

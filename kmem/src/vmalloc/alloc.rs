@@ -191,7 +191,9 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             .and_then(|()| self.map_from(area, 0, prot, wanted.gfp));
         match built {
             Ok(()) => {
-                area.set_state(State::Live);
+                // A stack is LIVE once `issue` has given it to somebody: the word of a LIVE area is not its owner's.
+                let guarded = flags.contains(VmFlags::STACK);
+                area.set_state(if guarded { State::Kept } else { State::Live });
                 Ok(area)
             }
             Err(e) => {

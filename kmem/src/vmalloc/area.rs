@@ -199,6 +199,7 @@ impl Area {
     /// Only its owner writes the word of an area that is not LIVE.
     #[inline]
     fn set(&self, word: Word) {
+        debug_assert!(self.state() != State::Live, "others may look at it");
         // Release pairs with the Acquire in `word`, `look` and `take`.
         self.word.store(word.0, Release);
     }

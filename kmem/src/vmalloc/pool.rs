@@ -145,8 +145,11 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
                     lists.pools[class].push(area);
                 }
                 _ => {
+                    // Who wants addresses meanwhile waits for these.
+                    self.begin_purge();
                     drop(lists);
                     self.forget(area);
+                    self.end_purge();
                     nr += 1;
                 }
             }

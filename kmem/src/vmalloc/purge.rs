@@ -44,8 +44,8 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             // Nothing to flush, and nobody to wake.
             return 0;
         }
-        // Before the lists are taken: who does not see this finds the areas on them.
-        self.state.purging.fetch_add(1, AcqRel);
+        // Before the lists are taken.
+        self.begin_purge();
         let mut taken = [const { Lazy::NONE }; SHARDS];
         let (mut low, mut high, mut nr) = (usize::MAX, 0, 0);
         for (taken, shard) in taken.iter_mut().zip(&self.state.shards) {
@@ -59,10 +59,20 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
             }
             nr += self.sort_purged(self.shard());
         }
+        self.end_purge();
+        nr
+    }
+
+    /// Areas are about to be on no list and in the tree: who does not see this finds them on a list.
+    pub(super) fn begin_purge(&self) {
+        self.state.purging.fetch_add(1, AcqRel);
+    }
+
+    /// They are free, or on a list again.
+    pub(super) fn end_purge(&self) {
         // Pairs with the Acquire in `await_purges`: who sees it gone finds the addresses free.
         self.state.purging.fetch_sub(1, AcqRel);
         self.p().wake(&self.state.purging);
-        nr
     }
 
     /// Gives areas that no CPU knows any more to a shard; returns how many others left the tree for it.
