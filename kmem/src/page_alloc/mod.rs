@@ -156,16 +156,17 @@ pub(crate) struct Owned<'a> {
 pub(crate) struct Mark<'a, P: Platform> {
     p: &'a P,
     cpu: Option<&'a Cpu>,
-    idle: Option<Before>,
+    /// `None` if the path stayed as it was.
+    before: Option<Before>,
 }
 
 impl<P: Platform> Drop for Mark<'_, P> {
     #[inline(always)]
     fn drop(&mut self) {
         let Some(cpu) = self.cpu else { return };
-        if let Some(idle) = self.idle {
-            compiler_fence(SeqCst);
-            cpu.restore(idle);
+        compiler_fence(SeqCst);
+        if let Some(before) = self.before {
+            cpu.restore(before);
         }
         self.p.put_cpu(cpu);
     }
@@ -398,10 +399,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         compiler_fence(SeqCst);
     }
 
-    /// Undoes [`own_idle`](Self::own_idle). Nobody looks at `deferred`: who waits for an answer kicks again.
+    /// Undoes [`own_idle`](Self::own_idle). The fast paths do not look at `deferred`: who waits for an answer kicks
+    /// again. All others follow with [`do_deferred`](Self::do_deferred).
     #[inline(always)]
     pub(crate) fn disown_idle(&self, cpu: &Cpu, idle: Before) {
-        // As in `disown`.
+        // An interrupt handler on this CPU must see every change of the lists before the flag falls.
         compiler_fence(SeqCst);
         cpu.restore(idle);
     }
@@ -433,35 +435,30 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Lets the CPU's lists go, and does what others left for that moment.
     #[inline(always)]
     pub(crate) fn disown(&self, owned: Owned<'_>) {
-        // An interrupt handler on this CPU must see every change of the lists before the flag falls.
-        compiler_fence(SeqCst);
-        owned.cpu.restore(owned.before);
-        // The flag falls before the look at `deferred`: a request that comes before the look is seen
+        self.disown_idle(owned.cpu, owned.before);
+        self.do_deferred(owned.cpu);
+    }
+
+    /// Does what others left for a CPU, whose lists the caller has just let go.
+    #[inline(always)]
+    pub(crate) fn do_deferred(&self, cpu: &Cpu) {
+        // The flag fell before the look at `deferred`: a request that comes before the look is seen
         // by it, one that comes after is served by its own interrupt.
         compiler_fence(SeqCst);
-        if owned.cpu.deferred.load(Relaxed) != 0 {
-            self.run_deferred(owned.cpu);
+        if cpu.deferred.load(Relaxed) != 0 {
+            self.run_deferred(cpu);
         }
     }
 
     /// Runs `f` with the CPU's path marked, for the statistics of where interrupts land. The lists are not
     /// owned by this.
     fn marked<T>(&self, path: Path, f: impl FnOnce() -> T) -> T {
-        match self.p.get_cpu() {
-            None => f(),
-            Some(cpu) => {
-                let free = cpu.path_raw() < Path::FIRST_OWNER;
-                let before = free.then(|| cpu.set_path(path));
-                compiler_fence(SeqCst);
-                let r = f();
-                compiler_fence(SeqCst);
-                if let Some(before) = before {
-                    cpu.restore(before);
-                }
-                self.p.put_cpu(cpu);
-                r
-            }
-        }
+        let cpu = self.p.get_cpu();
+        let free = cpu.filter(|cpu| cpu.path_raw() < Path::FIRST_OWNER);
+        let before = free.map(|cpu| cpu.set_path(path));
+        compiler_fence(SeqCst);
+        let _mark = Mark { p: &self.p, cpu, before };
+        f()
     }
 
     /// Marks the path of a CPU that is in none until what this returns is dropped: for the layers above, with few
@@ -469,12 +466,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[inline(always)]
     pub(crate) fn mark(&self, path: Path) -> Mark<'_, P> {
         let cpu = self.p.get_cpu_fast();
-        let idle = cpu.and_then(|cpu| self.idle(cpu, false));
-        match (cpu, idle) {
+        let before = cpu.and_then(|cpu| self.idle(cpu, false));
+        match (cpu, before) {
             (Some(cpu), Some(idle)) => self.own_idle(cpu, idle, path, false),
             _ => self.note_machine(),
         }
-        Mark { p: &self.p, cpu, idle }
+        Mark { p: &self.p, cpu, before }
     }
 
     /// Has the caller's CPU know whose it is, for the next time.

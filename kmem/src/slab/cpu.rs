@@ -260,10 +260,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if let Some(object) = self.pop_previous(cpu, loaded) {
             return Some(object);
         }
-        match Need::of(cpu, self.side_of(loaded)?) {
-            Need::Nothing => self.refill(cpu, loaded),
-            Need::Magazines | Need::Tuning(_) => None,
-        }
+        let need = Need::of(cpu, self.side_of(loaded)?);
+        if matches!(need, Need::Nothing) { self.refill(cpu, loaded) } else { None }
     }
 
     /// Has a CPU whose magazines of a cache are empty exchange the loaded one for a full one, or fills it, and takes

@@ -19,7 +19,7 @@ use super::{
     state,
 };
 use crate::{
-    context::{Before, Cpu, Path},
+    context::Path,
     error::{AllocError, Misuse},
     gfp::{Gfp, GfpError},
     page_alloc::Reclaim,
@@ -28,10 +28,7 @@ use crate::{
 use core::{
     panic::Location,
     ptr::{self, NonNull},
-    sync::atomic::{
-        Ordering::{Relaxed, SeqCst},
-        compiler_fence,
-    },
+    sync::atomic::Ordering::Relaxed,
 };
 
 /// Flags of a request that say where its memory comes from, which is the cache's to say.
@@ -92,24 +89,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 object.state.set(state::LIVE);
                 taken = Some(object);
             }
-            self.let_go::<WARM>(cpu, idle);
+            self.pages.disown_idle(cpu, idle);
+            if WARM {
+                self.pages.do_deferred(cpu);
+            }
         }
         p.put_cpu(cpu);
         taken
-    }
-
-    /// Lets the CPU's lists go, and with `WARM` does what others left for that moment: a kick that came while a
-    /// node was locked, or the misuse that a flush found.
-    #[inline(always)]
-    fn let_go<const WARM: bool>(self, cpu: &Cpu, idle: Before) {
-        self.pages.disown_idle(cpu, idle);
-        if WARM {
-            // As in `disown`.
-            compiler_fence(SeqCst);
-            if cpu.deferred.load(Relaxed) != 0 {
-                self.pages.run_deferred(cpu);
-            }
-        }
     }
 
     /// `kmem_cache_alloc`.
@@ -383,7 +369,10 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     state.set(state::LIVE);
                 }
             }
-            self.let_go::<WARM>(cpu, idle);
+            self.pages.disown_idle(cpu, idle);
+            if WARM {
+                self.pages.do_deferred(cpu);
+            }
         }
         p.put_cpu(cpu);
         done

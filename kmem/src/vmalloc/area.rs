@@ -12,8 +12,8 @@
 //!   its maker    all     who freed it,     a list    a list        or gone
 //!                        or the list of deferred frees
 //! ```
-//! One of a kernel stack may go from LIVE to KEPT, and back, or from KEPT to DYING: it is whole, and whose who keeps
-//! free stacks. One from get_vm_area goes from LIVE back to BUILDING while vm_map_pages adds to it: to look up what it
+//! One of a kernel stack goes from BUILDING to KEPT, from there to LIVE and back, or from KEPT to DYING: it is whole, and
+//! whose who keeps free stacks. One from get_vm_area goes from LIVE back to BUILDING while vm_map_pages adds to it: to look up what it
 //! shows, and to free it, is denied meanwhile.
 //!
 //! # Locking

@@ -154,7 +154,7 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         self.claim(addr, by, State::Kept).map(Guarded)
     }
 
-    /// Gives one that was kept, or just made, to a user.
+    /// Gives one that was kept, or just made (which is KEPT too), to a user.
     pub(crate) fn issue(self, kept: Guarded, to: &'static Location<'static>) -> NonNull<u8> {
         kept.0.set_caller(to);
         kept.0.set_state(State::Live);
@@ -197,8 +197,8 @@ impl<P: Platform, R: Reclaim> Vmap<'_, P, R> {
         count
     }
 
-    /// Calls `f` with what guarded area an address is in, its guards included, which nobody frees meanwhile. For callers
-    /// who may have the tree's lock themselves: `None` then.
+    /// Calls `f` with what guarded area an address is in, its guards included. One that is LIVE nobody frees meanwhile; one
+    /// that is KEPT may go, but for its descriptor. For callers who may have the tree's lock themselves: `None` then.
     pub(crate) fn guarded_at<T>(self, addr: usize, f: impl FnOnce(GuardedAt) -> T) -> Option<T> {
         let tree = self.tree_patiently()?;
         let area = tree.find(addr)?;
