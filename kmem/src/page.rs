@@ -475,19 +475,19 @@ impl Page {
         self.private.load(Ordering::Relaxed) % (1 << SHELF_AT)
     }
 
-    /// Sets what [`next_object`](Self::next_object) says. For the holder of the node's lock.
+    /// Sets what [`next_object`](Self::next_object) says. For the holder of the shelf's lock.
     #[inline]
     pub(crate) fn set_next_object(&self, i: u32) {
         self.private.store(i | (self.shelf() as u32) << SHELF_AT, Ordering::Relaxed);
     }
 
-    /// Which CPUs a slab is for, of its first page.
+    /// On which shelf of its node's a slab is, of its first page.
     #[inline]
     pub(crate) fn shelf(&self) -> usize {
         (self.private.load(Ordering::Relaxed) >> SHELF_AT) as usize
     }
 
-    /// Sets what [`shelf`](Self::shelf) says. For the holder of the node's lock.
+    /// Sets what [`shelf`](Self::shelf) says. For who makes a slab or gives it back.
     #[inline]
     pub(crate) fn set_shelf(&self, shelf: usize) {
         self.private.store(self.next_object() | (shelf as u32) << SHELF_AT, Ordering::Relaxed);

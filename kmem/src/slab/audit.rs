@@ -6,7 +6,7 @@
 
 use super::{
     Objects, SlabFlags,
-    cache::{Descriptor, List, MAX_CACHES, NONE, SHELVES},
+    cache::{Descriptor, List, MAX_CACHES, NONE},
     layout::OUTSIDE,
     magazine::Magazine,
     state,
@@ -146,8 +146,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             grown: 0,
             released: 0,
         };
-        for node in d.nodes {
-            let lists = node.lists.lock(self.pages.platform());
+        for shelf in d.shelves {
+            let lists = shelf.lists.lock(self.pages.platform());
             let active = lists.in_use().map(|list| u64::from(list.nr)).sum::<u64>();
             let slabs = active + u64::from(lists.empty.nr);
             let objects = slabs * u64::from(d.layout.nr);
@@ -157,12 +157,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             info.active_objects += objects - lists.free;
             info.grown += lists.grown;
             info.released += lists.released;
-            for mut m in lists.full_magazines {
-                // SAFETY: null or a magazine in the depot, which nobody changes under the lock.
-                while let Some(full) = unsafe { m.as_ref() } {
-                    info.cached_objects += u64::from(full.nr());
-                    m = full.next.load(Relaxed);
-                }
+            let mut m = lists.full_magazines;
+            // SAFETY: null or a magazine in the depot, which nobody changes under the lock.
+            while let Some(full) = unsafe { m.as_ref() } {
+                info.cached_objects += u64::from(full.nr());
+                m = full.next.load(Relaxed);
             }
         }
         if d.layout.states_at == OUTSIDE {
@@ -247,8 +246,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         sum: &mut ObjectAudit,
     ) -> Result<(), ObjectAuditError> {
         let (mut cached, mut live, mut all_free, mut kept) = (0, 0, 0, 0);
-        for node in d.nodes {
-            let lists = node.lists.lock(self.pages.platform());
+        for (at, shelf) in d.shelves.iter().enumerate() {
+            let lists = shelf.lists.lock(self.pages.platform());
             let mut free = 0;
             let mut bad = None;
             for list in lists.all() {
@@ -268,10 +267,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     } else if here == d.layout.nr {
                         &lists.empty
                     } else {
-                        &lists.partial[page.shelf() % SHELVES]
+                        &lists.partial
                     };
                     let counted = page.free_objects();
-                    if !core::ptr::eq(list, listed) || counted != here {
+                    let elsewhere = self.shelf_with(d, head) != at;
+                    if !core::ptr::eq(list, listed) || counted != here || elsewhere {
                         bad = Some(head);
                     }
                 });
@@ -315,8 +315,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let mut live = 0;
         let p = self.pages.platform();
         let mut listed = [const { None }; LISTED as usize];
-        for node in d.nodes {
-            let lists = node.lists.lock(p);
+        for shelf in d.shelves {
+            let lists = shelf.lists.lock(p);
             for list in lists.in_use() {
                 self.walk(list, |head| {
                     self.each_live(d, head, |object| {

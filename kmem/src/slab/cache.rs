@@ -1,4 +1,4 @@
-//! What is kept for a cache: its descriptor, its lists by node, its magazines by CPU.
+//! What is kept for a cache: its descriptor, its shelves by node and CPU, its magazines by CPU.
 //!
 //! # Implementation
 //! Descriptors, lists and magazines are objects themselves, of *internal*
@@ -13,7 +13,10 @@ use super::{
     node::Whose,
 };
 use crate::{error::Name, sync::IrqLock};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed};
+use core::{
+    ops::Range,
+    sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed},
+};
 
 /// Caches a machine may have; their numbers fit nine bits of a frame's owner.
 pub(super) use crate::context::MAX_CACHES;
@@ -32,7 +35,10 @@ pub(crate) struct Descriptor {
     pub(super) ctor: Option<Ctor>,
     pub(super) layout: Layout,
     pub(super) areas: Areas,
-    pub(super) nodes: &'static [Node],
+    /// By node, and of a node's by CPU.
+    pub(super) shelves: &'static [Shelf],
+    /// Of one node: a power of two.
+    pub(super) per_node: usize,
     /// Index into `MAGAZINES` of the largest its CPUs may have; `None` for internal caches.
     pub(super) largest: Option<usize>,
     /// Which of `SlabFlags::DEBUG` are on: while there are any, CPUs have no magazines of it.
@@ -49,8 +55,27 @@ pub(crate) struct Descriptor {
     pub(super) retired: AtomicPtr<CpuCache>,
 }
 
-/// The slabs of one cache on one node, and its depot there.
-pub(crate) struct Node {
+impl Descriptor {
+    /// The number of the shelf of a CPU's on a node.
+    #[inline]
+    pub(super) fn shelf_of(&self, node: usize, cpu: usize) -> usize {
+        node * self.per_node + cpu % self.per_node.max(1)
+    }
+
+    /// The numbers of a node's shelves.
+    pub(super) fn shelves_of(&self, node: usize) -> Range<usize> {
+        let first = (node * self.per_node).min(self.shelves.len());
+        first..(first + self.per_node).min(self.shelves.len())
+    }
+}
+
+/// Swings after which a CPU is busy with a cache and asks for larger magazines: so many that in the recorded traces few
+/// caches came to that, and the layer held fewer pages than Linux.
+pub(super) const SWINGS: u32 = 1024;
+
+/// The slabs of one cache that are for some of a node's CPUs, and the depot of those.
+#[repr(align(64))]
+pub(crate) struct Shelf {
     pub(super) lists: IrqLock<Lists>,
 }
 
@@ -69,20 +94,23 @@ impl List {
     pub(super) const EMPTY: List = List { first: NONE, last: NONE, nr: 0 };
 }
 
-/// Shelves of a node. CPUs whose numbers leave the same remainder have one together.
-pub(super) const SHELVES: usize = 4;
+/// Shelves of a node at most; what a slab notes of its own has no room for more.
+const MOST_SHELVES: usize = 16;
 
-/// What a node's lock guards.
+/// Shelves of a node on a machine with so many CPUs. CPUs whose numbers leave the same remainder have one together.
+pub(super) fn nr_shelves(cpus: usize) -> usize {
+    cpus.clamp(1, MOST_SHELVES).next_power_of_two()
+}
+
+/// What a shelf's lock guards.
 pub(super) struct Lists {
-    /// By shelf: CPUs that have one of their own share no cache lines of state bytes, as long as there is memory.
-    pub(super) partial: [List; SHELVES],
+    pub(super) partial: List,
     pub(super) full: List,
     pub(super) empty: List,
     /// Objects that lie free in slabs.
     pub(super) free: u64,
     pub(super) colour: u32,
-    /// By shelf, too.
-    pub(super) full_magazines: [*const Magazine; SHELVES],
+    pub(super) full_magazines: *const Magazine,
     pub(super) nr_full_magazines: u32,
     pub(super) empty_magazines: *const Magazine,
     pub(super) nr_empty_magazines: u32,
@@ -97,25 +125,25 @@ unsafe impl Send for Lists {}
 impl Lists {
     /// The lists of slabs.
     pub(super) fn all(&self) -> impl Iterator<Item = &List> {
-        self.in_use().chain([&self.empty])
+        [&self.partial, &self.full, &self.empty].into_iter()
     }
 
     /// Those of slabs with an object that is not in it.
     pub(super) fn in_use(&self) -> impl Iterator<Item = &List> {
-        self.partial.iter().chain([&self.full])
+        [&self.partial, &self.full].into_iter()
     }
 }
 
-impl Node {
-    pub(super) const fn new() -> Node {
-        Node {
+impl Shelf {
+    pub(super) const fn new() -> Shelf {
+        Shelf {
             lists: IrqLock::new(Lists {
-                partial: [List::EMPTY; SHELVES],
+                partial: List::EMPTY,
                 full: List::EMPTY,
                 empty: List::EMPTY,
                 free: 0,
                 colour: 0,
-                full_magazines: [core::ptr::null(); SHELVES],
+                full_magazines: core::ptr::null(),
                 nr_full_magazines: 0,
                 empty_magazines: core::ptr::null(),
                 nr_empty_magazines: 0,
@@ -127,6 +155,7 @@ impl Node {
 }
 
 /// One cache on one CPU, beside the loaded magazine. Touched by the CPU itself, while it owns its lists.
+#[repr(align(64))]
 pub(crate) struct CpuCache {
     pub(super) cache: &'static Descriptor,
     pub(super) previous: AtomicPtr<Magazine>,
@@ -142,10 +171,15 @@ pub(crate) struct CpuCache {
 }
 
 impl CpuCache {
-    /// Whose slabs the CPU takes: its own once its traffic made its magazines grow.
+    /// Whether there was so much traffic that its magazines grew, or would have if there were larger ones.
+    pub(super) fn busy(&self) -> bool {
+        self.class.load(Relaxed) as usize > first_class(self.cache.layout.stride)
+            || self.swings.load(Relaxed) >= SWINGS
+    }
+
+    /// Whose slabs the CPU takes: its own where it is busy.
     pub(super) fn whose(&self) -> Whose {
-        let grew = self.class.load(Relaxed) as usize > first_class(self.cache.layout.stride);
-        if grew { Whose::Own } else { Whose::Few }
+        if self.busy() { Whose::Own } else { Whose::Few }
     }
 
     pub(super) fn previous(&self) -> &'static Magazine {
@@ -158,7 +192,7 @@ impl CpuCache {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Internal {
     Descriptors,
-    Nodes,
+    Shelves,
     CpuCaches,
     /// By index into `MAGAZINES`.
     Magazines(usize),
@@ -169,13 +203,13 @@ pub(super) const NR_INTERNAL: usize = 3 + MAGAZINES.len();
 impl Internal {
     pub(super) const ALL: [Internal; NR_INTERNAL] = {
         use Internal::*;
-        [Descriptors, Nodes, CpuCaches, Magazines(0), Magazines(1), Magazines(2), Magazines(3)]
+        [Descriptors, Shelves, CpuCaches, Magazines(0), Magazines(1), Magazines(2), Magazines(3)]
     };
 
     pub(super) const fn index(self) -> usize {
         match self {
             Internal::Descriptors => 0,
-            Internal::Nodes => 1,
+            Internal::Shelves => 1,
             Internal::CpuCaches => 2,
             Internal::Magazines(i) => 3 + i,
         }
@@ -184,7 +218,7 @@ impl Internal {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Internal::Descriptors => "kmem_cache",
-            Internal::Nodes => "kmem_cache_node",
+            Internal::Shelves => "kmem_cache_node",
             Internal::CpuCaches => "kmem_cache_cpu",
             Internal::Magazines(0) => "kmem_magazine_4",
             Internal::Magazines(1) => "kmem_magazine_12",
@@ -193,10 +227,11 @@ impl Internal {
         }
     }
 
-    pub(super) const fn size(self, nodes: usize) -> u32 {
+    /// Bytes of an object, on a machine whose caches have so many shelves.
+    pub(super) const fn size(self, shelves: usize) -> u32 {
         match self {
             Internal::Descriptors => size_of::<Descriptor>() as u32,
-            Internal::Nodes => (nodes * size_of::<Node>()) as u32,
+            Internal::Shelves => (shelves * size_of::<Shelf>()) as u32,
             Internal::CpuCaches => size_of::<CpuCache>() as u32,
             Internal::Magazines(i) => Magazine::bytes(MAGAZINES[i]),
         }
@@ -204,8 +239,9 @@ impl Internal {
 
     pub(super) const fn align(self) -> u32 {
         match self {
-            Internal::Magazines(_) => 64,
-            _ => 8,
+            // What CPUs write to, each in lines of its own.
+            Internal::Magazines(_) | Internal::Shelves | Internal::CpuCaches => 64,
+            Internal::Descriptors => 8,
         }
     }
 }

@@ -2,8 +2,7 @@
 //!
 //! # Implementation
 //! Empty: the previous one if it has objects, else a full one from the depot, else the loaded one is
-//! filled from the node's slabs. Slabs and full magazines lie on *shelves*, so that a CPU gets back what it had
-//! before; those of others only when its own shelf is bare. Full: the previous one if it is empty, else an empty one from the depot,
+//! filled from its shelf's slabs; what other shelves have is had only when its own is bare. Full: the previous one if it is empty, else an empty one from the depot,
 //! else the older half goes back to the slabs: a free never asks for memory. Magazines are made on the
 //! way of an allocation, when the caller owns nothing.
 //!
@@ -11,13 +10,13 @@
 //! a few such swings it asks for the next size.
 //!
 //! # Locking
-//! Ownership of the CPU's lists, then the node's lock.
+//! Ownership of the CPU's lists, then a shelf's lock.
 
 use super::{
     Objects,
-    cache::{CpuCache, Descriptor, Internal, Lists, MAX_CACHES, Root, SHELVES},
+    cache::{CpuCache, Descriptor, Internal, Lists, MAX_CACHES, Root, SWINGS},
     magazine::{MAGAZINES, Magazine, NOTHING, Object, Room, first_class},
-    node::{Shelf, Whose, shelf_of},
+    node::Whose,
     state,
 };
 use crate::{
@@ -35,15 +34,12 @@ use core::{
     },
 };
 
-/// Full magazines a depot keeps.
+/// Full magazines that a depot keeps for CPUs that are busy with the cache. For others it keeps none: with a few for all the
+/// layer held more pages than Linux on the recorded traces.
 const DEPOT: u32 = 4;
 
 /// Slabs that became empty in one flush, kept in mind until the lock is let go.
 const EMPTIED: usize = 16;
-
-/// Swings after which a CPU asks for larger magazines: so many that in the recorded traces few caches came to
-/// that, and the layer held fewer pages than Linux.
-const SWINGS: u32 = 1024;
 
 /// What a CPU lacks for a cache.
 pub(super) enum Need {
@@ -60,7 +56,7 @@ pub(super) struct Tuning {
     class: usize,
     /// Its previous magazine is smaller than that.
     small: bool,
-    /// A free found no empty magazine in the depot.
+    /// A free found no empty magazine in the depot that it may use.
     flushed: bool,
     /// It is to have larger ones.
     grows: bool,
@@ -72,7 +68,7 @@ impl Need {
     fn of(cpu: &Cpu, cc: &CpuCache) -> Need {
         let class = cc.class.load(Relaxed) as usize % MAGAZINES.len();
         let small = cc.previous().class() < class;
-        let flushed = cc.flushed.load(Relaxed) != 0;
+        let flushed = cc.flushed.load(Relaxed) != 0 && cc.busy();
         let larger = || cc.cache.largest.is_some_and(|most| class < most);
         let grows = cc.swings.load(Relaxed) >= SWINGS && larger();
         if !(small || flushed || grows) {
@@ -272,27 +268,54 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let d = cc.cache;
         let swung = cc.flushed.swap(0, Relaxed) != 0;
         if swung {
-            cc.swings.store(cc.swings.load(Relaxed) + 1, Relaxed);
-        }
-        let mut lists = d.nodes.get(cpu.node())?.lists.lock(self.pages.platform());
-        let shelf = shelf_of(cpu);
-        let full = pop_full(&mut lists, shelf).or_else(|| {
-            let spare = cc.whose() != Whose::Own || lists.nr_full_magazines > DEPOT / 2;
-            let bare = lists.partial[shelf].nr == 0 && spare;
-            if bare { pop_any_full(&mut lists) } else { None }
-        });
-        if let Some(full) = full {
-            push_empty(&mut lists, loaded);
-            self.load(cpu, cc, full);
-            return full.pop();
+            cc.swings.store(cc.swings.load(Relaxed).saturating_add(1), Relaxed);
         }
         // Where frees come in between, half of it, so that the next one finds room.
         let want = if swung { loaded.cap().div_ceil(2) } else { loaded.cap() };
-        let shelf = Shelf { at: shelf, whose: cc.whose() };
-        self.take(d, &mut lists, shelf, want, state::CACHED, |object| {
+        let own = d.shelf_of(cpu.node(), cpu.id());
+        let _ = self.fill(cpu, cc, loaded, own, Whose::Any, want)
+            || self.fill_elsewhere(cpu, cc, loaded, own, want);
+        self.loaded(cpu, d.id).pop()
+    }
+
+    /// Exchanges an empty loaded magazine for a full one of a shelf's, or fills it there; says whether that had any.
+    #[inline]
+    fn fill(
+        &self,
+        cpu: &Cpu,
+        cc: &CpuCache,
+        loaded: &'static Magazine,
+        shelf: usize,
+        whose: Whose,
+        want: u32,
+    ) -> bool {
+        let d = cc.cache;
+        let Some(shelf) = d.shelves.get(shelf) else { return false };
+        let mut lists = shelf.lists.lock(self.pages.platform());
+        if (whose != Whose::Own || lists.nr_full_magazines > DEPOT / 2)
+            && let Some(full) = pop_full(&mut lists)
+        {
+            push_empty(&mut lists, loaded);
+            self.load(cpu, cc, full);
+            return true;
+        }
+        let push = |object| {
             loaded.push(object);
-        });
-        loaded.pop()
+        };
+        self.take(d, &mut lists, whose, want, state::CACHED, push) > 0
+    }
+
+    #[cold]
+    fn fill_elsewhere(
+        &self,
+        cpu: &Cpu,
+        cc: &CpuCache,
+        loaded: &'static Magazine,
+        own: usize,
+        want: u32,
+    ) -> bool {
+        let mut others = cc.cache.shelves_of(cpu.node()).filter(|at| *at != own);
+        others.any(|at| self.fill(cpu, cc, loaded, at, cc.whose(), want))
     }
 
     /// Takes an object off the previous magazine, which is then the loaded one. The caller owns the CPU's lists.
@@ -344,15 +367,17 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         let d = cc.cache;
         if cc.flushed.swap(1, Relaxed) == 0 {
-            cc.swings.store(cc.swings.load(Relaxed) + 1, Relaxed);
+            cc.swings.store(cc.swings.load(Relaxed).saturating_add(1), Relaxed);
         }
-        if let Some(node) = d.nodes.get(cpu.node()) {
-            let mut lists = node.lists.lock(self.pages.platform());
+        if cc.busy()
+            && let Some(shelf) = d.shelves.get(d.shelf_of(cpu.node(), cpu.id()))
+        {
+            let mut lists = shelf.lists.lock(self.pages.platform());
             if lists.nr_full_magazines < DEPOT
                 && let Some(empty) = pop_empty(&mut lists)
             {
                 // The previous one is the older.
-                push_full(&mut lists, shelf_of(cpu), previous);
+                push_full(&mut lists, previous);
                 cc.previous.store(loaded.place(), Relaxed);
                 self.load(cpu, cc, empty);
                 return empty.room();
@@ -364,7 +389,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         previous.room()
     }
 
-    /// Gives the oldest objects of a magazine back to their slabs: those of one node after the other under
+    /// Gives the oldest objects of a magazine back to their slabs: those of one shelf after the other under
     /// one lock.
     fn flush(&self, d: &'static Descriptor, m: &Magazine, n: u32) {
         let p = self.pages.platform();
@@ -376,12 +401,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let offset = map.direct_offset(object.at.addr().get());
             let Some(pfn) = map.owned_frame(offset, P::PAGE_SHIFT) else { return };
             let slab = self.slab(d, pfn);
-            let at = self.node_of(slab.head);
-            if held.as_ref().is_none_or(|(node, _)| *node != at) || nr == EMPTIED {
+            let at = self.shelf_with(d, slab.head);
+            if held.as_ref().is_none_or(|(shelf, _)| *shelf != at) || nr == EMPTIED {
                 held = None;
                 emptied[..nr].iter().for_each(|head| self.release(d, *head));
                 nr = 0;
-                held = d.nodes.get(at).map(|node| (at, node.lists.lock(p)));
+                held = d.shelves.get(at).map(|shelf| (at, shelf.lists.lock(p)));
             }
             if let Some((_, lists)) = &mut held
                 && let Some(head) = self.put_back(d, lists, &slab, object)
@@ -413,12 +438,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     ) {
         let p = self.pages.platform();
         let &Tuning { cpu: id, node, class, small, flushed, grows } = tuning;
-        if flushed && let Some(node) = d.nodes.get(node) {
+        if flushed && let Some(shelf) = d.shelves.get(d.shelf_of(node, id)) {
             let few = |lists: &Lists| lists.nr_full_magazines + lists.nr_empty_magazines < DEPOT;
-            if few(&node.lists.lock(p))
+            if few(&shelf.lists.lock(p))
                 && let Some(m) = self.make_magazine(root, d, class, gfp)
             {
-                push_empty(&mut node.lists.lock(p), m);
+                push_empty(&mut shelf.lists.lock(p), m);
             }
         }
         if !small && !grows {
@@ -509,12 +534,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.pages.await_answers(|cpu| Some(cpu.id()) != here)
     }
 
-    /// Empties the depots of a cache and gives back the slabs that are empty.
-    pub(super) fn trim(&self, root: &'static Root, d: &'static Descriptor, node: usize) {
-        let Some(at) = d.nodes.get(node) else { return };
+    /// Empties the depot of a shelf and gives back the slabs that are empty.
+    pub(super) fn trim(&self, root: &'static Root, d: &'static Descriptor, shelf: usize) {
+        let Some(at) = d.shelves.get(shelf) else { return };
         let lock = || at.lists.lock(self.pages.platform());
         loop {
-            let full = pop_any_full(&mut lock());
+            let full = pop_full(&mut lock());
             let Some(m) = full else { break };
             self.flush(d, m, m.nr());
             self.free_magazine(root, m);
@@ -535,21 +560,17 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 }
 
-fn pop_any_full(lists: &mut Lists) -> Option<&'static Magazine> {
-    (0..SHELVES).find_map(|shelf| pop_full(lists, shelf))
-}
-
-fn pop_full(lists: &mut Lists, shelf: usize) -> Option<&'static Magazine> {
+fn pop_full(lists: &mut Lists) -> Option<&'static Magazine> {
     // SAFETY: null or a magazine in the depot, which is ours under the lock.
-    let m = unsafe { lists.full_magazines[shelf].as_ref() }?;
-    lists.full_magazines[shelf] = m.next.load(Relaxed);
+    let m = unsafe { lists.full_magazines.as_ref() }?;
+    lists.full_magazines = m.next.load(Relaxed);
     lists.nr_full_magazines -= 1;
     Some(m)
 }
 
-fn push_full(lists: &mut Lists, shelf: usize, m: &'static Magazine) {
-    m.next.store(lists.full_magazines[shelf].cast_mut(), Relaxed);
-    lists.full_magazines[shelf] = m;
+fn push_full(lists: &mut Lists, m: &'static Magazine) {
+    m.next.store(lists.full_magazines.cast_mut(), Relaxed);
+    lists.full_magazines = m;
     lists.nr_full_magazines += 1;
 }
 

@@ -6,7 +6,9 @@
 
 use super::{
     Objects, SlabFlags,
-    cache::{CpuCache, Ctor, Descriptor, FIRST_ORDINARY, Internal, NR_INTERNAL, Node, Root},
+    cache::{
+        CpuCache, Ctor, Descriptor, FIRST_ORDINARY, Internal, NR_INTERNAL, Root, Shelf, nr_shelves,
+    },
     debug::{MARKED, flags_for},
     layout::{Areas, Layout},
     magazine::most_class,
@@ -234,14 +236,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if let Some(root) = self.root() {
             return Some(root);
         }
-        let nr_nodes = self.pages.nr_nodes();
-        let lists_at = size_of::<Root>().next_multiple_of(64);
-        let bytes = lists_at + NR_INTERNAL * nr_nodes * size_of::<Node>();
+        let per_node = nr_shelves(self.pages.platform().nr_cpu_ids());
+        let nr_shelves = self.pages.nr_nodes() * per_node;
+        let lists_at = size_of::<Root>().next_multiple_of(align_of::<Shelf>());
+        let bytes = lists_at + NR_INTERNAL * nr_shelves * size_of::<Shelf>();
         let order = super::order_for(bytes, P::PAGE_SHIFT);
         let max_order = self.pages.max_order();
-        let internal = |i: usize, nodes: &'static [Node]| {
+        let internal = |i: usize, shelves: &'static [Shelf]| {
             let which = Internal::ALL[i];
-            let (size, align) = (which.size(nr_nodes), which.align());
+            let (size, align) = (which.size(nr_shelves), which.align());
             let areas = Areas::new(size, align, SlabFlags::empty(), false);
             let layout = Layout::new(areas.stride, align, 0, P::PAGE_SHIFT, max_order)?;
             Some(Descriptor {
@@ -253,7 +256,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 ctor: None,
                 layout,
                 areas,
-                nodes,
+                shelves,
+                per_node,
                 largest: None,
                 watched: AtomicU32::new(0),
                 users: AtomicU32::new(1),
@@ -267,13 +271,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return None;
         }
         let at = self.own_pages(gfp, order)?;
-        let nodes_of = |i: usize| -> &'static [Node] {
-            // SAFETY: the block is ours and large enough for the root and, behind it, one list per internal
-            // cache and node, each written before it is referred to.
+        let shelves_of = |i: usize| -> &'static [Shelf] {
+            // SAFETY: the block is ours and large enough for the root and, behind it, the shelves of each
+            // internal cache, each written before it is referred to.
             unsafe {
-                let first = at.as_ptr().add(lists_at).cast::<Node>().add(i * nr_nodes);
-                (0..nr_nodes).for_each(|n| first.add(n).write(Node::new()));
-                core::slice::from_raw_parts(first, nr_nodes)
+                let first = at.as_ptr().add(lists_at).cast::<Shelf>().add(i * nr_shelves);
+                (0..nr_shelves).for_each(|n| first.add(n).write(Shelf::new()));
+                core::slice::from_raw_parts(first, nr_shelves)
             }
         };
         let root = at.cast::<Root>();
@@ -284,7 +288,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             (&raw mut (*this).registry).write(IrqLock::new(()));
             for i in 0..NR_INTERNAL {
                 let d = (&raw mut (*this).internal).cast::<Descriptor>().add(i);
-                if let Some(made) = internal(i, nodes_of(i)) {
+                if let Some(made) = internal(i, shelves_of(i)) {
                     d.write(made);
                 }
                 (*this).caches[i + 1].store(d, Relaxed);
@@ -369,17 +373,19 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             self.make_sites(root, gfp).ok_or(CacheError::NoMemory)?;
         }
         let memory = |which| self.internal(root, which, gfp).map_err(|_| CacheError::NoMemory);
-        let nodes = memory(Internal::Nodes)?;
+        let shelves = memory(Internal::Shelves)?;
         let Ok(at) = memory(Internal::Descriptors) else {
-            self.internal_free(root, Internal::Nodes, nodes);
+            self.internal_free(root, Internal::Shelves, shelves);
             return Err(CacheError::NoMemory);
         };
-        let nr_nodes = self.pages.nr_nodes();
-        let first = nodes.cast::<Node>();
-        // SAFETY: an object of the size of a list for every node, just given to us.
-        let lists: &'static [Node] = unsafe {
-            (0..nr_nodes).for_each(|n| first.add(n).write(Node::new()));
-            core::slice::from_raw_parts(first, nr_nodes)
+        // As many as internal caches have.
+        let internal = root.internal(Internal::Shelves);
+        let (nr_shelves, per_node) = (internal.shelves.len(), internal.per_node);
+        let first = shelves.cast::<Shelf>();
+        // SAFETY: an object of the size of so many shelves, aligned like one, just given to us.
+        let lists: &'static [Shelf] = unsafe {
+            (0..nr_shelves).for_each(|n| first.add(n).write(Shelf::new()));
+            core::slice::from_raw_parts(first, nr_shelves)
         };
         let d = at.cast::<Descriptor>();
         let registered = {
@@ -401,7 +407,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                         ctor: wanted.ctor,
                         layout,
                         areas,
-                        nodes: lists,
+                        shelves: lists,
+                        per_node,
                         largest: Some(most_class(stride)),
                         watched: AtomicU32::new((wanted.flags & SlabFlags::DEBUG).bits()),
                         users: AtomicU32::new(1),
@@ -418,7 +425,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         };
         if registered.is_none() {
             self.internal_free(root, Internal::Descriptors, at);
-            self.internal_free(root, Internal::Nodes, nodes);
+            self.internal_free(root, Internal::Shelves, shelves);
             return Err(CacheError::Full);
         }
         // SAFETY: written above.
@@ -440,7 +447,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         };
         let before = self.released(d);
         self.flush_all();
-        (0..d.nodes.len()).for_each(|node| self.trim(root, d, node));
+        (0..d.shelves.len()).for_each(|shelf| self.trim(root, d, shelf));
         self.pack(d);
         self.released(d) - before
     }
@@ -467,8 +474,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// Frames of slabs that a cache ever gave back.
     pub(super) fn released(&self, d: &Descriptor) -> u64 {
-        let lock = |node: &Node| node.lists.lock(self.pages.platform()).released;
-        d.nodes.iter().map(lock).sum::<u64>() << d.layout.order
+        let lock = |shelf: &Shelf| shelf.lists.lock(self.pages.platform()).released;
+        d.shelves.iter().map(lock).sum::<u64>() << d.layout.order
     }
 
     /// `kmem_cache_destroy`.
@@ -494,11 +501,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         let answered = self.flush_all();
         self.free_retired(root, d);
-        (0..d.nodes.len()).for_each(|node| self.trim(root, d, node));
+        (0..d.shelves.len()).for_each(|shelf| self.trim(root, d, shelf));
         self.end_quarantine(d);
         let slabs = || {
-            d.nodes.iter().map(|n| {
-                let lists = n.lists.lock(p);
+            d.shelves.iter().map(|shelf| {
+                let lists = shelf.lists.lock(p);
                 lists.all().map(|list| u64::from(list.nr)).sum::<u64>()
             })
         };
@@ -518,8 +525,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let _registry = root.registry.lock(p);
             root.caches[usize::from(d.id)].store(ptr::null_mut(), Relaxed);
         }
-        let nodes = d.nodes.as_ptr().cast_mut().cast();
-        self.internal_free(root, Internal::Nodes, nodes);
+        let shelves = d.shelves.as_ptr().cast_mut().cast();
+        self.internal_free(root, Internal::Shelves, shelves);
         self.internal_free(root, Internal::Descriptors, ptr::from_ref(d).cast_mut().cast());
     }
 

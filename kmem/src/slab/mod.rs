@@ -8,7 +8,7 @@
 //!    (`state`). Nothing of the allocator's lies in free memory or between objects, unless the cache looks
 //!    for mistakes: what is written to freed memory reaches nothing, what is written beyond a slab's last object
 //!    at most state bytes, which lead nowhere. A second free of an object is found out at once.
-//! 3. In front of the slabs each CPU has two *magazines* of free objects, and each node a *depot* of full
+//! 3. In front of the slabs each CPU has two *magazines* of free objects, and the CPUs of a *shelf* a *depot* of full
 //!    and empty ones (`cpu`). The common allocation and free touch the CPU's own and take no lock.
 //! 4. The caches themselves, their lists and their magazines are objects of *internal* caches (`cache`),
 //!    which have no magazines.
@@ -26,7 +26,7 @@
 //!     CPU ──> table ─────────┴──> loaded magazine of (object, state byte), previous magazine
 //!                                    │ empty / full
 //!                                    ▼
-//!                    node: depot of magazines, lists of slabs (lock)
+//!                   shelf: depot of magazines, lists of slabs (lock)
 //!                                    │ nothing left / a slab became empty
 //!                                    ▼
 //!                             page allocator
@@ -37,7 +37,7 @@
 //! slab's frames, where a free finds it.
 //!
 //! # Locking
-//! Magazines: ownership of the CPU's lists (see `page_alloc`). Slabs and depot: the node's lock of the cache;
+//! Magazines: ownership of the CPU's lists (see `page_alloc`). Slabs and depot: the shelf's lock of the cache;
 //! no two are held at once, and no page is asked for or given back under one. The registry's lock is never
 //! held together with another.
 //!
@@ -270,14 +270,18 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let mut frames = self.advance_rcu();
         self.each(|root, d| {
             let before = self.released(d);
-            self.trim(root, d, node);
+            self.trim_node(root, d, node);
             frames += self.released(d) - before;
         });
         frames
     }
 
     fn trim_all(&self, node: usize) {
-        self.each(|root, d| self.trim(root, d, node));
+        self.each(|root, d| self.trim_node(root, d, node));
+    }
+
+    fn trim_node(&self, root: &'static Root, d: &'static Descriptor, node: usize) {
+        d.shelves_of(node).for_each(|shelf| self.trim(root, d, shelf));
     }
 
     /// What a CPU does for those who asked it to give its magazines up.

@@ -16,15 +16,15 @@
 //! makes it LEAVING: DYING if the move is over first, GONE if its readers are done first.
 //!
 //! # Locking
-//! A node's lock to choose; none while the callback runs. A slab with an object that is MOVING is not empty, so it
+//! A shelf's lock to choose; none while the callback runs. A slab with an object that is MOVING is not empty, so it
 //! does not go.
 
 use super::{
     KmemCache, Objects,
-    cache::{Descriptor, List, NONE, SHELVES},
+    cache::{Descriptor, List, NONE},
     leaks::USERS,
     magazine::Object,
-    node::{Shelf, Slab, Whose},
+    node::{Slab, Whose},
     state,
 };
 use crate::{error::Misuse, page_alloc::Reclaim, platform::Platform};
@@ -120,16 +120,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         };
         let nr = d.layout.nr;
         let step = nr.div_ceil(PASSES);
-        for node in d.nodes {
+        for node in 0..self.pages.nr_nodes() {
             let mut most = 0;
             while most + 1 < nr {
                 most = (most + step).min(nr - 1);
-                for shelf in 0..SHELVES {
-                    let slabs = node.lists.lock(self.pages.platform()).partial[shelf].nr;
+                for shelf in d.shelves_of(node).map(|at| &d.shelves[at]) {
+                    let slabs = shelf.lists.lock(self.pages.platform()).partial.nr;
                     for _ in 0..slabs {
                         let offered = {
-                            let mut lists = node.lists.lock(self.pages.platform());
-                            self.offer(d, &mut lists.partial[shelf], most)
+                            let mut lists = shelf.lists.lock(self.pages.platform());
+                            self.offer(d, &mut lists.partial, most)
                         };
                         if let Some(offered) = offered {
                             self.empty(d, offered, mover);
@@ -207,19 +207,19 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// A free object, taken from a slab that holds at least as many as another one does.
     fn place_beside(&self, d: &'static Descriptor, other: &Slab) -> Option<Object> {
         let map = self.pages.map();
-        let node = d.nodes.get(self.node_of(other.head))?;
-        let mut lists = node.lists.lock(self.pages.platform());
-        for shelf in 0..SHELVES {
-            for _ in 0..LOOKS.min(lists.partial[shelf].nr) {
-                let first = lists.partial[shelf].first;
+        for shelf in d.shelves_of(self.node_of(other.head)).map(|at| &d.shelves[at]) {
+            let mut lists = shelf.lists.lock(self.pages.platform());
+            for _ in 0..LOOKS.min(lists.partial.nr) {
+                let first = lists.partial.first;
                 let least = map.page_in_map(other.head).free_objects();
                 if first != other.head && map.page_in_map(first).free_objects() <= least {
                     let mut to = None;
-                    let shelf = Shelf { at: shelf, whose: Whose::Any };
-                    self.take(d, &mut lists, shelf, 1, state::LIVE, |object| to = Some(object));
+                    self.take(d, &mut lists, Whose::Any, 1, state::LIVE, |object| {
+                        to = Some(object)
+                    });
                     return to;
                 }
-                self.rotate(&mut lists.partial[shelf]);
+                self.rotate(&mut lists.partial);
             }
         }
         None

@@ -1,15 +1,19 @@
-//! Slabs: making them, giving them back, and taking objects out of them under a node's lock.
+//! Slabs: making them, giving them back, and taking objects out of them under a shelf's lock.
 //!
 //! # Implementation
 //! A slab is named by its first frame. Its frames' owners name the cache and the slab's colour; its links
 //! and the number of its free objects are in its first frame's `Page`.
 //!
+//! A node's slabs lie on *shelves*. A slab is on that of the CPU it was made for as long as there is the slab; full or
+//! empty, its lists are that shelf's. So CPUs that allocate and free objects of their own share neither locks nor
+//! lists nor state bytes. A CPU whose shelf is bare takes what others' have, as far as [`Whose`] says.
+//!
 //! # Locking
-//! The node's lock guards lists and state bytes that are FREE. Nothing is called with it held.
+//! A shelf's lock guards its lists and the state bytes of its slabs that are FREE. Nothing is called with it held.
 
 use super::{
     Objects, SlabFlags,
-    cache::{Descriptor, Internal, List, Lists, NONE, Root, SHELVES},
+    cache::{Descriptor, Internal, List, Lists, NONE, Root},
     layout::{COLOUR_UNIT, MAX_COLOURS, OUTSIDE},
     magazine::Object,
     shuffle::Shuffle,
@@ -146,31 +150,19 @@ fn search_shuffled(
     search(d, slab, i, most, to, |i| order.at(i), &mut out)
 }
 
-/// Slabs of a node's from which on its CPUs have slabs of their own.
-const MANY: u64 = 64;
+/// Slabs of a shelf's from which on its partial ones are for its own CPUs.
+const MANY: u64 = 4;
 
-/// From whose shelf a CPU takes partial slabs when its own is bare. CPUs that take objects of one slab write to the same
+/// From whose shelf a CPU takes objects when its own is bare. CPUs that take objects of one slab write to the same
 /// state bytes. With slabs of their own for all CPUs the layer held more pages than Linux on the recorded traces.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Whose {
     /// From any.
     Any,
-    /// From any, while the cache has few slabs.
+    /// From any with few slabs.
     Few,
     /// From none, save one with slabs to spare that are half free.
     Own,
-}
-
-/// A CPU's shelf, and whose else will do.
-#[derive(Clone, Copy)]
-pub(super) struct Shelf {
-    pub(super) at: usize,
-    pub(super) whose: Whose,
-}
-
-/// The shelf that a CPU has.
-pub(super) fn shelf_of(cpu: &Cpu) -> usize {
-    cpu.id() % SHELVES
 }
 
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
@@ -250,13 +242,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// The list that a slab with so many free objects is on.
-    fn list_for<'l>(lists: &'l mut Lists, d: &Descriptor, shelf: usize, free: u32) -> &'l mut List {
+    fn list_for<'l>(lists: &'l mut Lists, d: &Descriptor, free: u32) -> &'l mut List {
         if free == 0 {
             &mut lists.full
         } else if free == d.layout.nr {
             &mut lists.empty
         } else {
-            &mut lists.partial[shelf % SHELVES]
+            &mut lists.partial
         }
     }
 
@@ -273,8 +265,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         lists.free = lists.free + u64::from(after) - u64::from(before);
         let nr = d.layout.nr;
         if (before == 0, before == nr) != (after == 0, after == nr) {
-            self.unlink(Self::list_for(lists, d, page.shelf(), before), head);
-            self.link(Self::list_for(lists, d, page.shelf(), after), head);
+            self.unlink(Self::list_for(lists, d, before), head);
+            self.link(Self::list_for(lists, d, after), head);
         }
     }
 
@@ -302,49 +294,30 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         objects.filter(|o| state::held(o.state.get())).for_each(f);
     }
 
-    /// The slab to take objects from for CPUs that have a shelf: it is theirs then, if it is partial.
+    /// The slab of a shelf to take objects from, for CPUs that take them from such a shelf.
     #[inline]
-    fn next_slab(&self, d: &Descriptor, lists: &mut Lists, shelf: Shelf) -> Option<u32> {
-        match lists.partial[shelf.at % SHELVES].first {
-            NONE => self.next_elsewhere(d, lists, shelf),
-            own => Some(own),
-        }
-    }
-
-    #[cold]
-    fn next_elsewhere(&self, d: &Descriptor, lists: &mut Lists, shelf: Shelf) -> Option<u32> {
-        let Shelf { at: shelf, whose } = shelf;
-        let free = |head| self.pages.map().page_in_map(head).free_objects();
+    fn next_slab(&self, d: &Descriptor, lists: &Lists, whose: Whose) -> Option<u32> {
+        let List { first, nr, .. } = lists.partial;
         let any = match whose {
             Whose::Any => true,
             Whose::Few => lists.grown - lists.released < MANY,
             Whose::Own => false,
         };
-        let from = (1..SHELVES).map(|i| (shelf + i) % SHELVES).find(|i| {
-            let List { first, nr, .. } = lists.partial[*i];
-            nr > 0 && (any || nr > 1 && free(first) >= d.layout.nr / 2)
-        });
-        let Some(at) = from else {
-            let head = lists.empty.first;
-            if head == NONE {
-                return None;
-            }
-            self.pages.map().page_in_map(head).set_shelf(shelf);
-            return Some(head);
+        let free = |head| self.pages.map().page_in_map(head).free_objects();
+        let head = if nr > 0 && (any || nr > 1 && free(first) >= d.layout.nr / 2) {
+            first
+        } else {
+            lists.empty.first
         };
-        let head = lists.partial[at].first;
-        self.unlink(&mut lists.partial[at], head);
-        self.pages.map().page_in_map(head).set_shelf(shelf);
-        self.link(&mut lists.partial[shelf], head);
-        Some(head)
+        (head != NONE).then_some(head)
     }
 
-    /// Takes up to `want` objects out of a node's slabs, partial ones first, and makes them `to`.
+    /// Takes up to `want` objects out of a shelf's slabs, partial ones first, and makes them `to`.
     pub(super) fn take(
         &self,
         d: &Descriptor,
         lists: &mut Lists,
-        shelf: Shelf,
+        whose: Whose,
         want: u32,
         to: u8,
         mut out: impl FnMut(Object),
@@ -352,7 +325,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let seed = self.slabs.random.load(Relaxed);
         let mut got = 0;
         while got < want {
-            let Some(head) = self.next_slab(d, lists, shelf) else { break };
+            let Some(head) = self.next_slab(d, lists, whose) else { break };
             let slab = self.slab(d, head);
             let page = self.pages.map().page_in_map(head);
             let before = page.free_objects();
@@ -435,7 +408,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.pages.page_zone(Pfn(pfn)).map_or(0, |zone| zone.node())
     }
 
-    /// Makes a slab and puts it on its node's list of empty ones; returns the node.
+    /// The number of the shelf that has a slab.
+    #[inline]
+    pub(super) fn shelf_with(&self, d: &Descriptor, head: u32) -> usize {
+        d.shelf_of(self.node_of(head), self.pages.map().page_in_map(head).shelf())
+    }
+
+    /// Makes a slab for the CPUs of the caller's shelf, on its list of empty ones; returns the shelf's number.
     pub(super) fn grow(
         &self,
         d: &'static Descriptor,
@@ -463,13 +442,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return Err(AllocError::NoMemory);
         };
         let node = self.node_of(pfn.0);
-        let Some(at) = d.nodes.get(node) else {
+        let number = d.shelf_of(node, self.this_cpu());
+        let Some(shelf) = d.shelves.get(number) else {
             let _ = self.pages.__free_pages(page, order);
             return Err(AllocError::NoMemory);
         };
         let map = self.pages.map();
         let colour = {
-            let mut lists = at.lists.lock(self.pages.platform());
+            let mut lists = shelf.lists.lock(self.pages.platform());
             lists.colour = (lists.colour + d.layout.colour_step) % d.layout.colours;
             lists.colour
         };
@@ -492,14 +472,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             (0..d.layout.nr).for_each(|i| self.prepare_object(d, &slab.object(d, i)));
         }
         self.pages.mod_node_page_state(node, Self::slab_stat(d), 1 << order);
-        let mut lists = at.lists.lock(self.pages.platform());
+        let mut lists = shelf.lists.lock(self.pages.platform());
         page.set_free_objects(d.layout.nr);
-        page.set_shelf(0);
+        page.set_shelf(number % d.per_node);
         page.set_next_object(0);
         lists.free += u64::from(d.layout.nr);
         lists.grown += 1;
         self.link(&mut lists.empty, pfn.0);
-        Ok(node)
+        Ok(number)
     }
 
     fn slab_stat(d: &Descriptor) -> NodeStat {
@@ -591,8 +571,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             // request of a node whose slabs come from elsewhere would make another one.
             let patient = Gfp::DIRECT_RECLAIM | RETRIES;
             let spare = (gfp - patient) | Gfp::THISNODE | Gfp::NOWARN;
-            if self.grow(d, spare, Some(at)).is_ok()
-                && let Some(object) = self.take_one(d, at, Whose::Any)
+            if let Ok(grown) = self.grow(d, spare, Some(at))
+                && let Some(object) = self.take_from(d, grown, Whose::Any)
             {
                 return Ok(object);
             }
@@ -602,7 +582,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         loop {
             let e = match self.grow(d, gfp, node) {
-                Ok(grown) => match self.take_one(d, grown, Whose::Any) {
+                Ok(grown) => match self.take_from(d, grown, Whose::Any) {
                     Some(object) => return Ok(object),
                     None => continue,
                 },
@@ -620,17 +600,23 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.pages.nodes_from(at).filter(|n| *n != at).find_map(|n| self.take_one(d, n, Whose::Any))
     }
 
+    /// Takes an object of a node, from the caller's shelf there or else from those of others.
     fn take_one(&self, d: &Descriptor, node: usize, whose: Whose) -> Option<Object> {
+        let own = d.shelf_of(node, self.this_cpu());
+        let others = d.shelves_of(node).filter(|at| *at != own);
+        self.take_from(d, own, Whose::Any)
+            .or_else(|| others.into_iter().find_map(|at| self.take_from(d, at, whose)))
+    }
+
+    fn take_from(&self, d: &Descriptor, shelf: usize, whose: Whose) -> Option<Object> {
         let mut found = None;
         // One that is looked at first is nobody's until then.
         let to = if d.marks() { state::CACHED } else { state::LIVE };
         let wrong = {
-            let mut lists = d.nodes.get(node)?.lists.lock(self.pages.platform());
-            let shelf = Shelf { at: self.shelf(), whose };
-            let wrong = self
-                .next_slab(d, &mut lists, shelf)
-                .and_then(|head| self.mend(d, &mut lists, head));
-            self.take(d, &mut lists, shelf, 1, to, |object| found = Some(object));
+            let mut lists = d.shelves.get(shelf)?.lists.lock(self.pages.platform());
+            let wrong =
+                self.next_slab(d, &lists, whose).and_then(|head| self.mend(d, &mut lists, head));
+            self.take(d, &mut lists, whose, 1, to, |object| found = Some(object));
             wrong
         };
         if let Some(wrong) = wrong {
@@ -639,11 +625,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         found
     }
 
-    /// Puts a cached object back in its slab, on whatever node that is.
+    /// Puts a cached object back in its slab, on whatever node and shelf that is.
     pub(super) fn give_home(&self, d: &'static Descriptor, slab: &Slab, object: Object) {
-        let Some(node) = d.nodes.get(self.node_of(slab.head)) else { return };
+        let Some(shelf) = d.shelves.get(self.shelf_with(d, slab.head)) else { return };
         let (wrong, emptied) = {
-            let mut lists = node.lists.lock(self.pages.platform());
+            let mut lists = shelf.lists.lock(self.pages.platform());
             let wrong = self.mend(d, &mut lists, slab.head);
             (wrong, self.put_back(d, &mut lists, slab, object))
         };
@@ -655,9 +641,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
     }
 
-    /// The caller's shelf.
-    fn shelf(&self) -> usize {
-        self.pages.platform().this_cpu().map_or(0, shelf_of)
+    /// The caller's CPU.
+    fn this_cpu(&self) -> usize {
+        self.pages.platform().this_cpu().map_or(0, Cpu::id)
     }
 
     /// The caller's node.

@@ -8,7 +8,7 @@
 //! is not the beginning of a live object.
 //!
 //! # Locking
-//! Ownership of the CPU's lists; a node's lock off the fast paths.
+//! Ownership of the CPU's lists; a shelf's lock off the fast paths.
 
 use super::{
     KmemCache, Objects,
@@ -219,7 +219,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let Some(root) = self.own_root(d) else {
             return Err(self.pages.refuse(gfp, 0, GfpError::ForeignCache));
         };
-        if node.is_some_and(|n| n >= d.nodes.len()) {
+        if node.is_some_and(|n| n >= self.pages.nr_nodes()) {
             return Err(self.pages.refuse(gfp, 0, GfpError::NoSuchNode));
         }
         if self.fails(gfp, Location::caller()) {

@@ -123,7 +123,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Gives back what depots have of a cache that has to do without.
     fn empty_cache(&self, root: &'static Root, d: &'static Descriptor) {
         if self.bare(d) {
-            (0..d.nodes.len()).for_each(|node| self.trim(root, d, node));
+            (0..d.shelves.len()).for_each(|shelf| self.trim(root, d, shelf));
         }
     }
 }

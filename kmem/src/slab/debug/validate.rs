@@ -6,12 +6,12 @@ use core::sync::atomic::Ordering::Acquire;
 
 use super::super::{
     KmemCache, Objects,
-    cache::{Descriptor, List, Lists},
+    cache::{Descriptor, List, Lists, Shelf},
     magazine::Object,
     state,
 };
 
-/// Mistakes that one look at a node finds at most.
+/// Mistakes that one look at a shelf finds at most.
 const MOST: usize = 8;
 
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
@@ -23,19 +23,18 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if self.own_root(d).is_none() {
             return result;
         }
-        for node in 0..d.nodes.len() {
-            result = result.and(self.validate_node(d, node));
+        for shelf in d.shelves {
+            result = result.and(self.validate_shelf(d, shelf));
         }
         result
     }
 
     #[track_caller]
-    fn validate_node(&self, d: &'static Descriptor, node: usize) -> Result<(), Misuse> {
-        let Some(node) = d.nodes.get(node) else { return Ok(()) };
+    fn validate_shelf(&self, d: &'static Descriptor, shelf: &Shelf) -> Result<(), Misuse> {
         let mut found: [Option<(Object, (Fault, Wrong))>; MOST] = [const { None }; MOST];
         let mut counts = None;
         {
-            let mut lists = node.lists.lock(self.pages.platform());
+            let mut lists = shelf.lists.lock(self.pages.platform());
             let mut nr = 0;
             self.each_slab(&lists, |head| {
                 let slab = self.slab(d, head);
@@ -79,7 +78,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         lists.all().for_each(|list| self.walk(list, &mut f));
     }
 
-    /// What is wrong with an object in its slab. The caller holds the node's lock.
+    /// What is wrong with an object in its slab. The caller holds the shelf's lock.
     fn wrong_with(&self, d: &Descriptor, object: &Object) -> Option<(Fault, Wrong)> {
         if !d.flags.intersects(MARKED) {
             return None;
@@ -108,9 +107,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     /// Gives back the slabs of a dying cache in which nothing is but free and quarantined objects.
     pub(in super::super) fn end_quarantine(&self, d: &'static Descriptor) {
-        for node in d.nodes {
+        for shelf in d.shelves {
             loop {
-                let mut lists = node.lists.lock(self.pages.platform());
+                let mut lists = shelf.lists.lock(self.pages.platform());
                 let only_kept = |list: &List| {
                     let mut found = None;
                     self.walk(list, |head| {

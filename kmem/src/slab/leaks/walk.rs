@@ -83,12 +83,12 @@ pub(super) enum Of {
 }
 
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
-    /// Calls `f` with everything in use. A node's or the table's lock is held meanwhile.
+    /// Calls `f` with everything in use. A shelf's or the table's lock is held meanwhile.
     pub(super) fn walk_things(&self, f: &mut dyn FnMut(&Thing<'_>)) {
         let p = self.pages.platform();
         self.each(|_, d| {
-            for node in d.nodes.iter().filter(|_| d.largest.is_some()) {
-                let lists = node.lists.lock(p);
+            for shelf in d.shelves.iter().filter(|_| d.largest.is_some()) {
+                let lists = shelf.lists.lock(p);
                 for list in lists.in_use() {
                     self.walk(list, |head| {
                         self.each_live(d, head, |object| f(&Self::object_thing(d, &object)));
@@ -189,9 +189,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         d.largest?;
         let map = self.pages.map();
         let pfn = map.frame_at(offset, P::PAGE_SHIFT);
-        let _lists = d.nodes.get(self.node_of(pfn))?.lists.lock(self.pages.platform());
-        // Under the lock it stays the cache's.
-        if map.owner_at(offset, P::PAGE_SHIFT) != owner {
+        let head = pfn & !((1 << d.layout.order) - 1);
+        let at = self.shelf_with(d, head);
+        let _lists = d.shelves.get(at)?.lists.lock(self.pages.platform());
+        // Under the lock it stays the cache's, and on that shelf.
+        if map.owner_at(offset, P::PAGE_SHIFT) != owner || self.shelf_with(d, head) != at {
             return None;
         }
         let object = self.slab(d, pfn).object_around(d, addr)?;
