@@ -8,7 +8,7 @@
 use super::{
     SlabFlags,
     layout::{Areas, Layout},
-    magazine::{MAGAZINES, Magazine, first_class},
+    magazine::{MAGAZINES, Magazine},
     moving::Mover,
     node::Whose,
 };
@@ -60,6 +60,12 @@ impl Descriptor {
     #[inline]
     pub(super) fn shelf_of(&self, node: usize, cpu: usize) -> usize {
         node * self.per_node + cpu % self.per_node.max(1)
+    }
+
+    /// The first frame of the slab that has a frame.
+    #[inline(always)]
+    pub(super) fn head(&self, pfn: u32) -> u32 {
+        pfn & !((1 << self.layout.order) - 1)
     }
 
     /// The numbers of a node's shelves.
@@ -161,7 +167,8 @@ pub(crate) struct CpuCache {
     pub(super) previous: AtomicPtr<Magazine>,
     /// The loaded one, once the CPU gave the cache up.
     pub(super) loaded: AtomicPtr<Magazine>,
-    /// Index into `MAGAZINES` of those it asks for.
+    /// Index into `MAGAZINES` of those it had first, and of those it asks for.
+    pub(super) first: u32,
     pub(super) class: AtomicU32,
     /// Whether the last exchange was a flush, and how often that changed since it grew last.
     pub(super) flushed: AtomicU32,
@@ -172,9 +179,9 @@ pub(crate) struct CpuCache {
 
 impl CpuCache {
     /// Whether there was so much traffic that its magazines grew, or would have if there were larger ones.
+    #[inline]
     pub(super) fn busy(&self) -> bool {
-        self.class.load(Relaxed) as usize > first_class(self.cache.layout.stride)
-            || self.swings.load(Relaxed) >= SWINGS
+        self.class.load(Relaxed) > self.first || self.swings.load(Relaxed) >= SWINGS
     }
 
     /// Whose slabs the CPU takes: its own where it is busy.

@@ -14,7 +14,7 @@
 
 use super::{
     Objects,
-    cache::{CpuCache, Descriptor, Internal, Lists, MAX_CACHES, Root, SWINGS},
+    cache::{CpuCache, Descriptor, Internal, Lists, MAX_CACHES, NONE, Root, SWINGS},
     magazine::{MAGAZINES, Magazine, NOTHING, Object, Room, first_class},
     node::Whose,
     state,
@@ -150,6 +150,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 cache: d,
                 previous: AtomicPtr::new(previous.place()),
                 loaded: AtomicPtr::new(ptr::null_mut()),
+                first: class as u32,
                 class: AtomicU32::new(class as u32),
                 flushed: AtomicU32::new(0),
                 swings: AtomicU32::new(0),
@@ -397,19 +398,24 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let mut held = None;
         let mut emptied = [0; EMPTIED];
         let mut nr = 0;
+        // The slab that the last object went to: objects of one come together more often than not.
+        let mut last = NONE;
         m.drain_oldest(n, |object| {
             let offset = map.direct_offset(object.at.addr().get());
             let Some(pfn) = map.owned_frame(offset, P::PAGE_SHIFT) else { return };
-            let slab = self.slab(d, pfn);
-            let at = self.shelf_with(d, slab.head);
-            if held.as_ref().is_none_or(|(shelf, _)| *shelf != at) || nr == EMPTIED {
-                held = None;
-                emptied[..nr].iter().for_each(|head| self.release(d, *head));
-                nr = 0;
-                held = d.shelves.get(at).map(|shelf| (at, shelf.lists.lock(p)));
+            let head = d.head(pfn);
+            if head != last || nr == EMPTIED {
+                last = head;
+                let at = self.shelf_with(d, head);
+                if held.as_ref().is_none_or(|(shelf, _)| *shelf != at) || nr == EMPTIED {
+                    held = None;
+                    emptied[..nr].iter().for_each(|head| self.release(d, *head));
+                    nr = 0;
+                    held = d.shelves.get(at).map(|shelf| (at, shelf.lists.lock(p)));
+                }
             }
             if let Some((_, lists)) = &mut held
-                && let Some(head) = self.put_back(d, lists, &slab, object)
+                && let Some(head) = self.put_back(d, lists, head, object)
             {
                 emptied[nr] = head;
                 nr += 1;

@@ -170,7 +170,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline]
     pub(super) fn slab(&self, d: &Descriptor, pfn: u32) -> Slab {
         let map = self.pages.map();
-        let head = pfn & !((1 << d.layout.order) - 1);
+        let head = d.head(pfn);
         let addr = map.direct_address(head, P::PAGE_SHIFT);
         let start: *mut u8 = core::ptr::with_exposed_provenance_mut(addr);
         let owner = map.owner_at(map.direct_offset(addr), P::PAGE_SHIFT);
@@ -358,18 +358,18 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         &self,
         d: &Descriptor,
         lists: &mut Lists,
-        slab: &Slab,
+        head: u32,
         object: Object,
     ) -> Option<u32> {
         object.state.set(state::FREE);
-        let page = self.pages.map().page_in_map(slab.head);
+        let page = self.pages.map().page_in_map(head);
         let (before, nr) = (page.free_objects(), d.layout.nr);
         if before > 0 && before + 1 < nr {
             page.set_free_objects(before + 1);
             lists.free += 1;
             return None;
         }
-        self.change_free(lists, d, slab.head, before, before + 1);
+        self.change_free(lists, d, head, before, before + 1);
         if before + 1 == nr && !d.keeps(lists.empty.nr) {
             return self.pop_empty(d, lists);
         }
@@ -631,7 +631,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let (wrong, emptied) = {
             let mut lists = shelf.lists.lock(self.pages.platform());
             let wrong = self.mend(d, &mut lists, slab.head);
-            (wrong, self.put_back(d, &mut lists, slab, object))
+            (wrong, self.put_back(d, &mut lists, slab.head, object))
         };
         if let Some(wrong) = wrong {
             self.pages.misuse(wrong);

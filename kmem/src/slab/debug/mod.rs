@@ -334,7 +334,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let addr = object.at.addr().get();
         let map = self.pages.map();
         let frame = map.frame_at(map.direct_offset(addr), P::PAGE_SHIFT);
-        let head = frame & !((1 << d.layout.order) - 1);
+        let head = d.head(frame);
         let free = self.count(d, head, state::FREE);
         Story {
             cache: d.name,

@@ -99,7 +99,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     fn seclude(&self, d: &Descriptor, lists: &mut Lists, object: &Object) {
         let map = self.pages.map();
         let frame = map.frame_at(map.direct_offset(object.at.addr().get()), P::PAGE_SHIFT);
-        let head = frame & !((1 << d.layout.order) - 1);
+        let head = d.head(frame);
         let free = map.page_in_map(head).free_objects();
         object.state.set(state::QUARANTINED);
         self.change_free(lists, d, head, free, free.saturating_sub(1));

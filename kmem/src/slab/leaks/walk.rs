@@ -189,7 +189,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         d.largest?;
         let map = self.pages.map();
         let pfn = map.frame_at(offset, P::PAGE_SHIFT);
-        let head = pfn & !((1 << d.layout.order) - 1);
+        let head = d.head(pfn);
         let at = self.shelf_with(d, head);
         let _lists = d.shelves.get(at)?.lists.lock(self.pages.platform());
         // Under the lock it stays the cache's, and on that shelf.
