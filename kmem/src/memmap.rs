@@ -25,60 +25,59 @@ use core::sync::atomic::{AtomicU8, AtomicU16, Ordering::Relaxed};
 /// Bytes of memory, as a power of two, that one byte of the table of large objects' states is for.
 pub(crate) const STATE_SHIFT: u32 = 10;
 
-/// A cache's number that no cache gets: frames whose owners have it in their low bits are not the slab layer's.
+/// Bits of a frame's owner below the number of the cache that it says.
+pub(crate) const OWNER_SHIFT: u32 = 7;
+/// A cache's number that no cache gets: frames whose owners say it are not the slab layer's.
 pub(crate) const NO_CACHE: u16 = 511;
 /// Another one: frames of slabs that leave their cache, with the slab's colour. An owner of 0 would say that a marked
 /// block is a large object.
 pub(crate) const LEAVING: u16 = 510;
-/// Owner of the frames of a chunk of per-CPU data of the first shard, those of the others follow; their pages' `private`
-/// names the frame of its description.
-const OWNER_PERCPU: u16 = NO_CACHE | 8 << 9;
-/// Owner of a frame that describes a chunk of the first shard; likewise.
-const OWNER_PERCPU_CHUNK: u16 = NO_CACHE | 16 << 9;
 /// Shards of per-CPU data that owners can tell apart.
 pub(crate) const PERCPU_SHARDS: usize = 8;
 
+/// The owner that is nobody of the slab layer's, with one of `1 << OWNER_SHIFT` values.
+const fn nobody(value: u16) -> u16 {
+    NO_CACHE << OWNER_SHIFT | value
+}
+
+/// Owner of the frames of a kernel stack in the direct map; their pages' `private` tells the place in it and its size.
+pub(crate) const OWNER_STACK: u16 = nobody(3);
+/// The same of one that interrupts run on.
+pub(crate) const OWNER_IRQ_STACK: u16 = nobody(4);
+/// Owner of frames whose readers may not be done: freed slabs and blocks that wait (see `slab::rcu`).
+pub(crate) const OWNER_RCU: u16 = nobody(5);
+/// Owner of the frames of a chunk of per-CPU data of the first shard, those of the others follow; their pages' `private`
+/// names the frame of its description.
+const OWNER_PERCPU: u16 = nobody(8);
+/// Owner of a frame that describes a chunk of the first shard; likewise.
+const OWNER_PERCPU_CHUNK: u16 = nobody(16);
+
 /// Owner of the frames of a chunk of a shard.
 pub(crate) const fn percpu_owner(shard: usize) -> u16 {
-    OWNER_PERCPU + ((shard % PERCPU_SHARDS) << 9) as u16
+    OWNER_PERCPU + (shard % PERCPU_SHARDS) as u16
 }
 
 /// Owner of the frame that describes a chunk of a shard.
 pub(crate) const fn percpu_chunk_owner(shard: usize) -> u16 {
-    OWNER_PERCPU_CHUNK + ((shard % PERCPU_SHARDS) << 9) as u16
+    OWNER_PERCPU_CHUNK + (shard % PERCPU_SHARDS) as u16
 }
 
 /// The shard that an owner says, if it is one of a chunk's frames.
 #[inline(always)]
 pub(crate) const fn percpu_shard(owner: u16) -> Option<usize> {
     let shard = owner.wrapping_sub(OWNER_PERCPU);
-    if shard & NO_CACHE == 0 && shard >> 9 < PERCPU_SHARDS as u16 {
-        Some((shard >> 9) as usize)
-    } else {
-        None
-    }
+    if shard < PERCPU_SHARDS as u16 { Some(shard as usize) } else { None }
 }
-
-/// Owner of the frames of a kernel stack in the direct map; their pages' `private` tells the place in it and its size.
-pub(crate) const OWNER_STACK: u16 = NO_CACHE | 3 << 9;
-/// The same of one that interrupts run on.
-pub(crate) const OWNER_IRQ_STACK: u16 = NO_CACHE | 4 << 9;
-
-/// Owner of frames whose readers may not be done: freed slabs and blocks that wait (see `slab::rcu`).
-pub(crate) const OWNER_RCU: u16 = NO_CACHE | 5 << 9;
 
 // No two are one.
 const _: () = {
-    let all = [OWNER_STACK, OWNER_IRQ_STACK, OWNER_RCU];
-    let mut i = 0;
-    while i < all.len() {
-        assert!(all[i] >> 9 == i as u16 + 3 && all[i] & NO_CACHE == NO_CACHE);
-        i += 1;
-    }
-    let (first, last) = (percpu_owner(0) >> 9, percpu_owner(PERCPU_SHARDS - 1) >> 9);
-    assert!(all.len() as u16 + 3 <= first && last < percpu_chunk_owner(0) >> 9);
+    assert!(
+        OWNER_STACK < OWNER_IRQ_STACK && OWNER_IRQ_STACK < OWNER_RCU && OWNER_RCU < OWNER_PERCPU
+    );
+    assert!(percpu_owner(PERCPU_SHARDS - 1) < OWNER_PERCPU_CHUNK);
+    assert!(percpu_chunk_owner(PERCPU_SHARDS - 1) >> OWNER_SHIFT == NO_CACHE);
     assert!(matches!(percpu_shard(percpu_owner(PERCPU_SHARDS - 1)), Some(7)));
-    assert!(percpu_shard(percpu_chunk_owner(0)).is_none() && percpu_shard(NO_CACHE).is_none());
+    assert!(percpu_shard(percpu_chunk_owner(0)).is_none() && percpu_shard(OWNER_RCU).is_none());
 };
 
 /// The tables of one machine. A copy in a local is what a loop over many pages works with.

@@ -1,7 +1,7 @@
 //! Looking at caches: what they hold, and whether it adds up.
 //!
 //! # Locking
-//! Reports take a node's lock for each cache and node. An audit looks at CPUs' magazines and is for a quiet
+//! Reports take the lock of each shelf of each cache. An audit looks at CPUs' magazines and is for a quiet
 //! machine.
 
 use super::{

@@ -200,7 +200,7 @@ impl Layout {
 pub(super) const COLOUR_UNIT: u32 = 64;
 
 /// Colours that the table of owners can name.
-pub(super) const MAX_COLOURS: u32 = 128;
+pub(super) const MAX_COLOURS: u32 = 64;
 
 /// State bytes in a slab: one wherever an object could begin, or none.
 fn states(bytes: u64, stride: u64) -> u64 {

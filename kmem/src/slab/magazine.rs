@@ -3,7 +3,7 @@
 //! # Concepts
 //! A CPU takes objects from its *loaded* magazine and puts them back there. When that is empty (or full)
 //! it turns to the *previous* one, so that traffic that swings around the edge of a magazine stays on
-//! the CPU, and then exchanges a magazine with its node's *depot*: one lock for a magazine's worth of
+//! the CPU, and then exchanges a magazine with its shelf's *depot*: one lock for a magazine's worth of
 //! objects (Bonwick and Adams, Magazines and Vmem, 2001).
 //!
 //! # Implementation
@@ -15,7 +15,7 @@
 //!
 //! # Locking
 //! A CPU's magazines are touched by the CPU itself, while it owns its lists (see `page_alloc`); a
-//! depot's under its node's lock.
+//! depot's under its shelf's lock.
 
 use super::{
     cache::{CpuCache, Descriptor},
@@ -156,6 +156,7 @@ impl Room<'_> {
     #[inline(always)]
     pub(super) fn put(self, at: *mut u8, state: State) {
         self.m.slot(self.top).write(at, state);
+        prefetch(at);
         self.m.top.store(self.m.top.load(Relaxed).wrapping_add(SLOT), Relaxed);
     }
 }
@@ -309,12 +310,12 @@ impl Magazine {
         self.top.store((nr - n) * SLOT, Relaxed);
     }
 
-    /// The state byte of the object at an offset in the direct map, in a slab of the magazine's cache whose first
-    /// object is `colour` bytes behind its beginning; `None` if no object begins there, or if that is for a slower
+    /// The state byte of the object at an offset in the direct map, in a slab of the magazine's cache whose colour takes
+    /// an address `back` (see `colour_back`); `None` if no object begins there, or if that is for a slower
     /// path to find out.
     #[inline(always)]
-    pub(super) fn state_at(&self, offset: usize, colour: u32) -> Option<State> {
-        let behind = (offset as u32).wrapping_sub(colour) & self.mask;
+    pub(super) fn state_at(&self, offset: usize, back: u32) -> Option<State> {
+        let behind = (offset as u32).wrapping_add(back) & self.mask;
         let first = offset.wrapping_sub(behind as usize);
         // See `Layout`.
         let product = u64::from(behind) * u64::from(self.reciprocal);
@@ -328,4 +329,18 @@ impl Magazine {
         // before the first object would wrap around to one. Direct map and table were exposed.
         Some(unsafe { State::new(ptr::with_exposed_provenance(state)) })
     }
+}
+
+/// Has the first line of a freed object brought to where whoever gets it next will write to it: the next free waits for
+/// that write, which it would be with the object's last use long ago.
+#[inline(always)]
+fn prefetch(at: *const u8) {
+    // SAFETY: it reads and writes nothing, whatever the address.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        let at = at.addr();
+        core::arch::asm!("prefetcht0 [{}]", in(reg) at, options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }

@@ -23,7 +23,7 @@ use crate::{
     context::Cpu,
     error::AllocError,
     gfp::Gfp,
-    memmap::{LEAVING, NO_CACHE, OWNER_RCU},
+    memmap::{LEAVING, NO_CACHE, OWNER_RCU, OWNER_SHIFT},
     page_alloc::Reclaim,
     page_state::NodeStat,
     platform::{Level, Platform},
@@ -34,25 +34,36 @@ use core::{
     sync::atomic::Ordering::Relaxed,
 };
 
-/// Bits of a frame's owner that are the cache's number; the rest is the colour.
-pub(super) const OWNER_BITS: u32 = 9;
+// A frame's owner says the number of its cache, and below that the slab's colour as a negative number: where an object is
+// looked for, adding that is an instruction less.
 const _: () = assert!(
-    super::cache::MAX_CACHES == 1 << OWNER_BITS
-        && NO_CACHE == (1 << OWNER_BITS) - 1
+    super::cache::MAX_CACHES == 1 << (16 - OWNER_SHIFT)
+        && NO_CACHE as usize == super::cache::MAX_CACHES - 1
         && LEAVING == NO_CACHE - 1
-        && MAX_COLOURS <= 1 << (16 - OWNER_BITS)
+        && MAX_COLOURS <= 1 << (OWNER_SHIFT - 1)
 );
 
 /// The number of the cache that a frame with an owner belongs to.
 #[inline(always)]
 pub(super) const fn number(owner: u16) -> u16 {
-    owner % (1 << OWNER_BITS)
+    owner >> OWNER_SHIFT
 }
 
-/// How far behind its beginning the first object of the slab is that it belongs to.
+/// The owner of a slab's frames.
+const fn owner_for(number: u16, colour: u32) -> u16 {
+    number << OWNER_SHIFT | low_bits(colour.wrapping_neg() as u16)
+}
+
+const fn low_bits(owner: u16) -> u16 {
+    owner % (1 << OWNER_SHIFT)
+}
+
+/// What to add to an address to go back as far as the first object of its slab is behind the slab's beginning: a
+/// negative number, wrapped.
 #[inline(always)]
-pub(super) const fn colour_offset(owner: u16) -> u32 {
-    (owner >> OWNER_BITS) as u32 * COLOUR_UNIT
+pub(super) const fn colour_back(owner: u16) -> u32 {
+    const UNUSED: u32 = u32::BITS - OWNER_SHIFT;
+    (((owner as i32) << UNUSED) >> (UNUSED - COLOUR_UNIT.ilog2())) as u32
 }
 
 /// What of a request's flags concerns the pages of a new slab.
@@ -174,7 +185,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let addr = map.direct_address(head, P::PAGE_SHIFT);
         let start: *mut u8 = core::ptr::with_exposed_provenance_mut(addr);
         let owner = map.owner_at(map.direct_offset(addr), P::PAGE_SHIFT);
-        let first = start.wrapping_add((d.layout.lead + colour_offset(owner)) as usize);
+        let first = start.wrapping_add(d.layout.lead.wrapping_sub(colour_back(owner)) as usize);
         let (base, shift) = d.layout.states_place(map);
         let states = base.wrapping_add(map.direct_offset(first.addr()) >> shift);
         let states = ptr::with_exposed_provenance_mut(states);
@@ -294,21 +305,29 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         objects.filter(|o| state::held(o.state.get())).for_each(f);
     }
 
+    /// Whether at least half of a slab's objects lie free in it.
+    fn is_sparse(&self, d: &Descriptor, head: u32) -> bool {
+        self.pages.map().page_in_map(head).free_objects() >= d.layout.nr / 2
+    }
+
     /// The slab of a shelf to take objects from, for CPUs that take them from such a shelf.
     #[inline]
     fn next_slab(&self, d: &Descriptor, lists: &Lists, whose: Whose) -> Option<u32> {
-        let List { first, nr, .. } = lists.partial;
+        let List { first, last, nr } = lists.partial;
         let any = match whose {
             Whose::Any => true,
             Whose::Few => lists.grown - lists.released < MANY,
             Whose::Own => false,
         };
-        let free = |head| self.pages.map().page_in_map(head).free_objects();
-        let head = if nr > 0 && (any || nr > 1 && free(first) >= d.layout.nr / 2) {
-            first
-        } else {
-            lists.empty.first
+        let head = match nr {
+            0 => None,
+            _ if any => Some(first),
+            1 => None,
+            // The one that became partial last has the fewest free ones as a rule, and the one that is so for longest
+            // the most.
+            _ => [first, last].into_iter().find(|head| self.is_sparse(d, *head)),
         };
+        let head = head.unwrap_or(lists.empty.first);
         (head != NONE).then_some(head)
     }
 
@@ -343,6 +362,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             // bytes, or to the page.
             let left = if taken < most { 0 } else { before - taken };
             self.change_free(lists, d, head, before, left);
+            if whose != Whose::Any && head == lists.partial.last && !self.is_sparse(d, head) {
+                // Another one's turn.
+                self.unlink(&mut lists.partial, head);
+                self.link(&mut lists.partial, head);
+            }
             if most == 0 {
                 break;
             }
@@ -383,8 +407,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     fn unname(&self, d: &Descriptor, head: u32) {
         let map = self.pages.map();
         let at = map.direct_offset(map.direct_address(head, P::PAGE_SHIFT));
-        let colour = map.owner_at(at, P::PAGE_SHIFT) >> OWNER_BITS << OWNER_BITS;
-        map.set_owner(head, 1 << d.layout.order, colour | LEAVING);
+        let colour = low_bits(map.owner_at(at, P::PAGE_SHIFT));
+        map.set_owner(head, 1 << d.layout.order, LEAVING << OWNER_SHIFT | colour);
     }
 
     /// Takes an empty slab off its list.
@@ -454,7 +478,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             lists.colour
         };
         // Before the mark: what is marked and has no owner is a large object.
-        map.set_owner(pfn.0, 1 << order, d.id | (colour << OWNER_BITS) as u16);
+        map.set_owner(pfn.0, 1 << order, owner_for(d.id, colour));
         page.mark_slab();
         let _ = start.as_ptr().expose_provenance();
         let slab = self.slab(d, pfn.0);

@@ -15,7 +15,7 @@ use super::{
     cache::{Descriptor, Root},
     cpu::Need,
     magazine::{Magazine, Object},
-    node::{Slab, colour_offset, number},
+    node::{Slab, colour_back, number},
     state,
 };
 use crate::{
@@ -356,7 +356,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let of = owner.load(Relaxed);
             let m = self.loaded(cpu, number(of));
             if cache.is_none_or(|d| m.is_of(d))
-                && let Some(state) = m.state_at(offset, colour_offset(of))
+                && let Some(state) = m.state_at(offset, colour_back(of))
                 && let Some(room) =
                     m.room().or_else(|| if WARM { self.room_flushed(cpu, m) } else { None })
                 && state.free()

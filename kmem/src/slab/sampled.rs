@@ -36,7 +36,7 @@ use core::{
 };
 
 /// The owner of the pool's frames: number 0, colour 1.
-pub(super) const SAMPLED: u16 = 1 << super::node::OWNER_BITS;
+pub(super) const SAMPLED: u16 = 1;
 const _: () = assert!(super::node::number(SAMPLED) == 0);
 
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {

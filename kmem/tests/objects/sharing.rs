@@ -1,9 +1,13 @@
 //! Several CPUs, several nodes, threads on no CPU.
 
-use kmem::{Config, Gfp, Misuse, slab::SlabFlags};
+use kmem::{
+    Config, Gfp, Misuse,
+    slab::{KmemCache, SlabFlags},
+};
 use kmem_hosted::Shape;
 use kmem_test_support::{MIB, Rig};
 use std::{
+    collections::BTreeSet,
     ptr::NonNull,
     sync::{
         Barrier, Mutex,
@@ -101,6 +105,67 @@ fn of_two_cpus_that_free_one_object_one_succeeds() {
         // SAFETY: not used after.
         unsafe { rig.kmem_cache_free(&cache, anchor).unwrap() };
         rig.audit_objects().unwrap();
+        rig.kmem_cache_destroy(cache).unwrap();
+    });
+}
+
+/// Objects that a CPU allocates.
+fn taken_on(rig: &Rig, cpu: usize, cache: &KmemCache, nr: usize) -> Vec<NonNull<u8>> {
+    let take = || rig.kmem_cache_alloc(cache, Gfp::KERNEL).unwrap();
+    rig.machine().run_on(Some(cpu), None, |_| (0..nr).map(|_| take()).collect()).unwrap()
+}
+
+fn frames(objects: &[NonNull<u8>]) -> BTreeSet<usize> {
+    objects.iter().map(|at| at.addr().get() >> 12).collect()
+}
+
+#[test]
+fn cpus_share_slabs_while_there_are_few_and_then_have_their_own() {
+    let rig = Rig::flat();
+    let slabs = |cache: &KmemCache| rig.kmem_cache_info(cache).slabs;
+    let cache =
+        rig.run(|_| rig.kmem_cache_create("shared", 64, 0, SlabFlags::NO_MERGE, None).unwrap());
+    let mut first = taken_on(&rig, 0, &cache, 1);
+    let mut second = taken_on(&rig, 1, &cache, 1);
+    assert_eq!(slabs(&cache), 1, "one slab for one object of each CPU");
+    assert_eq!(frames(&first), frames(&second));
+
+    let per_slab = rig.kmem_cache_info(&cache).objects_per_slab as usize;
+    first.extend(taken_on(&rig, 0, &cache, 8 * per_slab));
+    let before = slabs(&cache);
+    // What is left in the other's last slab, and in the shared one's magazine, is not for these.
+    let own = taken_on(&rig, 1, &cache, 8 * per_slab);
+    let common = frames(&own).intersection(&frames(&first)).count();
+    assert!(common <= 1, "{common} slabs of both CPUs");
+    assert!(slabs(&cache) - before >= 8, "{} slabs more", slabs(&cache) - before);
+    second.extend(own);
+
+    // The other CPU frees seven of eight: they go back to where they came from, and are had from there as long as those
+    // slabs are half free.
+    let mut kept = Vec::new();
+    rig.machine()
+        .run_on(Some(1), None, |_| {
+            for (i, at) in first.drain(..).enumerate() {
+                if i % 8 == 0 {
+                    kept.push(at);
+                } else {
+                    // SAFETY: in use, and not after this.
+                    unsafe { rig.kmem_cache_free(&cache, at).unwrap() };
+                }
+            }
+        })
+        .unwrap();
+    rig.run(|_| rig.audit_objects().unwrap());
+    let before = slabs(&cache);
+    second.extend(taken_on(&rig, 1, &cache, 2 * per_slab));
+    assert_eq!(slabs(&cache), before, "sparse slabs of the other CPU's are taken before a new one");
+
+    rig.run(|_| {
+        for at in kept.into_iter().chain(second) {
+            // SAFETY: in use, and not after this.
+            unsafe { rig.kmem_cache_free(&cache, at).unwrap() };
+        }
+        assert_eq!(rig.audit_objects().unwrap().live, 0);
         rig.kmem_cache_destroy(cache).unwrap();
     });
 }

@@ -29,7 +29,7 @@
 //! slabs, or a write after free would mostly hit pages that are others' by then.
 //!
 //! # Locking
-//! The node's lock while a whole cache is looked at. Nothing is reported with it held.
+//! A shelf's lock while a whole cache is looked at. Nothing is reported with it held.
 //!
 //! See [SLUB debugging](https://docs.kernel.org/mm/slab.html).
 

@@ -22,7 +22,7 @@
 //! full, what is found stays marked, and a walk over all objects picks it up.
 //!
 //! # Locking
-//! One scan at a time (`busy`). An object's notes are changed under its node's lock, under which no slab goes away. The
+//! One scan at a time (`busy`). An object's notes are changed under its shelf's lock, under which no slab goes away. The
 //! table of ranges has a lock; no other is taken under it.
 //!
 //! See [kmemleak](https://docs.kernel.org/dev-tools/kmemleak.html).
