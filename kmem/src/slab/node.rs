@@ -313,22 +313,27 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// The slab of a shelf to take objects from, for CPUs that take them from such a shelf.
     #[inline]
     fn next_slab(&self, d: &Descriptor, lists: &Lists, whose: Whose) -> Option<u32> {
-        let List { first, last, nr } = lists.partial;
-        let any = match whose {
-            Whose::Any => true,
-            Whose::Few => lists.grown - lists.released < MANY,
-            Whose::Own => false,
+        let partial = match whose {
+            Whose::Any => lists.partial.first,
+            _ => self.next_to_spare(d, lists, whose),
         };
-        let head = match nr {
-            0 => None,
-            _ if any => Some(first),
-            1 => None,
-            // The one that became partial last has the fewest free ones as a rule, and the one that is so for longest
-            // the most.
-            _ => [first, last].into_iter().find(|head| self.is_sparse(d, *head)),
-        };
-        let head = head.unwrap_or(lists.empty.first);
+        let head = if partial != NONE { partial } else { lists.empty.first };
         (head != NONE).then_some(head)
+    }
+
+    /// A partial slab that other CPUs may take objects from, or `NONE`.
+    #[cold]
+    fn next_to_spare(&self, d: &Descriptor, lists: &Lists, whose: Whose) -> u32 {
+        let List { first, last, nr } = lists.partial;
+        if whose == Whose::Few && lists.grown - lists.released < MANY {
+            return first;
+        }
+        if nr < 2 {
+            return NONE;
+        }
+        // The one that became partial last has the fewest free ones as a rule, and the one that is so for longest the
+        // most.
+        [first, last].into_iter().find(|head| self.is_sparse(d, *head)).unwrap_or(NONE)
     }
 
     /// Takes up to `want` objects out of a shelf's slabs, partial ones first, and makes them `to`.
