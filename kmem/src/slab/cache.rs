@@ -49,6 +49,8 @@ pub(crate) struct Descriptor {
     pub(super) dying: AtomicU32,
     /// Those who look at it without being its users; it does not go while there are any.
     pub(super) pins: AtomicU32,
+    /// Those who move its objects.
+    pub(super) moves: AtomicU32,
     /// What moves its objects, if anybody does.
     pub(super) mover: IrqLock<Option<Mover>>,
     /// What CPUs gave up, for the destroyer to free or for other CPUs to take.

@@ -263,6 +263,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 users: AtomicU32::new(1),
                 dying: AtomicU32::new(0),
                 pins: AtomicU32::new(0),
+                moves: AtomicU32::new(0),
                 mover: IrqLock::new(None),
                 retired: AtomicPtr::new(ptr::null_mut()),
             })
@@ -414,6 +415,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                         users: AtomicU32::new(1),
                         dying: AtomicU32::new(0),
                         pins: AtomicU32::new(0),
+                        moves: AtomicU32::new(0),
                         mover: IrqLock::new(None),
                         retired: AtomicPtr::new(ptr::null_mut()),
                     });

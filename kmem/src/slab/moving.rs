@@ -28,7 +28,10 @@ use super::{
     state,
 };
 use crate::{error::Misuse, page_alloc::Reclaim, platform::Platform};
-use core::ptr::NonNull;
+use core::{
+    ptr::NonNull,
+    sync::atomic::Ordering::{Relaxed, Release},
+};
 
 /// What a [`MoveFn`] did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -118,6 +121,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         else {
             return;
         };
+        // Before the first one is MOVING, under a shelf's lock, and until the last is not: who finds such a state under
+        // that lock sees it.
+        d.moves.fetch_add(1, Relaxed);
+        self.pack_with(d, mover);
+        // Release pairs with the Acquire in `mend`.
+        d.moves.fetch_sub(1, Release);
+    }
+
+    fn pack_with(&self, d: &'static Descriptor, mover: Mover) {
         let nr = d.layout.nr;
         let step = nr.div_ceil(PASSES);
         for node in 0..self.pages.nr_nodes() {

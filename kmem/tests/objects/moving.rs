@@ -7,7 +7,14 @@ use kmem::{
 use kmem_hosted::Hosted;
 use kmem_test_support::Rig;
 use proptest::prelude::*;
-use std::{collections::BTreeMap, ptr::NonNull, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    ptr::NonNull,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
 
 const SIZE: usize = 96;
 
@@ -22,6 +29,8 @@ struct User {
     /// Of those that are freed once their readers are done, which is after the move, or before it is over.
     later: Vec<u64>,
     waited: Vec<u64>,
+    /// Moves left during which the cache begins to look for mistakes, and another object of the slab is freed.
+    watches: AtomicU32,
     machine: usize,
     cache: usize,
 }
@@ -81,6 +90,27 @@ unsafe fn move_object(from: NonNull<u8>, to: NonNull<u8>, private: usize) -> Mov
         assert_eq!((number(from), m.ksize(from.as_ptr())), (id, None), "its memory stays");
         return MoveResult::Refused;
     }
+    let slab = |addr: usize| addr >> 12;
+    let beside = at
+        .iter()
+        .map(|(id, addr)| (*id, *addr))
+        .find(|(other, addr)| *other != id && slab(*addr) == slab(from.addr().get()));
+    if user.watches.load(Relaxed) > 0
+        && let Some((other, addr)) = beside
+    {
+        user.watches.fetch_sub(1, Relaxed);
+        at.remove(&other);
+        let object = NonNull::new(std::ptr::with_exposed_provenance_mut(addr)).unwrap();
+        // SAFETY: both outlive the shrinking; the object is not used after.
+        unsafe {
+            let m = &*std::ptr::with_exposed_provenance::<Kmem<Hosted>>(user.machine);
+            let cache = &*std::ptr::with_exposed_provenance::<KmemCache>(user.cache);
+            m.kmem_cache_set_debug(cache, SlabFlags::CONSISTENCY_CHECKS).unwrap();
+            m.kmem_cache_free(cache, object).unwrap();
+            m.kmem_cache_validate(cache).unwrap();
+            m.kmem_cache_set_debug(cache, SlabFlags::empty()).unwrap();
+        }
+    }
     // SAFETY: two objects of the size.
     unsafe { to.copy_from_nonoverlapping(from, SIZE) };
     at.insert(id, to.addr().get());
@@ -133,6 +163,7 @@ fn with_user(mut user: User, n: u64, keep: impl Fn(u64) -> bool, check: impl Fn(
         user.cache = (&raw const cache).expose_provenance();
         let user = &user;
         burst(m, &cache, user, n, keep);
+        let mark = rig.mark();
         let private = std::ptr::from_ref(user).expose_provenance();
         // SAFETY: the callback keeps the contract.
         unsafe { m.kmem_cache_set_move(&cache, Some(move_object), private).unwrap() };
@@ -150,6 +181,11 @@ fn with_user(mut user: User, n: u64, keep: impl Fn(u64) -> bool, check: impl Fn(
         // SAFETY: as above.
         unsafe { m.kmem_cache_set_move(&cache, None, 0).unwrap() };
         end(m, cache, user);
+        assert_eq!(user.watches.load(Relaxed), 0);
+        // Only what the callback does on purpose is a misuse.
+        if user.freed.is_empty() && user.later.is_empty() && user.waited.is_empty() {
+            assert_eq!(rig.since(mark), []);
+        }
     });
 }
 
@@ -193,6 +229,20 @@ fn objects_that_are_freed_later_while_they_move() {
         user,
         6000,
         |id| id % 30 == 0,
+        |freed, possible| {
+            assert!(freed + 8 >= possible, "{freed} slabs of {possible}");
+        },
+    );
+}
+
+/// A cache that begins to look for mistakes while its objects move takes none of them for damaged.
+#[test]
+fn consistency_checks_begin_while_objects_move() {
+    let user = User { watches: 5.into(), ..User::default() };
+    with_user(
+        user,
+        6000,
+        |id| id % 10 == 0,
         |freed, possible| {
             assert!(freed + 8 >= possible, "{freed} slabs of {possible}");
         },

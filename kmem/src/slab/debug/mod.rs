@@ -278,8 +278,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let slab = self.slab(d, head);
         let states = || (0..d.layout.nr).map(|i| slab.object(d, i).state);
         // No object is in such a state: somebody wrote there. It is nobody's from now on.
-        let known = |s: u8| {
-            s <= state::QUARANTINED || s == state::DYING || self.leaks_noted() && state::in_use(s)
+        // Acquire pairs with the Release in `pack`: after the last move nothing is MOVING.
+        let moves = d.moves.load(Acquire) > 0;
+        let known = |s: u8| match s {
+            state::FREE..=state::QUARANTINED | state::DYING => true,
+            state::MOVING | state::GONE | state::LEAVING => moves,
+            s => self.leaks_noted() && state::in_use(s),
         };
         let strange = states().filter(|s| !known(s.get()));
         strange.for_each(|s| s.set(state::QUARANTINED));
