@@ -451,7 +451,7 @@ impl Page {
         self.index.load(Ordering::Relaxed)
     }
 
-    /// Sets what [`free_objects`](Self::free_objects) says. For the holder of the node's lock.
+    /// Sets what [`free_objects`](Self::free_objects) says. For the holder of the shelf's lock.
     #[inline]
     pub(crate) fn set_free_objects(&self, nr: u32) {
         self.index.store(nr, Ordering::Relaxed);

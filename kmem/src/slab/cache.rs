@@ -105,9 +105,17 @@ impl List {
 /// Shelves of a node at most; what a slab notes of its own has no room for more.
 const MOST_SHELVES: usize = 16;
 
-/// Shelves of a node on a machine with so many CPUs. CPUs whose numbers leave the same remainder have one together.
-pub(super) fn nr_shelves(cpus: usize) -> usize {
-    cpus.clamp(1, MOST_SHELVES).next_power_of_two()
+/// Shelves of all nodes at most, as long as each has one: all of a cache's are one object.
+const MOST_OF_ALL: usize = 32;
+
+/// Shelves of a node on a machine with so many nodes and CPUs. CPUs whose numbers leave the same remainder have one
+/// together.
+pub(super) fn nr_shelves(nodes: usize, cpus: usize) -> usize {
+    let mut nr = cpus.clamp(1, MOST_SHELVES).next_power_of_two();
+    while nr > 1 && nr * nodes > MOST_OF_ALL {
+        nr /= 2;
+    }
+    nr
 }
 
 /// What a shelf's lock guards.

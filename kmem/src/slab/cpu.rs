@@ -239,7 +239,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.internal_free(root, Internal::Magazines(m.class()), m.place().cast());
     }
 
-    /// Takes an object by way of the CPU's magazines, if they or the CPU's node have any. The caller owns the
+    /// Takes an object by way of the CPU's magazines, if they or the shelves that the CPU takes from have any. The caller owns the
     /// CPU's lists.
     pub(super) fn pop_refilled(&self, cpu: &Cpu, d: &'static Descriptor) -> Option<Object> {
         let loaded = self.loaded(cpu, d.id);

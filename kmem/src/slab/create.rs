@@ -236,8 +236,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if let Some(root) = self.root() {
             return Some(root);
         }
-        let per_node = nr_shelves(self.pages.platform().nr_cpu_ids());
-        let nr_shelves = self.pages.nr_nodes() * per_node;
+        let nr_nodes = self.pages.nr_nodes();
+        let per_node = nr_shelves(nr_nodes, self.pages.platform().nr_cpu_ids());
+        let nr_shelves = nr_nodes * per_node;
         let lists_at = size_of::<Root>().next_multiple_of(align_of::<Shelf>());
         let bytes = lists_at + NR_INTERNAL * nr_shelves * size_of::<Shelf>();
         let order = super::order_for(bytes, P::PAGE_SHIFT);

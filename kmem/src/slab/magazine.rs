@@ -331,8 +331,8 @@ impl Magazine {
     }
 }
 
-/// Has the first line of a freed object brought to where whoever gets it next will write to it: the next free waits for
-/// that write, which it would be with the object's last use long ago.
+/// Has the first line of a freed object fetched. Whoever is given the object next writes to it, and the locked
+/// instruction of the free after that waits until that write is done: long, if the line is far away.
 #[inline(always)]
 fn prefetch(at: *const u8) {
     // SAFETY: it reads and writes nothing, whatever the address.

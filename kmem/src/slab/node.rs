@@ -31,7 +31,10 @@ use crate::{
 };
 use core::{
     ptr::{self, NonNull},
-    sync::atomic::Ordering::Relaxed,
+    sync::atomic::{
+        Ordering::{Relaxed, Release},
+        fence,
+    },
 };
 
 // A frame's owner says the number of its cache, and below that the slab's colour as a negative number: where an object is
@@ -164,15 +167,16 @@ fn search_shuffled(
 /// Slabs of a shelf's from which on its partial ones are for its own CPUs.
 const MANY: u64 = 4;
 
-/// From whose shelf a CPU takes objects when its own is bare. CPUs that take objects of one slab write to the same
-/// state bytes. With slabs of their own for all CPUs the layer held more pages than Linux on the recorded traces.
+/// From whose partial slabs a CPU takes objects when its own shelf is bare, before a slab is made; empty ones are
+/// anybody's. CPUs that take objects of one slab write to the same state bytes. With slabs of their own for all CPUs the
+/// layer held more pages than Linux on the recorded traces.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Whose {
-    /// From any.
+    /// From anybody's.
     Any,
-    /// From any with few slabs.
+    /// From those of shelves with few slabs, and as for `Own`.
     Few,
-    /// From none, save one with slabs to spare that are half free.
+    /// From nobody's, save one that is half free where there are more.
     Own,
 }
 
@@ -482,6 +486,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             lists.colour = (lists.colour + d.layout.colour_step) % d.layout.colours;
             lists.colour
         };
+        page.set_shelf(number % d.per_node);
+        // Release pairs with the Acquire in `object_in`.
+        fence(Release);
         // Before the mark: what is marked and has no owner is a large object.
         map.set_owner(pfn.0, 1 << order, owner_for(d.id, colour));
         page.mark_slab();
@@ -503,7 +510,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.pages.mod_node_page_state(node, Self::slab_stat(d), 1 << order);
         let mut lists = shelf.lists.lock(self.pages.platform());
         page.set_free_objects(d.layout.nr);
-        page.set_shelf(number % d.per_node);
         page.set_next_object(0);
         lists.free += u64::from(d.layout.nr);
         lists.grown += 1;
@@ -569,7 +575,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     ) -> Result<*mut u8, AllocError> {
         let d = root.internal(which);
         // Failing is no reason for a report: the request goes on without.
-        self.alloc_locked(d, gfp | Gfp::NOWARN, None).map(|object| object.at.as_ptr())
+        self.alloc_locked(d, gfp | Gfp::NOWARN, None, Whose::Few).map(|object| object.at.as_ptr())
     }
 
     pub(super) fn internal_free(&self, root: &'static Root, which: Internal, at: *mut u8) {
@@ -583,29 +589,37 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
     }
 
-    /// Takes one object straight from a node's slabs, live, making a slab if there is none.
+    /// Takes one object straight from a node's slabs, live, making a slab if there is none. `whose` is what the caller
+    /// takes from the shelves of other CPUs before it has a slab made; before memory is reclaimed for one, anything.
     pub(super) fn alloc_locked(
         &self,
         d: &'static Descriptor,
         gfp: Gfp,
         node: Option<usize>,
+        whose: Whose,
     ) -> Result<Object, AllocError> {
         let at = node.unwrap_or_else(|| self.here());
-        if let Some(object) = self.take_one(d, at, Whose::Few) {
+        if let Some(object) = self.take_one(d, at, whose) {
             return Ok(object);
         }
-        let bound = gfp.contains(Gfp::THISNODE);
-        if !bound && self.pages.nr_nodes() > 1 {
-            // A slab of this node, if it has memory to spare; else what other nodes have. Without that every
-            // request of a node whose slabs come from elsewhere would make another one.
-            let patient = Gfp::DIRECT_RECLAIM | RETRIES;
-            let spare = (gfp - patient) | Gfp::THISNODE | Gfp::NOWARN;
-            if let Ok(grown) = self.grow(d, spare, Some(at))
+        let elsewhere = !gfp.contains(Gfp::THISNODE) && self.pages.nr_nodes() > 1;
+        if elsewhere || d.per_node > 1 {
+            // A slab, of this node, if there is memory to spare; else what other CPUs and nodes have. Without that
+            // memory would be reclaimed while objects lie free, and every request of a node whose slabs come from
+            // elsewhere would make another one.
+            const SPARED: Gfp =
+                Gfp::DIRECT_RECLAIM.union(RETRIES).union(Gfp::HIGH).union(Gfp::MEMALLOC);
+            let mut spare = (gfp - SPARED) | Gfp::NOWARN;
+            if elsewhere {
+                spare |= Gfp::THISNODE;
+            }
+            let grown = self.grow(d, spare, if elsewhere { Some(at) } else { node });
+            if let Ok(grown) = grown
                 && let Some(object) = self.take_from(d, grown, Whose::Any)
             {
                 return Ok(object);
             }
-            if let Some(object) = self.take_elsewhere(d, at) {
+            if let Some(object) = self.take_any(d, at, elsewhere) {
                 return Ok(object);
             }
         }
@@ -618,10 +632,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 Err(e) => e,
             };
             // Somebody may have freed one meanwhile.
-            let found = self.take_one(d, at, Whose::Any);
-            let found = if bound { found } else { found.or_else(|| self.take_elsewhere(d, at)) };
-            return found.ok_or(e);
+            return self.take_any(d, at, elsewhere).ok_or(e);
         }
+    }
+
+    /// Takes an object of a node's, or of another one's.
+    fn take_any(&self, d: &Descriptor, at: usize, elsewhere: bool) -> Option<Object> {
+        let here = self.take_one(d, at, Whose::Any);
+        if elsewhere { here.or_else(|| self.take_elsewhere(d, at)) } else { here }
     }
 
     /// Takes an object of another node than `at`, the nearest that has one.

@@ -12,10 +12,10 @@
 
 use super::{
     KmemCache, Objects,
-    cache::{Descriptor, Root},
+    cache::{CpuCache, Descriptor, Root},
     cpu::Need,
     magazine::{Magazine, Object},
-    node::{Slab, colour_back, number},
+    node::{Slab, Whose, colour_back, number},
     state,
 };
 use crate::{
@@ -232,12 +232,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return Ok(object);
         }
         loop {
-            if node.is_none_or(|n| n == self.here())
-                && let Some(object) = self.take_refilled(root, d)
-            {
-                return Ok(object);
+            let mut whose = Whose::Few;
+            if node.is_none_or(|n| n == self.here()) {
+                let found = self.take_refilled(root, d);
+                match found.0 {
+                    Some(object) => return Ok(object),
+                    None => whose = found.1,
+                }
             }
-            match self.alloc_locked(d, asked, node) {
+            match self.alloc_locked(d, asked, node, whose) {
                 // One that turns out to be damaged is not given out.
                 Ok(object) if self.bare(d) => {
                     if self.outgoing(d, &object) {
@@ -253,38 +256,43 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
     }
 
-    /// An object by way of the CPU's magazines, if they can be filled. What the CPU lacks for the cache is made if
-    /// there is memory to spare: nobody reclaims for that or takes from the reserves.
-    fn take_refilled(&self, root: &'static Root, d: &'static Descriptor) -> Option<Object> {
-        let (object, need) = self.try_refilled(d);
+    /// An object by way of the CPU's magazines, if they can be filled, and whose slabs the CPU takes from. What the CPU
+    /// lacks for the cache is made if there is memory to spare: nobody reclaims for that or takes from the reserves.
+    fn take_refilled(
+        &self,
+        root: &'static Root,
+        d: &'static Descriptor,
+    ) -> (Option<Object>, Whose) {
+        let (object, whose, need) = self.try_refilled(d);
         match need {
-            Need::Nothing => object,
+            Need::Nothing => (object, whose),
             Need::Tuning(tuning) => {
                 self.retune(root, d, &tuning, Gfp::NOWAIT);
-                object
+                (object, whose)
             }
             Need::Magazines => {
                 if self.equip(root, d, Gfp::NOWAIT) {
-                    self.try_refilled(d).0
+                    (self.try_refilled(d).0, whose)
                 } else {
-                    None
+                    (None, whose)
                 }
             }
         }
     }
 
-    fn try_refilled(&self, d: &'static Descriptor) -> (Option<Object>, Need) {
+    fn try_refilled(&self, d: &'static Descriptor) -> (Option<Object>, Whose, Need) {
         let p = self.pages.platform();
-        let Some(cpu) = p.get_cpu() else { return (None, Need::Nothing) };
-        let mut got = (None, Need::Nothing);
+        let mut got = (None, Whose::Few, Need::Nothing);
+        let Some(cpu) = p.get_cpu() else { return got };
         if let Some(owned) = self.pages.own(cpu, Path::ObjAlloc) {
             // Before the magazines are filled, which takes up what a free left word of.
             let need = self.need(cpu, d);
+            let whose = self.cpu_cache(cpu, d.id).map_or(Whose::Few, CpuCache::whose);
             let object = self.pop_refilled(cpu, d);
             if let Some(object) = &object {
                 object.state.set(state::LIVE);
             }
-            got = (object, need);
+            got = (object, whose, need);
             self.pages.disown(owned);
         }
         p.put_cpu(cpu);

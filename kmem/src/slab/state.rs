@@ -24,7 +24,7 @@
 //! one succeeds.
 //!
 //! # Locking
-//! FREE and what becomes of it change under the lock of the slab's node; CACHED belongs to whoever has the
+//! FREE and what becomes of it change under the lock of the slab's shelf; CACHED belongs to whoever has the
 //! magazine; LIVE changes by the compare-and-exchange only.
 
 use core::sync::atomic::{

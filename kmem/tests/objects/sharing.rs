@@ -5,7 +5,7 @@ use kmem::{
     slab::{KmemCache, SlabFlags},
 };
 use kmem_hosted::Shape;
-use kmem_test_support::{MIB, Rig};
+use kmem_test_support::{MIB, OomScript, Rig};
 use std::{
     collections::BTreeSet,
     ptr::NonNull,
@@ -168,6 +168,73 @@ fn cpus_share_slabs_while_there_are_few_and_then_have_their_own() {
         assert_eq!(rig.audit_objects().unwrap().live, 0);
         rig.kmem_cache_destroy(cache).unwrap();
     });
+}
+
+/// What lies free on other CPUs' shelves is had before memory is reclaimed for a slab.
+#[test]
+fn nothing_is_reclaimed_while_other_cpus_shelves_have_objects() {
+    let rig = Rig::flat();
+    let oom = OomScript::install(&rig, |_, _| false);
+    let cache =
+        rig.run(|_| rig.kmem_cache_create("spread", 64, 0, SlabFlags::NO_MERGE, None).unwrap());
+    let per_slab = rig.kmem_cache_info(&cache).objects_per_slab as usize;
+    let mut held = taken_on(&rig, 1, &cache, 1);
+    held.extend(taken_on(&rig, 0, &cache, 20 * per_slab));
+    // Two of five go, so no slab is half free.
+    let mut kept = Vec::new();
+    rig.run(|_| {
+        for (i, at) in held.into_iter().enumerate() {
+            if i % 5 < 2 {
+                // SAFETY: in use, and not after this.
+                unsafe { rig.kmem_cache_free(&cache, at).unwrap() };
+            } else {
+                kept.push(at);
+            }
+        }
+    });
+    let pages = rig.run(|_| rig.exhaust(Gfp::KERNEL | Gfp::NOWARN, 0));
+    let (calls, stalls) = (oom.calls(), rig.stalls());
+    let slabs = rig.kmem_cache_info(&cache).slabs;
+    kept.extend(taken_on(&rig, 1, &cache, 5 * per_slab));
+    assert_eq!((oom.calls(), rig.stalls()), (calls, stalls), "nothing was reclaimed");
+    assert!(rig.kmem_cache_info(&cache).slabs <= slabs + 1);
+    rig.set_oom_handler(None);
+    rig.run(|_| {
+        rig.release(pages);
+        for at in kept {
+            // SAFETY: in use, and not after this.
+            unsafe { rig.kmem_cache_free(&cache, at).unwrap() };
+        }
+        assert_eq!(rig.audit_objects().unwrap().live, 0);
+        rig.kmem_cache_destroy(cache).unwrap();
+    });
+}
+
+#[test]
+fn machines_of_many_nodes_and_cpus_have_caches() {
+    for (nodes, cpus) in [(1, 64), (3, 24), (32, 32), (64, 64)] {
+        let mut shape = Shape::no_dma(8 * MIB);
+        for node in 1..nodes {
+            shape = shape.bank(node as u64 * 8 * MIB, 8 * MIB, node);
+        }
+        let rig = Rig::new(shape.cpus(cpus), Config::default());
+        let cache =
+            rig.run(|_| rig.kmem_cache_create("wide", 64, 0, SlabFlags::NO_MERGE, None).unwrap());
+        let objects = [0, cpus / 2, cpus - 1].map(|cpu| taken_on(&rig, cpu, &cache, 100));
+        rig.run(|_| {
+            let audit = rig.audit_objects().unwrap();
+            assert!(
+                audit.own_frames <= 16,
+                "{nodes} nodes: {} frames of its own",
+                audit.own_frames
+            );
+            for at in objects.into_iter().flatten() {
+                // SAFETY: in use, and not after this.
+                unsafe { rig.kmem_cache_free(&cache, at).unwrap() };
+            }
+            rig.kmem_cache_destroy(cache).unwrap();
+        });
+    }
 }
 
 #[test]

@@ -69,7 +69,7 @@ use report::Story;
 pub(super) const MARKED: SlabFlags =
     SlabFlags::RED_ZONE.union(SlabFlags::POISON).union(SlabFlags::STORE_USER);
 
-/// Empty slabs that a watching cache keeps on each node.
+/// Empty slabs that a watching cache keeps of each node, shared out among its shelves.
 pub(super) const KEPT: u32 = 4;
 
 /// What all caches of a machine do: bits of `Slabs::modes`.
@@ -137,7 +137,7 @@ impl Descriptor {
 
     /// Whether an empty slab is kept, with so many there.
     pub(super) fn keeps(&self, empty: u32) -> bool {
-        empty <= KEPT && self.marks()
+        empty <= KEPT.div_ceil(self.per_node as u32) && self.marks()
     }
 
     /// An object of the cache's.

@@ -22,7 +22,8 @@ use core::{
     panic::Location,
     sync::atomic::{
         AtomicU8,
-        Ordering::{AcqRel, Relaxed, Release},
+        Ordering::{AcqRel, Acquire, Relaxed, Release},
+        fence,
     },
 };
 
@@ -190,6 +191,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let map = self.pages.map();
         let pfn = map.frame_at(offset, P::PAGE_SHIFT);
         let head = d.head(pfn);
+        // Acquire pairs with the Release in `grow`: whoever sees the owner sees the shelf.
+        fence(Acquire);
         let at = self.shelf_with(d, head);
         let _lists = d.shelves.get(at)?.lists.lock(self.pages.platform());
         // Under the lock it stays the cache's, and on that shelf.
