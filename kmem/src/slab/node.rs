@@ -603,12 +603,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return Ok(object);
         }
         let elsewhere = !gfp.contains(Gfp::THISNODE) && self.pages.nr_nodes() > 1;
-        if elsewhere || d.per_node > 1 {
+        const SPARED: Gfp =
+            Gfp::DIRECT_RECLAIM.union(RETRIES).union(Gfp::HIGH).union(Gfp::MEMALLOC);
+        if elsewhere || d.per_node > 1 && gfp.intersects(SPARED) {
             // A slab, of this node, if there is memory to spare; else what other CPUs and nodes have. Without that
             // memory would be reclaimed while objects lie free, and every request of a node whose slabs come from
             // elsewhere would make another one.
-            const SPARED: Gfp =
-                Gfp::DIRECT_RECLAIM.union(RETRIES).union(Gfp::HIGH).union(Gfp::MEMALLOC);
             let mut spare = (gfp - SPARED) | Gfp::NOWARN;
             if elsewhere {
                 spare |= Gfp::THISNODE;
