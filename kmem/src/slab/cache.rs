@@ -37,7 +37,7 @@ pub(crate) struct Descriptor {
     pub(super) areas: Areas,
     /// By node, and of a node's by CPU.
     pub(super) shelves: &'static [Shelf],
-    /// Of one node: a power of two.
+    /// Of one node: a power of two, at least 1.
     pub(super) per_node: usize,
     /// Index into `MAGAZINES` of the largest its CPUs may have; `None` for internal caches.
     pub(super) largest: Option<usize>,
@@ -61,7 +61,8 @@ impl Descriptor {
     /// The number of the shelf of a CPU's on a node.
     #[inline]
     pub(super) fn shelf_of(&self, node: usize, cpu: usize) -> usize {
-        node * self.per_node + cpu % self.per_node.max(1)
+        // The remainder, of a power of two.
+        node * self.per_node + (cpu & (self.per_node - 1))
     }
 
     /// The first frame of the slab that has a frame.

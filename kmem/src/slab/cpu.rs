@@ -1,13 +1,13 @@
 //! A CPU's magazines: what happens when the loaded one is empty or full.
 //!
 //! # Implementation
-//! Empty: the previous one if it has objects, else a full one from the depot, else the loaded one is
-//! filled from its shelf's slabs; what other shelves have is had only when its own is bare. Full: the previous one if it is empty, else an empty one from the depot,
-//! else the older half goes back to the slabs: a free never asks for memory. Magazines are made on the
-//! way of an allocation, when the caller owns nothing.
+//! Empty: the previous one if it has objects, else a full one from the depot, else the loaded one is filled from the
+//! slabs of the CPU's shelf; what other shelves have is had when its own is bare. Full: the previous one if it is empty,
+//! else, where the CPU is busy with the cache, an empty one from the depot, else the older half goes back to the slabs: a
+//! free never asks for memory. Magazines are made on the way of an allocation, when the caller owns nothing.
 //!
-//! *Size.* A CPU whose exchanges go back and forth has traffic that swings wider than its magazines; after
-//! a few such swings it asks for the next size.
+//! *Size.* A CPU whose exchanges go back and forth has traffic that swings wider than its magazines; after many such
+//! swings it is busy, and asks for the next size.
 //!
 //! # Locking
 //! Ownership of the CPU's lists, then a shelf's lock.
@@ -56,7 +56,7 @@ pub(super) struct Tuning {
     class: usize,
     /// Its previous magazine is smaller than that.
     small: bool,
-    /// A free found no empty magazine in the depot that it may use.
+    /// A free of a busy CPU found no empty magazine in the depot.
     flushed: bool,
     /// It is to have larger ones.
     grows: bool,
