@@ -82,7 +82,8 @@ impl Descriptor {
 /// caches came to that, and the layer held fewer pages than Linux.
 pub(super) const SWINGS: u32 = 1024;
 
-/// The slabs of one cache that are for some of a node's CPUs, and the depot of those.
+/// The slabs of one cache that are for some of a node's CPUs, and the depot of those. In cache lines of its own, as all
+/// that CPUs write to.
 #[repr(align(64))]
 pub(crate) struct Shelf {
     pub(super) lists: IrqLock<Lists>,
@@ -257,9 +258,10 @@ impl Internal {
 
     pub(super) const fn align(self) -> u32 {
         match self {
-            // What CPUs write to, each in lines of its own.
-            Internal::Magazines(_) | Internal::Shelves | Internal::CpuCaches => 64,
-            Internal::Descriptors => 8,
+            Internal::Descriptors => align_of::<Descriptor>() as u32,
+            Internal::Shelves => align_of::<Shelf>() as u32,
+            Internal::CpuCaches => align_of::<CpuCache>() as u32,
+            Internal::Magazines(_) => align_of::<Magazine>() as u32,
         }
     }
 }

@@ -315,8 +315,9 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         own: usize,
         want: u32,
     ) -> bool {
+        let whose = cc.whose();
         let mut others = cc.cache.shelves_of(cpu.node()).filter(|at| *at != own);
-        others.any(|at| self.fill(cpu, cc, loaded, at, cc.whose(), want))
+        others.any(|at| self.fill(cpu, cc, loaded, at, whose, want))
     }
 
     /// Takes an object off the previous magazine, which is then the loaded one. The caller owns the CPU's lists.

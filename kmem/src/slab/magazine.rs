@@ -331,8 +331,8 @@ impl Magazine {
     }
 }
 
-/// Has the first line of a freed object fetched. Whoever is given the object next writes to it, and the locked
-/// instruction of the free after that waits until that write is done: long, if the line is far away.
+/// Has the first line of an object fetched that is put in a magazine. Whoever is given it next writes to it, and the
+/// locked instruction of the free after that waits until that write is done: long, if the line is far away.
 #[inline(always)]
 fn prefetch(at: *const u8) {
     // SAFETY: it reads and writes nothing, whatever the address.

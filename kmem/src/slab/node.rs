@@ -6,7 +6,8 @@
 //!
 //! A node's slabs lie on *shelves*. A slab is on that of the CPU it was made for as long as there is the slab; full or
 //! empty, its lists are that shelf's. So CPUs that allocate and free objects of their own share neither locks nor
-//! lists nor state bytes. A CPU whose shelf is bare takes what others' have, as far as [`Whose`] says.
+//! lists, and state bytes at most of objects that they shared while the cache was small, or of large ones, whose table has
+//! several slabs in a line. A CPU whose shelf is bare takes what others' have, as far as [`Whose`] says.
 //!
 //! # Locking
 //! A shelf's lock guards its lists and the state bytes of its slabs that are FREE. Nothing is called with it held.

@@ -232,13 +232,12 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             return Ok(object);
         }
         loop {
-            let mut whose = Whose::Few;
-            if node.is_none_or(|n| n == self.here()) {
-                let found = self.take_refilled(root, d);
-                match found.0 {
-                    Some(object) => return Ok(object),
-                    None => whose = found.1,
-                }
+            let (found, whose) = match node {
+                Some(n) if n != self.here() => (None, Whose::Few),
+                _ => self.take_refilled(root, d),
+            };
+            if let Some(object) = found {
+                return Ok(object);
             }
             match self.alloc_locked(d, asked, node, whose) {
                 // One that turns out to be damaged is not given out.

@@ -35,7 +35,7 @@ use core::{
     },
 };
 
-/// The owner of the pool's frames: number 0, colour 1.
+/// The owner of the pool's frames: number 0, which is no cache's, and not nobody's.
 pub(super) const SAMPLED: u16 = 1;
 const _: () = assert!(super::node::number(SAMPLED) == 0);
 

@@ -191,12 +191,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let map = self.pages.map();
         let pfn = map.frame_at(offset, P::PAGE_SHIFT);
         let head = d.head(pfn);
-        // Acquire pairs with the Release in `grow`: whoever sees the owner sees the shelf.
-        fence(Acquire);
-        let at = self.shelf_with(d, head);
+        let shelf = || {
+            let named = map.owner_at(offset, P::PAGE_SHIFT) == owner;
+            // Acquire pairs with the Release in `grow`: whoever sees a slab's owner sees its shelf.
+            fence(Acquire);
+            named.then(|| self.shelf_with(d, head))
+        };
+        let at = shelf()?;
         let _lists = d.shelves.get(at)?.lists.lock(self.pages.platform());
-        // Under the lock it stays the cache's, and on that shelf.
-        if map.owner_at(offset, P::PAGE_SHIFT) != owner || self.shelf_with(d, head) != at {
+        // Under the lock it stays the cache's, and on that shelf: one that went and came again meanwhile shows where it is.
+        if shelf() != Some(at) {
             return None;
         }
         let object = self.slab(d, pfn).object_around(d, addr)?;
