@@ -3,6 +3,7 @@
 //! # Implementation
 //! A list for each power of two, and one for chunks of which nothing is live. A request looks at a few chunks
 //! of each class from its own on; where a search is in vain, the chunk goes to the class that it is truly of.
+//! A chunk of which the only object comes and goes stays with the empty ones; the second object takes it from there.
 
 use super::chunk::{Bad, GRANULE, MAX_UNIT, Room};
 use core::{cell::Cell, ptr::NonNull};
@@ -61,6 +62,8 @@ pub(super) struct Lists {
     present: u32,
     /// Never goes: the machine's first.
     first: Option<ChunkRef>,
+    /// Where something was freed last, and where that chunk is.
+    recent: Option<(usize, ChunkRef)>,
     /// Granules free in all.
     free: u64,
     chunks: u32,
@@ -68,7 +71,7 @@ pub(super) struct Lists {
 
 impl Lists {
     pub(super) const fn new() -> Lists {
-        Lists { heads: [None; CLASSES], present: 0, first: None, free: 0, chunks: 0 }
+        Lists { heads: [None; CLASSES], present: 0, first: None, recent: None, free: 0, chunks: 0 }
     }
 
     fn chunk(&self, at: ChunkRef) -> &Chunk {
@@ -163,9 +166,10 @@ impl Lists {
                 let Some(this) = at else { break };
                 let chunk = self.chunk(this);
                 at = chunk.next.get();
+                let empty = chunk.room.is_empty();
                 let found = chunk.room.alloc(n, align).map(|g| chunk.base + g as usize * GRANULE);
-                // Its class is the same unless it was empty, or the search in vain has made it exact.
-                if found.is_none() || class == EMPTY {
+                // Its class is the same unless the search in vain has made it exact, or it is in use by now.
+                if found.is_none() || class == EMPTY && !empty {
                     self.sort(this);
                 }
                 if found.is_some() {
@@ -186,7 +190,8 @@ impl Lists {
         let chunk = self.chunk(at);
         let before = chunk.room.largest();
         let n = chunk.room.free(u32::try_from(offset / GRANULE).map_err(|_| Bad::Free)?)?;
-        let elsewhere = chunk.room.largest() != before || chunk.room.is_empty();
+        let elsewhere = chunk.room.largest() != before
+            || chunk.room.is_empty() && chunk.class.get() != EMPTY;
         self.free += u64::from(n);
         if elsewhere {
             self.sort(at);
@@ -197,13 +202,23 @@ impl Lists {
     /// Takes a chunk with nothing live out, if there is one and `reserve` granules are free without it.
     #[inline(always)]
     pub(super) fn take_empty(&mut self, reserve: u64) -> Option<ChunkRef> {
-        let at = self.heads[EMPTY]?;
-        let left = self.free - u64::from(self.chunk(at).room.free_granules());
-        if left < reserve {
-            return None;
-        }
+        let at = loop {
+            let at = self.heads[EMPTY]?;
+            let room = &self.chunk(at).room;
+            let left = self.free - u64::from(room.free_granules());
+            if left < reserve {
+                return None;
+            }
+            if room.is_empty() {
+                self.free = left;
+                break at;
+            }
+            self.sort(at);
+        };
         self.unlink(at);
-        self.free = left;
+        if self.recent.is_some_and(|(_, recent)| recent == at) {
+            self.recent = None;
+        }
         self.chunks -= 1;
         Some(at)
     }
@@ -211,6 +226,17 @@ impl Lists {
     /// The chunk that never goes.
     pub(super) fn first(&self) -> Option<ChunkRef> {
         self.first
+    }
+
+    /// The chunk that something was freed in last, and where it begins.
+    #[inline(always)]
+    pub(super) fn recent(&self) -> Option<(usize, ChunkRef)> {
+        self.recent
+    }
+
+    /// Notes that something is freed in a chunk.
+    pub(super) fn note_recent(&mut self, at: ChunkRef) {
+        self.recent = Some((self.base(at), at));
     }
 
     /// Where a chunk begins.

@@ -370,9 +370,22 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
         pages.mod_system_state(SystemStat::Percpu, -self.chunk_frames());
     }
 
-    /// The chunk that an address of CPU 0's is in, if that is one of the shard whose lists the caller has.
+    /// The chunk that an address of CPU 0's is in, if that is one of the shard whose lists the caller has, and how far
+    /// into it.
     #[inline(always)]
-    fn chunk_at(&self, lists: &Lists, shard: usize, addr: usize) -> Option<(ChunkRef, usize)> {
+    fn chunk_at(&self, lists: &mut Lists, shard: usize, addr: usize) -> Option<(ChunkRef, usize)> {
+        // Nearly always where the last one was.
+        if let Some((base, chunk)) = lists.recent()
+            && addr.wrapping_sub(base) < self.space.stride
+        {
+            return Some((chunk, addr.wrapping_sub(base)));
+        }
+        self.look_up(lists, shard, addr)
+    }
+
+    /// As `chunk_at`, by what is noted of the frame.
+    #[inline(never)]
+    fn look_up(&self, lists: &mut Lists, shard: usize, addr: usize) -> Option<(ChunkRef, usize)> {
         let map = self.pages.map();
         let chunk = if self.in_first(addr) {
             lists.first()?
@@ -390,7 +403,11 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
         };
         // That chunk's, or the frame's `private` was of something else.
         let offset = addr.wrapping_sub(lists.base(chunk));
-        (offset < self.space.stride).then_some((chunk, offset))
+        if offset >= self.space.stride {
+            return None;
+        }
+        lists.note_recent(chunk);
+        Some((chunk, offset))
     }
 
     /// Whether an address is in CPU 0's unit of the first chunk.
@@ -419,7 +436,7 @@ impl<P: Platform, R: Reclaim> Chunks<'_, P, R> {
         let (freed, gone) = {
             let _mark = self.pages.mark(Path::PercpuFree);
             let mut lists = lists.lock(self.pages.platform());
-            let found = self.chunk_at(&lists, shard, addr);
+            let found = self.chunk_at(&mut lists, shard, addr);
             let freed = found.map(|(chunk, offset)| lists.free(chunk, offset));
             (freed, self.take_out(&mut lists, self.space.reserve()))
         };
