@@ -9,7 +9,7 @@
 //! 3. Broken pageblocks are *binned* by mobility and by the order of their largest free block. A
 //!    request looks in the smallest bin that can serve it, so the fullest, most fragmented pageblocks
 //!    are used up first and the emptiest get the time to become whole.
-//! 4. Whole pageblocks are one bit each in their *region* (64 pageblocks). Orders 9 and above are
+//! 4. Whole pageblocks are one bit each in their *region* (64 pageblocks; fewer in a small zone). Orders 9 and above are
 //!    runs of such bits. Regions are binned by the largest order they hold, and used in the same way.
 //! 5. When no pageblock of the right mobility has room, a whole one is claimed for it; when there is
 //!    none, a block is stolen from another mobility's pageblock, and the pageblock with it if at
@@ -33,7 +33,8 @@
 //! bounded by constants \[P8\]: at most 9 merge steps, 8 words searched, one scan of a 10-bit mask per
 //! mobility.
 //! A zone's regions are dealt out over several areas, each with its own lock, so that CPUs working on
-//! their own frames do not meet (`zone::Zone::areas`).
+//! their own frames do not meet (`zone::Zone::areas`). All CPUs take from the first area while they seldom meet there,
+//! so that what is free elsewhere stays whole.
 //!
 //! `nr_free` counts maximal blocks by order, as `/proc/buddyinfo` shows them.
 //!
@@ -51,7 +52,7 @@
 mod region;
 mod steal;
 
-pub(crate) use region::{REGION_SHIFT, Region};
+pub(crate) use region::{MAX_REGION_SHIFT, Region};
 
 use crate::{
     memmap::MemMap,
@@ -87,6 +88,8 @@ pub(crate) struct Area<'a> {
     /// The zone's regions, from `region_base` on.
     pub(crate) regions: &'a [Region],
     pub(crate) region_base: u32,
+    /// Pageblocks of a region as a power of two.
+    pub(crate) region_shift: u32,
     pub(crate) slot: usize,
 }
 

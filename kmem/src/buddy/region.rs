@@ -1,4 +1,4 @@
-//! Regions: 64 pageblocks whose wholly free ones are bits of one word.
+//! Regions: up to 64 pageblocks whose wholly free ones are bits of one word.
 //!
 //! # Concepts
 //! A block of order 9 + k is a run of 2^k aligned set bits; what `FreeBits` does for the frames of a
@@ -22,10 +22,11 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 /// Orders a region can hold: 9 to 15.
 pub(super) const REGION_ORDERS: usize = 7;
 
-/// Pageblocks of a region as a power of two.
-pub(crate) const REGION_SHIFT: u32 = 6;
+/// Pageblocks of the largest region as a power of two. A zone has smaller ones where it would have too few to deal
+/// out over its areas; a block of the largest order fits in one.
+pub(crate) const MAX_REGION_SHIFT: u32 = 6;
 
-/// 64 pageblocks of one zone.
+/// Pageblocks of one zone, 2^`region_shift` of them.
 pub(crate) struct Region {
     whole: AtomicU64,
     next: AtomicU32,
@@ -53,7 +54,7 @@ impl Region {
 impl Area<'_> {
     fn region_of(&self, index: u32) -> (u32, u32) {
         let pb = self.map.base_block() + index;
-        ((pb >> REGION_SHIFT) - self.region_base, pb & ((1 << REGION_SHIFT) - 1))
+        ((pb >> self.region_shift) - self.region_base, pb & ((1 << self.region_shift) - 1))
     }
 
     fn region(&self, r: u32) -> &Region {
@@ -185,7 +186,7 @@ impl Area<'_> {
     }
 
     fn run_index(&self, r: u32, bit: u32) -> u32 {
-        ((self.region_base + r) << REGION_SHIFT) + bit - self.map.base_block()
+        ((self.region_base + r) << self.region_shift) + bit - self.map.base_block()
     }
 
     /// Takes a block of `order` (a pageblock's or larger); its pageblocks become `mt`.

@@ -20,7 +20,7 @@ use super::{
     slow::Reclaim,
 };
 use crate::{
-    buddy::{AreaLists, REGION_SHIFT, Region},
+    buddy::{AreaLists, MAX_REGION_SHIFT, Region},
     context::{Cpu, IdleWord},
     fault::Fault,
     gfp::Gfp,
@@ -66,7 +66,7 @@ pub struct Config {
     pub lowmem_reserve_ratio: [u32; MAX_NR_ZONES],
     /// Distance between two nodes; 10 is local.
     pub distance: fn(usize, usize) -> u32,
-    /// Areas (locks) a zone is divided into at most; `None` for one per CPU and half a gigabyte.
+    /// Areas (locks) a zone is divided into at most; `None` for one per CPU and eight pageblocks.
     pub areas: Option<usize>,
     /// Flags that requests may use at first (`gfp_allowed_mask`) \[G1\].
     pub gfp_allowed_mask: Gfp,
@@ -196,6 +196,19 @@ struct Plan {
     zone: ZoneType,
     spanned: PfnRange,
     present: u64,
+}
+
+/// How many areas a zone of so many frames has, and the pageblocks of a region of it as a power of two.
+fn dealt_out(frames: u32, cpus: usize, config: &Config) -> (usize, u32) {
+    /// Pageblocks worth an area, and the regions that each has at least where they can be so small.
+    const WORTH: u32 = 8;
+    const EACH: u32 = 4;
+    let blocks = frames >> PAGEBLOCK_ORDER;
+    let areas = config.areas.unwrap_or((blocks / WORTH) as usize);
+    let areas = areas.clamp(1, MAX_AREAS.min(cpus));
+    let enough = |shift: &u32| areas == 1 || blocks >> shift >= EACH * areas as u32;
+    let smallest = config.max_order - PAGEBLOCK_ORDER;
+    (areas, (smallest..=MAX_REGION_SHIFT).rev().find(enough).unwrap_or(smallest))
 }
 
 /// The frames of a machine as its memory regions say, split at zone boundaries.
@@ -417,16 +430,17 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
         let zone_slots = tables.uninit::<Zone>(nr_zones)?;
         for (slot, (at, plan)) in zone_slots.iter_mut().zip(plans.iter().flatten()).enumerate() {
-            let region = |pfn: u32| pfn >> (PAGEBLOCK_ORDER + REGION_SHIFT);
+            let (nr_areas, shift) = dealt_out(plan.spanned.len(), cpus, config);
+            let region = |pfn: u32| pfn >> (PAGEBLOCK_ORDER + shift);
             let nr_regions =
                 (region(plan.spanned.end - 1) - region(plan.spanned.start) + 1) as usize;
-            let nr_areas = config.areas.unwrap_or(nr_regions / 4).clamp(1, MAX_AREAS.min(cpus));
             // SAFETY: a region is atomics; zero is one without whole pageblocks, in no bin.
             let regions = unsafe { tables.zeroed::<Region>(nr_regions)? };
             let areas = tables.made(nr_areas, |_| {
                 CachePadded::new(IrqLock::new(AreaLists::new(config.max_order)))
             })?;
-            Zone::init(at, plan.zone, plan.node, slot, plan.spanned, plan.present, areas, regions);
+            let Plan { zone, node, spanned, present } = *plan;
+            Zone::init(at, zone, node, slot, spanned, present, areas, regions, shift);
         }
         // SAFETY: every element was initialised by the loop above: the plans are `nr_zones` long.
         let zones: &'static [Zone] =
@@ -589,7 +603,8 @@ fn hand_over<P: Platform>(p: &P, map: &MemMap, zones: &[Zone], start: u32, end: 
     let Some(zone) = map.flags_of(start).zone_slot().and_then(|s| zones.get(s)) else { return };
     let mut pfn = start;
     while pfn < end {
-        let region_end = (pfn | ((1 << (PAGEBLOCK_ORDER + REGION_SHIFT)) - 1)).saturating_add(1);
+        let per_region = 1 << (PAGEBLOCK_ORDER + zone.region_shift());
+        let region_end = (pfn | (per_region - 1)).saturating_add(1);
         let stop = end.min(region_end);
         let first_whole = pfn.next_multiple_of(PAGEBLOCK_FRAMES).min(stop);
         let last_whole = (stop & !(PAGEBLOCK_FRAMES - 1)).max(first_whole);
@@ -607,12 +622,9 @@ fn hand_over<P: Platform>(p: &P, map: &MemMap, zones: &[Zone], start: u32, end: 
             give(last_whole, stop);
             let n = (last_whole - first_whole) >> PAGEBLOCK_ORDER;
             if n > 0 {
-                let bit = (first_whole >> PAGEBLOCK_ORDER) & ((1 << REGION_SHIFT) - 1);
+                let bit = (first_whole & (per_region - 1)) >> PAGEBLOCK_ORDER;
                 let word = (u64::MAX >> (64 - n)) << bit;
-                area.seed(
-                    (first_whole >> (PAGEBLOCK_ORDER + REGION_SHIFT)) - zone_region(zone),
-                    word,
-                );
+                area.seed(zone.region_of(first_whole), word);
             }
         });
         let n = u64::from(stop - pfn);
@@ -620,8 +632,4 @@ fn hand_over<P: Platform>(p: &P, map: &MemMap, zones: &[Zone], start: u32, end: 
         zone.free.fetch_add(n as i64, core::sync::atomic::Ordering::Relaxed);
         pfn = stop;
     }
-}
-
-fn zone_region(zone: &Zone) -> u32 {
-    zone.start_pfn() >> (PAGEBLOCK_ORDER + REGION_SHIFT)
 }

@@ -198,10 +198,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return self.dress(pfn?, Self::plain_state(gfp, order));
         }
         let mt = *MigrateType::ALL.get(r.mt)?;
-        let home = if zone.nr_areas() == 1 { 0 } else { cpu.id() % zone.nr_areas() };
         let counters = self.counters_of(cpu);
         let before = cpu.set_path(Path::BuddyAlloc);
-        let pfn = zone.with_area(&self.p, &self.map, home, |area| {
+        let mut met = false;
+        let pfn = zone.with_area_noting(&self.p, &self.map, pcp.home(), || met = true, |area| {
             let pfn = if order >= PAGEBLOCK_ORDER {
                 area.take_whole(order, mt)
             } else {
@@ -215,6 +215,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             }
             pfn
         });
+        pcp.note_home(met, || cpu.id() % zone.nr_areas());
         cpu.restore(before);
         self.dress(pfn?, Self::plain_state(gfp, order))
     }

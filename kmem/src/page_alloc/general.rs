@@ -372,11 +372,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         pcp.note_refill(list, limits, pressed);
         let batch = limits.batch[list.class()].min(pcp.high(list)).max(1);
         let want = i64::from(batch).min((room >> order) + 1).max(1) as u32;
-        let mut got = 0;
-        let home = cpu.id() % zone.nr_areas();
+        let (mut got, mut met) = (0, false);
+        let home = pcp.home();
         for i in 0..zone.nr_areas() {
             let n = (home + i) % zone.nr_areas();
-            got = zone.with_area(&self.p, &self.map, n, |area| {
+            let meets = || met |= i == 0;
+            got = zone.with_area_noting(&self.p, &self.map, n, meets, |area| {
                 let mut end = pcp.cold_end(list);
                 if order == PAGEBLOCK_ORDER {
                     (0..want)
@@ -391,6 +392,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 break;
             }
         }
+        pcp.note_home(met, || cpu.id() % zone.nr_areas());
         if got == 0 && order < PAGEBLOCK_ORDER {
             let stolen = self.steal(zone, home, order, mt);
             got = u32::from(stolen.map(|pfn| pcp.cold_end(list).put(pfn)).is_some());
@@ -444,7 +446,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if self.fault.strikes() {
             return None;
         }
-        let home = self.p.this_cpu().map_or(0, Cpu::id) % zone.nr_areas();
+        let pcp = self.p.this_cpu().and_then(|cpu| self.pcp_of(cpu.id(), zone.slot));
+        let home = pcp.map_or(0, Pcp::home);
         let pfn = self.marked(Path::BuddyAlloc, || take(home))?;
         zone.free.fetch_sub(1 << r.order, Relaxed);
         self.count(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);

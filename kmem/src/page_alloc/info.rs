@@ -14,7 +14,6 @@
 
 use super::{PageAllocator, pcp::ListId, slow::Reclaim};
 use crate::{
-    buddy::REGION_SHIFT,
     context::Cpu,
     page::Page,
     page_state::{NodeStat, StatRow, SystemStat, ZoneStat},
@@ -156,16 +155,17 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Maximal free blocks of a zone by mobility and order (`/proc/pagetypeinfo`).
     pub fn free_by_migratetype(&self, zone: &Zone) -> [[u64; 16]; MIGRATE_TYPES] {
-        const SHIFT: u32 = PAGEBLOCK_ORDER + REGION_SHIFT;
+        let blocks = 1 << zone.region_shift();
+        let shift = PAGEBLOCK_ORDER + zone.region_shift();
         let mut sum = [[0; 16]; MIGRATE_TYPES];
         let largest = 1 << (self.max_order - PAGEBLOCK_ORDER);
-        let base = zone.start_pfn() >> SHIFT;
+        let base = zone.start_pfn() >> shift;
         for (region, n) in zone.regions().iter().zip(base..) {
-            let start = n << SHIFT;
+            let start = n << shift;
             zone.with_area(&self.p, &self.map, zone.area_of(start), |_| {
                 let whole = region.whole();
                 let mut at = 0;
-                while at < 1 << REGION_SHIFT {
+                while at < blocks {
                     let flags = self.map.flags_of(start + (at << PAGEBLOCK_ORDER));
                     let run = whole_run(whole, at, largest);
                     let counts = &mut sum[flags.migratetype() as usize];

@@ -87,6 +87,11 @@ impl ListId {
     }
 }
 
+/// What a meeting with another CPU in an area weighs beside a visit without one, and what is too much: a CPU moves
+/// after some dozens of meetings unless it is alone eight times as often.
+const MEETING: u32 = 8;
+const CROWDED: u32 = 64 * MEETING;
+
 /// Limits of a zone's lists, in blocks, by order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
@@ -161,6 +166,10 @@ pub(crate) struct Pcp {
     lists: [List; PCP_LISTS],
     /// Lists, by bit, of which blocks were spilled since the last refill.
     spilled: AtomicU32,
+    /// The zone's area that the CPU takes from first.
+    home: AtomicU32,
+    /// How crowded it was there of late, in `MEETING`s.
+    crowd: AtomicU32,
     /// Blocks that the fast paths took straight from the buddy.
     direct: AtomicU64,
     rings: [[AtomicU32; CAPACITY as usize]; PCP_LISTS],
@@ -412,6 +421,28 @@ impl Pcp {
             let n = self.list(i).allocs.load(Relaxed);
             (blocks + n, frames + (n << i.order()))
         })
+    }
+
+    /// The zone's area that the CPU takes from first.
+    #[inline(always)]
+    pub(crate) fn home(&self) -> usize {
+        self.home.load(Relaxed) as usize
+    }
+
+    /// Notes that blocks were taken from the CPU's area and whether another CPU had it just then. Who is in others'
+    /// way in the first area goes to its own. A heuristic: an interrupt's visit in between may go unnoted.
+    #[inline(always)]
+    pub(crate) fn note_home(&self, met: bool, own: impl FnOnce() -> usize) {
+        let crowd = self.crowd.load(Relaxed);
+        if met {
+            let crowd = crowd + MEETING;
+            self.crowd.store(if crowd < CROWDED { crowd } else { 0 }, Relaxed);
+            if crowd >= CROWDED {
+                self.home.store(own() as u32, Relaxed);
+            }
+        } else if crowd > 0 {
+            self.crowd.store(crowd - 1, Relaxed);
+        }
     }
 
     /// Counts a block that a fast path took straight from the buddy.

@@ -74,6 +74,8 @@ pub struct Zone {
     areas: &'static [CachePadded<IrqLock<AreaLists>>],
     regions: &'static [Region],
     region_base: u32,
+    /// Pageblocks of a region as a power of two.
+    region_shift: u32,
     /// Set while the zone is short, so that per-CPU lists stay small.
     pub(crate) pressed: AtomicU32,
 }
@@ -90,6 +92,7 @@ impl Zone {
         present: u64,
         areas: &'static [CachePadded<IrqLock<AreaLists>>],
         regions: &'static [Region],
+        region_shift: u32,
     ) {
         at.write(Zone {
             zone_type,
@@ -106,7 +109,8 @@ impl Zone {
             fast_mark: [const { AtomicI64::new(i64::MAX) }; 8],
             areas,
             regions,
-            region_base: spanned.start >> (PAGEBLOCK_ORDER + crate::buddy::REGION_SHIFT),
+            region_base: spanned.start >> (PAGEBLOCK_ORDER + region_shift),
+            region_shift,
             pressed: AtomicU32::new(0),
         });
     }
@@ -184,8 +188,19 @@ impl Zone {
     /// The area that the frame belongs to.
     #[inline(always)]
     pub(crate) fn area_of(&self, pfn: u32) -> usize {
-        let region = (pfn >> (PAGEBLOCK_ORDER + crate::buddy::REGION_SHIFT)) - self.region_base;
+        let region = self.region_of(pfn);
         if self.areas.len() == 1 { 0 } else { region as usize % self.areas.len() }
+    }
+
+    /// The number among the zone's regions of the one that the frame is in.
+    #[inline(always)]
+    pub(crate) fn region_of(&self, pfn: u32) -> u32 {
+        (pfn >> (PAGEBLOCK_ORDER + self.region_shift)) - self.region_base
+    }
+
+    /// Pageblocks of a region as a power of two.
+    pub(crate) fn region_shift(&self) -> u32 {
+        self.region_shift
     }
 
     /// Locks area `n` and runs `f` on it. Changes of the free count are the callee's to report.
@@ -198,6 +213,20 @@ impl Zone {
         f: impl FnOnce(&mut Area<'_>) -> R,
     ) -> R {
         let mut guard = self.areas[n].lock(p);
+        self.on(&mut guard, map, f)
+    }
+
+    /// As `with_area`; `met` is run if another CPU had the area.
+    #[inline(always)]
+    pub(crate) fn with_area_noting<P: Platform, R>(
+        &self,
+        p: &P,
+        map: &MemMap,
+        n: usize,
+        met: impl FnOnce(),
+        f: impl FnOnce(&mut Area<'_>) -> R,
+    ) -> R {
+        let mut guard = self.areas[n].lock_noting(p, met);
         self.on(&mut guard, map, f)
     }
 
@@ -214,6 +243,7 @@ impl Zone {
             map,
             regions: self.regions,
             region_base: self.region_base,
+            region_shift: self.region_shift,
             slot: self.slot,
         };
         let r = f(&mut area);

@@ -1,5 +1,5 @@
-//! 64 KiB of scattered frames, mapped, beside the host's mmap of as many fresh ones; and the same where the machine
-//! has no page tables, which is kmem's own share.
+//! 64 KiB of scattered frames, mapped, beside the host's mmap of as many fresh ones; and the same, and one frame and
+//! 256, where the machine has no page tables, which is kmem's own share.
 //!
 //! # Locking
 //! None.
@@ -33,20 +33,26 @@ pub fn map_and_unmap(size: usize) {
 
 /// On one thread and on two, with page tables and without.
 pub fn run(run: &mut Run) -> Result<()> {
-    let own = [("vmalloc 64 KiB, own code", 1), ("vmalloc 64 KiB, own code, 2 threads", 2)];
-    pairs(run, &own, Shape::x86_64(BYTES).without_page_tables(), false)?;
+    let own = [
+        (4 << 10, [("vmalloc 4 KiB, own code", 1), ("vmalloc 4 KiB, own code, 2 threads", 2)]),
+        (SIZE, [("vmalloc 64 KiB, own code", 1), ("vmalloc 64 KiB, own code, 2 threads", 2)]),
+        (1 << 20, [("vmalloc 1 MiB, own code", 1), ("vmalloc 1 MiB, own code, 2 threads", 2)]),
+    ];
+    for (size, rows) in own {
+        pairs(run, &rows, Shape::x86_64(BYTES).without_page_tables(), size, false)?;
+    }
     let mapped = [("vmalloc 64 KiB", 1), ("vmalloc 64 KiB, 2 threads", 2)];
-    pairs(run, &mapped, Shape::x86_64(BYTES), true)
+    pairs(run, &mapped, Shape::x86_64(BYTES), SIZE, true)
 }
 
-fn pairs(run: &mut Run, rows: Rows<'_>, shape: Shape, mapped: bool) -> Result<()> {
+fn pairs(run: &mut Run, rows: Rows<'_>, shape: Shape, size: usize, mapped: bool) -> Result<()> {
     if !run.wants(rows) {
         return Ok(());
     }
     let machine = Machine::without_kswapd(shape.cpus(THREADS), Config::default())?;
     on_cpus(&machine, THREADS, |crew| {
         let m = machine.kmem();
-        let kmem = move || match m.vmalloc(black_box(SIZE)) {
+        let kmem = move || match m.vmalloc(black_box(size)) {
             Ok(at) => {
                 // SAFETY: it is not used after.
                 if let Err(e) = unsafe { m.vfree(black_box(at.as_ptr())) } {
@@ -57,7 +63,7 @@ fn pairs(run: &mut Run, rows: Rows<'_>, shape: Shape, mapped: bool) -> Result<()
         };
         let mut all = vec![run.contender(crew, rows, KMEM, |_| each(kmem))];
         if mapped {
-            all.push(run.contender(crew, rows, "mmap + munmap", |_| each(|| map_and_unmap(SIZE))));
+            all.push(run.contender(crew, rows, "mmap + munmap", |_| each(move || map_and_unmap(size))));
         }
         run.contest(rows, BYTES, all)
     })
