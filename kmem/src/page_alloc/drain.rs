@@ -20,7 +20,7 @@ use crate::{
     error::Misuse,
     platform::Platform,
     trace::Event,
-    types::Pfn,
+    types::{PAGEBLOCK_ORDER, Pfn},
     vmstat::VmEvent,
     zone::Zone,
 };
@@ -31,6 +31,43 @@ use core::sync::atomic::{
 
 /// Blocks given back at a time: as many as a word has bits.
 const CHUNK: usize = u32::BITS as usize;
+
+/// The largest order of what neighbours are joined to: all of a chunk, and less than a pageblock.
+const JOINED: u32 = PAGEBLOCK_ORDER - 1;
+
+/// Joins blocks of an order that lie one after the other, upwards or downwards, to larger ones. Returns how many there
+/// are then, first frames and orders in `out`.
+#[inline(always)]
+fn join(chunk: &[u32], order: u32, out: &mut [(u32, u32); CHUNK]) -> usize {
+    let step = 1u32 << order;
+    let (mut n, mut done) = (0, 0);
+    while let Some(&first) = chunk.get(done) {
+        let (mut len, mut at) = (1, first);
+        if order < JOINED
+            && let Some(next) = chunk.get(done + 1)
+            && let by = next.wrapping_sub(first)
+            && (by == step || by == step.wrapping_neg())
+        {
+            let mut last = *next;
+            len = 2;
+            while chunk.get(done + len) == Some(&last.wrapping_add(by)) {
+                last = last.wrapping_add(by);
+                len += 1;
+            }
+            at = first.min(last);
+        }
+        done += len;
+        let end = at + step * len as u32;
+        while at != end {
+            let fits = at.trailing_zeros().min((end - at).ilog2());
+            let order = fits.min(JOINED).max(order);
+            out[n] = (at, order);
+            n += 1;
+            at += 1 << order;
+        }
+    }
+    n
+}
 
 /// Turns of waiting for other CPUs to answer, and after how many of them they are kicked again.
 const PATIENCE: u32 = 20_000;
@@ -78,40 +115,60 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         frames
     }
 
-    /// Gives blocks to the buddy, area by area, and returns the number of frames.
+    /// Gives blocks to the buddy, area by area, and returns the number of frames. Neighbours go as one block: who
+    /// allocates many pages at once gets them in runs, and frees them so.
     #[inline]
     fn give_chunk(&self, zone: &Zone, chunk: &[u32], order: u32) -> u64 {
-        let tracing = self.tracing();
-        let mut todo = u32::MAX >> (CHUNK - chunk.len());
+        let mut joined = [(0, 0); CHUNK];
+        let n = join(chunk, order, &mut joined);
+        let blocks = &joined[..n];
+        let mut todo = u32::MAX >> (CHUNK - n);
         let mut damaged = 0u32;
         while todo != 0 {
-            let area = zone.area_of(chunk[todo.trailing_zeros() as usize]);
+            let area = zone.area_of(blocks[todo.trailing_zeros() as usize].0);
             zone.with_area(&self.p, &self.map, area, |a| {
                 let mut here = todo;
                 while here != 0 {
                     let i = here.trailing_zeros();
                     here &= here - 1;
-                    let pfn = chunk[i as usize];
+                    let (pfn, order) = blocks[i as usize];
                     if zone.area_of(pfn) != area {
                         continue;
                     }
                     todo &= !(1 << i);
                     if a.give(pfn, order).is_err() {
                         damaged |= 1 << i;
-                    } else if tracing {
-                        self.trace_drain(pfn, order);
                     }
                 }
             });
         }
-        let given = (chunk.len() as i64 - i64::from(damaged.count_ones())) << order;
+        if self.tracing() {
+            chunk.iter().for_each(|pfn| self.trace_drain(*pfn, order));
+        }
+        let mut given = (chunk.len() as i64) << order;
+        while damaged != 0 {
+            let (pfn, joined) = blocks[damaged.trailing_zeros() as usize];
+            damaged &= damaged - 1;
+            given -= self.give_singly(zone, pfn, joined, order);
+        }
         let free = zone.free.fetch_add(given, Relaxed) + given;
         self.relieve(zone, free);
-        while damaged != 0 {
-            self.misuse(Misuse::DoubleFree { pfn: Pfn(chunk[damaged.trailing_zeros() as usize]) });
-            damaged &= damaged - 1;
-        }
         given as u64
+    }
+
+    /// Gives the parts of a joined block of which some are free already. Returns the frames in those.
+    #[cold]
+    fn give_singly(&self, zone: &Zone, pfn: u32, joined: u32, order: u32) -> i64 {
+        let parts = (pfn..pfn + (1 << joined)).step_by(1 << order);
+        let already = parts.filter(|pfn| {
+            let area = zone.area_of(*pfn);
+            let given = zone.with_area(&self.p, &self.map, area, |a| a.give(*pfn, order));
+            if given.is_err() {
+                self.misuse(Misuse::DoubleFree { pfn: Pfn(*pfn) });
+            }
+            given.is_err()
+        });
+        (already.count() as i64) << order
     }
 
     #[cold]
