@@ -47,7 +47,7 @@ use core::{
     mem::MaybeUninit,
     ops::Range,
     ptr::{self, NonNull},
-    sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64},
 };
 use crossbeam_utils::CachePadded;
 
@@ -439,8 +439,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let areas = tables.made(nr_areas, |_| {
                 CachePadded::new(IrqLock::new(AreaLists::new(config.max_order)))
             })?;
+            let unadded = tables.made(cpus, |_| CachePadded::new(AtomicI64::new(0)))?;
             let Plan { zone, node, spanned, present } = *plan;
-            Zone::init(at, zone, node, slot, spanned, present, areas, regions, shift);
+            Zone::init(at, zone, node, slot, spanned, present, areas, unadded, regions, shift);
         }
         // SAFETY: every element was initialised by the loop above: the plans are `nr_zones` long.
         let zones: &'static [Zone] =
@@ -505,6 +506,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         // SAFETY: every element was written: there are as many zones as slots.
         let limits: &'static [Limits] =
             unsafe { core::slice::from_raw_parts(limit_slots.as_ptr().cast(), nr_zones) };
+        zones.iter().for_each(Zone::count_apart);
         for (i, pcp) in pcps.iter().enumerate() {
             pcp.reset_high(&limits[i % nr_zones]);
         }
@@ -629,7 +631,7 @@ fn hand_over<P: Platform>(p: &P, map: &MemMap, zones: &[Zone], start: u32, end: 
         });
         let n = u64::from(stop - pfn);
         zone.add_managed(n);
-        zone.free.fetch_add(n as i64, core::sync::atomic::Ordering::Relaxed);
+        zone.add_free(None, n as i64);
         pfn = stop;
     }
 }

@@ -13,6 +13,7 @@ use super::{
     slow::Reclaim,
 };
 use crate::{
+    buddy::AlreadyFree,
     context::{
         Cpu, DEFER_DRAIN, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, DEFER_PANIC, DEFER_RECALL,
         DEFER_SAMPLE, Path,
@@ -124,10 +125,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let blocks = &joined[..n];
         let mut todo = u32::MAX >> (CHUNK - n);
         let mut damaged = 0u32;
+        let cpu = self.p.this_cpu().map(Cpu::id);
         while todo != 0 {
             let area = zone.area_of(blocks[todo.trailing_zeros() as usize].0);
             zone.with_area(&self.p, &self.map, area, |a| {
-                let mut here = todo;
+                let (mut here, mut given) = (todo, 0);
                 while here != 0 {
                     let i = here.trailing_zeros();
                     here &= here - 1;
@@ -136,39 +138,44 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                         continue;
                     }
                     todo &= !(1 << i);
-                    if a.give(pfn, order).is_err() {
-                        damaged |= 1 << i;
+                    match a.give(pfn, order) {
+                        Ok(()) => given += 1 << order,
+                        Err(AlreadyFree) => damaged |= 1 << i,
                     }
                 }
+                zone.add_free(cpu, given);
             });
         }
         if self.tracing() {
             chunk.iter().for_each(|pfn| self.trace_drain(*pfn, order));
         }
-        let mut given = (chunk.len() as i64) << order;
+        let mut given = (chunk.len() as u64) << order;
         while damaged != 0 {
             let (pfn, joined) = blocks[damaged.trailing_zeros() as usize];
             damaged &= damaged - 1;
             given -= self.give_singly(zone, pfn, joined, order);
         }
-        let free = zone.free.fetch_add(given, Relaxed) + given;
-        self.relieve(zone, free);
-        given as u64
+        self.relieve(zone);
+        given
     }
 
     /// Gives the parts of a joined block of which some are free already. Returns the frames in those.
     #[cold]
-    fn give_singly(&self, zone: &Zone, pfn: u32, joined: u32, order: u32) -> i64 {
+    fn give_singly(&self, zone: &Zone, pfn: u32, joined: u32, order: u32) -> u64 {
         let parts = (pfn..pfn + (1 << joined)).step_by(1 << order);
         let already = parts.filter(|pfn| {
             let area = zone.area_of(*pfn);
-            let given = zone.with_area(&self.p, &self.map, area, |a| a.give(*pfn, order));
+            let given = zone.with_area(&self.p, &self.map, area, |a| {
+                a.give(*pfn, order)?;
+                zone.add_free(self.p.this_cpu().map(Cpu::id), 1 << order);
+                Ok::<_, AlreadyFree>(())
+            });
             if given.is_err() {
                 self.misuse(Misuse::DoubleFree { pfn: Pfn(*pfn) });
             }
             given.is_err()
         });
-        (already.count() as i64) << order
+        (already.count() as u64) << order
     }
 
     #[cold]

@@ -201,20 +201,26 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let counters = self.counters_of(cpu);
         let before = cpu.set_path(Path::BuddyAlloc);
         let mut met = false;
-        let pfn = zone.with_area_noting(&self.p, &self.map, pcp.home(), || met = true, |area| {
-            let pfn = if order >= PAGEBLOCK_ORDER {
-                area.take_whole(order, mt)
-            } else {
-                area.take(order, mt)
-            };
-            if pfn.is_some() {
-                zone.free.fetch_sub(1 << order, Relaxed);
-                // Interrupts are masked here, so nobody else counts on this CPU.
-                counters.owned(VmEvent::pgalloc(zone.zone_type()), 1 << order);
-                pcp.count_direct();
-            }
-            pfn
-        });
+        let pfn = zone.with_area_noting(
+            &self.p,
+            &self.map,
+            pcp.home(),
+            || met = true,
+            |area| {
+                let pfn = if order >= PAGEBLOCK_ORDER {
+                    area.take_whole(order, mt)
+                } else {
+                    area.take(order, mt)
+                };
+                if pfn.is_some() {
+                    zone.add_free(Some(cpu.id()), -(1 << order));
+                    // Interrupts are masked here, so nobody else counts on this CPU.
+                    counters.owned(VmEvent::pgalloc(zone.zone_type()), 1 << order);
+                    pcp.count_direct();
+                }
+                pfn
+            },
+        );
         pcp.note_home(met, || cpu.id() % zone.nr_areas());
         cpu.restore(before);
         self.dress(pfn?, Self::plain_state(gfp, order))

@@ -258,13 +258,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     pub(super) fn give_uncounted(&self, zone: &Zone, pfn: u32, order: u32, locked: impl FnOnce()) {
         let given = zone.with_area(&self.p, &self.map, zone.area_of(pfn), |area| {
             locked();
-            area.give(pfn, order)
+            area.give(pfn, order)?;
+            zone.add_free(self.p.this_cpu().map(Cpu::id), 1 << order);
+            Ok(())
         });
         match given {
-            Ok(()) => {
-                let free = zone.free.fetch_add(1 << order, Relaxed) + (1 << order);
-                self.relieve(zone, free);
-            }
+            Ok(()) => self.relieve(zone),
             // The state word said live, the bitmap free: one of them was overwritten.
             Err(crate::buddy::AlreadyFree) => {
                 self.misuse(Misuse::DoubleFree { pfn: Pfn(pfn) });
@@ -274,8 +273,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Ends the pressure on the zone's lists once it is above its high watermark.
     #[inline(always)]
-    pub(super) fn relieve(&self, zone: &Zone, free: i64) {
-        if zone.pressed.load(Relaxed) != 0 && free > zone.watermarks().high as i64 {
+    pub(super) fn relieve(&self, zone: &Zone) {
+        if zone.pressed.load(Relaxed) != 0 && zone.free_frames() > zone.watermarks().high {
             zone.pressed.store(0, Relaxed);
         }
     }

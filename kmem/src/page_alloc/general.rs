@@ -379,14 +379,16 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let meets = || met |= i == 0;
             got = zone.with_area_noting(&self.p, &self.map, n, meets, |area| {
                 let mut end = pcp.cold_end(list);
-                if order == PAGEBLOCK_ORDER {
+                let got = if order == PAGEBLOCK_ORDER {
                     (0..want)
                         .map_while(|_| area.take_whole(order, mt))
                         .map(|pfn| end.put(pfn))
                         .count() as u32
                 } else {
                     area.take_many(order, mt, want, |pfn| end.put(pfn))
-                }
+                };
+                zone.add_free(Some(cpu.id()), -(i64::from(got) << order));
+                got
             });
             if got > 0 {
                 break;
@@ -395,9 +397,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         pcp.note_home(met, || cpu.id() % zone.nr_areas());
         if got == 0 && order < PAGEBLOCK_ORDER {
             let stolen = self.steal(zone, home, order, mt);
-            got = u32::from(stolen.map(|pfn| pcp.cold_end(list).put(pfn)).is_some());
+            stolen.into_iter().for_each(|pfn| pcp.cold_end(list).put(pfn));
         }
-        zone.free.fetch_sub(i64::from(got) << order, Relaxed);
         counters.owned(VmEvent::PcpRefill, 1);
         if self.tracing() {
             for (l, pfn) in pcp.blocks().filter(|(l, _)| *l == list) {
@@ -417,7 +418,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     fn steal(&self, zone: &Zone, home: usize, order: u32, mt: MigrateType) -> Option<u32> {
         (0..zone.nr_areas()).find_map(|i| {
             let n = (home + i) % zone.nr_areas();
-            let s = zone.with_area(&self.p, &self.map, n, |area| area.steal(order, mt))?;
+            let s = zone.with_area(&self.p, &self.map, n, |area| {
+                let stolen = area.steal(order, mt)?;
+                zone.add_free(self.p.this_cpu().map(Cpu::id), -(1 << order));
+                Some(stolen)
+            })?;
             self.count(VmEvent::ExtfragSteal, 1);
             if s.converted {
                 self.count(VmEvent::ExtfragConvert, 1);
@@ -449,7 +454,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let pcp = self.p.this_cpu().and_then(|cpu| self.pcp_of(cpu.id(), zone.slot));
         let home = pcp.map_or(0, Pcp::home);
         let pfn = self.marked(Path::BuddyAlloc, || take(home))?;
-        zone.free.fetch_sub(1 << r.order, Relaxed);
         self.count(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
         self.count(VmEvent::PcpBypass, 1);
         if self.tracing() {
@@ -463,28 +467,34 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         Some(pfn)
     }
 
-    /// What the areas of a zone have, asked one after the other from `home` on.
+    /// A block of `order` that the areas of a zone have, asked one after the other from `home` on.
     fn first_of(
         &self,
         zone: &Zone,
         home: usize,
+        order: u32,
         ask: impl Fn(&mut Area<'_>) -> Option<u32>,
     ) -> Option<u32> {
-        (0..zone.nr_areas())
-            .find_map(|i| zone.with_area(&self.p, &self.map, (home + i) % zone.nr_areas(), &ask))
+        (0..zone.nr_areas()).find_map(|i| {
+            zone.with_area(&self.p, &self.map, (home + i) % zone.nr_areas(), |area| {
+                let pfn = ask(area)?;
+                zone.add_free(self.p.this_cpu().map(Cpu::id), -(1 << order));
+                Some(pfn)
+            })
+        })
     }
 
     /// A block of the pageblocks set aside for high-order atomic requests.
     fn reserved(&self, zone: &Zone, home: usize, r: &Request) -> Option<u32> {
-        self.first_of(zone, home, |area| area.take_reserved(r.order))
+        self.first_of(zone, home, r.order, |area| area.take_reserved(r.order))
     }
 
     /// A block of the request's mobility, or stolen from another.
     fn ordinary(&self, zone: &Zone, home: usize, r: &Request) -> Option<u32> {
         if r.order >= PAGEBLOCK_ORDER {
-            return self.first_of(zone, home, |area| area.take_whole(r.order, r.mt));
+            return self.first_of(zone, home, r.order, |area| area.take_whole(r.order, r.mt));
         }
-        let own = self.first_of(zone, home, |area| area.take(r.order, r.mt));
+        let own = self.first_of(zone, home, r.order, |area| area.take(r.order, r.mt));
         own.or_else(|| self.steal(zone, home, r.order, r.mt))
     }
 

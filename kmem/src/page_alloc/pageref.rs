@@ -10,6 +10,7 @@
 
 use super::{PageAllocator, slow::Reclaim};
 use crate::{
+    context::Cpu,
     error::{AllocError, Misuse},
     gfp::{Gfp, GfpError},
     page::{Page, PageFlags, PageState, Put},
@@ -18,7 +19,7 @@ use crate::{
     types::Pfn,
     vmstat::VmEvent,
 };
-use core::{panic::Location, sync::atomic::Ordering::Relaxed};
+use core::panic::Location;
 
 impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// The head of the compound page that the page belongs to, or the page itself (`compound_head`).
@@ -157,10 +158,16 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return Err(AllocError::NoMemory);
         }
         let area = zone.area_of(pfn.0);
-        if !zone.with_area(&self.p, &self.map, area, |a| a.claim_at(pfn.0, order)) {
+        let claimed = zone.with_area(&self.p, &self.map, area, |a| {
+            let claimed = a.claim_at(pfn.0, order);
+            if claimed {
+                zone.add_free(self.p.this_cpu().map(Cpu::id), -(1 << order));
+            }
+            claimed
+        });
+        if !claimed {
             return Err(AllocError::NoMemory);
         }
-        zone.free.fetch_sub(1 << order, Relaxed);
         self.count(VmEvent::pgalloc(zone.zone_type()), 1 << order);
         let head = order > 0 && gfp.contains(Gfp::COMP);
         let flags = if head { PageFlags::HEAD } else { PageFlags::empty() };

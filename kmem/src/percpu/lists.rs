@@ -190,8 +190,8 @@ impl Lists {
         let chunk = self.chunk(at);
         let before = chunk.room.largest();
         let n = chunk.room.free(u32::try_from(offset / GRANULE).map_err(|_| Bad::Free)?)?;
-        let elsewhere = chunk.room.largest() != before
-            || chunk.room.is_empty() && chunk.class.get() != EMPTY;
+        let elsewhere =
+            chunk.room.largest() != before || chunk.room.is_empty() && chunk.class.get() != EMPTY;
         self.free += u64::from(n);
         if elsewhere {
             self.sort(at);

@@ -70,18 +70,20 @@ impl Zone {
     /// when none.
     #[inline]
     pub(crate) fn room(&self, highest: usize, flags: AllocFlags) -> i64 {
-        let mut free = self.free.load(Relaxed);
-        if flags.no_watermarks {
-            return free;
+        let mut kept = 0;
+        if !flags.no_watermarks {
+            let mark = self.wmark[usize::from(flags.wmark)].load(Relaxed) as i64;
+            kept = flags.depth(mark) + self.lowmem_reserve[highest].load(Relaxed) as i64;
+            if !flags.reserves() {
+                kept += self.free_highatomic.load(Relaxed);
+            }
         }
-        if !flags.reserves() {
-            free -= self.free_highatomic.load(Relaxed);
-        }
-        let mark = self.wmark[usize::from(flags.wmark)].load(Relaxed) as i64;
-        free - flags.depth(mark) - self.lowmem_reserve[highest].load(Relaxed) as i64
+        // At least so many; where that is few, they are counted.
+        let room = self.free.load(Relaxed) - self.drift() - kept;
+        if room > self.drift() { room } else { self.all_free() - kept }
     }
 
-    /// How many frames an ordinary request may take now without going below the low watermark.
+    /// How many frames an ordinary request may take now without going below the low watermark, at least.
     #[inline(always)]
     pub(crate) fn room_above_low(&self, highest: usize) -> i64 {
         self.free.load(Relaxed) - self.fast_mark[highest & 7].load(Relaxed)
@@ -102,10 +104,11 @@ impl Zone {
         self.update_fast_marks();
     }
 
-    /// Recomputes what the fast path compares with: the low watermark, the reserve, and the frames
-    /// that only high-order atomic requests may have.
+    /// Recomputes what the fast path compares with: the low watermark, the reserve, the frames
+    /// that only high-order atomic requests may have, and what is not counted yet.
     pub(crate) fn update_fast_marks(&self) {
-        let low = self.wmark[1].load(Relaxed) as i64 + self.free_highatomic.load(Relaxed);
+        let wmark = self.wmark[1].load(Relaxed) as i64;
+        let low = wmark + self.free_highatomic.load(Relaxed) + self.drift();
         for (mark, reserve) in self.fast_mark.iter().zip(&self.lowmem_reserve) {
             mark.store(low + reserve.load(Relaxed) as i64, Relaxed);
         }

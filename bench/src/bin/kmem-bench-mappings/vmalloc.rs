@@ -63,7 +63,9 @@ fn pairs(run: &mut Run, rows: Rows<'_>, shape: Shape, size: usize, mapped: bool)
         };
         let mut all = vec![run.contender(crew, rows, KMEM, |_| each(kmem))];
         if mapped {
-            all.push(run.contender(crew, rows, "mmap + munmap", |_| each(move || map_and_unmap(size))));
+            all.push(
+                run.contender(crew, rows, "mmap + munmap", |_| each(move || map_and_unmap(size))),
+            );
         }
         run.contest(rows, BYTES, all)
     })
