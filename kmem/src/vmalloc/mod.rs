@@ -14,7 +14,7 @@
 //! # Implementation
 //! ```text
 //!   vmalloc ──> pool of the CPU's shard ──> tree: lowest gap that is wide enough
-//!                  ^ (same size, up to 64 frames)     │ none: purge, empty the pools, once more
+//!                  ^ (same size, up to 256 frames)    │ none: purge, empty the pools, once more
 //!                  │                                  v
 //!                  │                         frames ──> table ──> Platform::map_pages, by runs
 //!                  │

@@ -30,7 +30,7 @@ use crate::{
 pub(super) const SHARDS: usize = 4;
 
 /// Frames of the largest area that is pooled, the guard not counted.
-const LARGEST: usize = 64;
+const LARGEST: usize = 256;
 
 /// Areas that wait for a purge.
 pub(super) struct Lazy {
