@@ -600,17 +600,16 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 }
 
-/// Puts the free frames `start..end` of one zone on its lists.
+/// Puts the free frames `start..end` of one zone on its lists, the lowest last: they are the first to go.
 fn hand_over<P: Platform>(p: &P, map: &MemMap, zones: &[Zone], start: u32, end: u32) {
     let Some(zone) = map.flags_of(start).zone_slot().and_then(|s| zones.get(s)) else { return };
-    let mut pfn = start;
-    while pfn < end {
-        let per_region = 1 << (PAGEBLOCK_ORDER + zone.region_shift());
-        let region_end = (pfn | (per_region - 1)).saturating_add(1);
-        let stop = end.min(region_end);
-        let first_whole = pfn.next_multiple_of(PAGEBLOCK_FRAMES).min(stop);
+    let per_region = 1 << (PAGEBLOCK_ORDER + zone.region_shift());
+    let mut stop = end;
+    while start < stop {
+        let from = start.max((stop - 1) & !(per_region - 1));
+        let first_whole = from.next_multiple_of(PAGEBLOCK_FRAMES).min(stop);
         let last_whole = (stop & !(PAGEBLOCK_FRAMES - 1)).max(first_whole);
-        zone.with_area(p, map, zone.area_of(pfn), |area| {
+        zone.with_area(p, map, zone.area_of(from), |area| {
             let mut give = |mut at: u32, to: u32| {
                 while at < to {
                     let aligned = at.trailing_zeros().min(PAGEBLOCK_ORDER - 1);
@@ -620,7 +619,7 @@ fn hand_over<P: Platform>(p: &P, map: &MemMap, zones: &[Zone], start: u32, end: 
                     at += 1 << order;
                 }
             };
-            give(pfn, first_whole);
+            give(from, first_whole);
             give(last_whole, stop);
             let n = (last_whole - first_whole) >> PAGEBLOCK_ORDER;
             if n > 0 {
@@ -629,9 +628,9 @@ fn hand_over<P: Platform>(p: &P, map: &MemMap, zones: &[Zone], start: u32, end: 
                 area.seed(zone.region_of(first_whole), word);
             }
         });
-        let n = u64::from(stop - pfn);
+        let n = u64::from(stop - from);
         zone.add_managed(n);
         zone.add_free(None, n as i64);
-        pfn = stop;
+        stop = from;
     }
 }

@@ -243,7 +243,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Tries each zone of the request's zonelist.
     pub(super) fn try_zonelist(&self, r: &Request, flags: AllocFlags) -> Option<&Page> {
         self.zones_for(r, flags).find_map(|zone| {
-            let room = zone.room(r.highest, flags) - ((1 << r.order) - 1);
+            let room = zone.room_for(r.order, r.highest, flags) - ((1 << r.order) - 1);
             if room <= 0 {
                 return None;
             }

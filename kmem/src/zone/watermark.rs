@@ -66,21 +66,29 @@ impl AllocFlags {
 }
 
 impl Zone {
+    /// How many frames a request must leave, given its flags.
+    #[inline]
+    fn kept(&self, highest: usize, flags: AllocFlags) -> i64 {
+        if flags.no_watermarks {
+            return 0;
+        }
+        let mark = self.wmark[usize::from(flags.wmark)].load(Relaxed) as i64;
+        let kept = flags.depth(mark) + self.lowmem_reserve[highest].load(Relaxed) as i64;
+        if flags.reserves() { kept } else { kept + self.free_highatomic.load(Relaxed) }
+    }
+
     /// How many frames a request may take now without going below what its flags allow; zero or less
     /// when none.
-    #[inline]
     pub(crate) fn room(&self, highest: usize, flags: AllocFlags) -> i64 {
-        let mut kept = 0;
-        if !flags.no_watermarks {
-            let mark = self.wmark[usize::from(flags.wmark)].load(Relaxed) as i64;
-            kept = flags.depth(mark) + self.lowmem_reserve[highest].load(Relaxed) as i64;
-            if !flags.reserves() {
-                kept += self.free_highatomic.load(Relaxed);
-            }
-        }
-        // At least so many; where that is few, they are counted.
+        self.all_free() - self.kept(highest, flags)
+    }
+
+    /// As `room`, but no more than that; and less only if it is enough for a block of `order` all the same.
+    #[inline]
+    pub(crate) fn room_for(&self, order: u32, highest: usize, flags: AllocFlags) -> i64 {
+        let kept = self.kept(highest, flags);
         let room = self.free.load(Relaxed) - self.drift() - kept;
-        if room > self.drift() { room } else { self.all_free() - kept }
+        if room >= 1 << order { room } else { self.all_free() - kept }
     }
 
     /// How many frames an ordinary request may take now without going below the low watermark, at least.

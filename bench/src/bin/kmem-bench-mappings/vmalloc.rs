@@ -41,7 +41,10 @@ pub fn run(run: &mut Run) -> Result<()> {
     for (size, rows) in own {
         pairs(run, &rows, Shape::x86_64(BYTES).without_page_tables(), size, false)?;
     }
-    let mapped = [("vmalloc 64 KiB", 1), ("vmalloc 64 KiB, 2 threads", 2)];
+    let mapped = [
+        ("vmalloc 64 KiB, with page tables", 1),
+        ("vmalloc 64 KiB, 2 threads, with page tables", 2),
+    ];
     pairs(run, &mapped, Shape::x86_64(BYTES), SIZE, true)
 }
 
