@@ -25,7 +25,8 @@
 //! ```
 //! *A place's count* is one more than its users; 1 is *stale*: nobody uses it, but CPUs may still know the old
 //! translation, so it serves no other page before a flush, while its own page gets it back at once. Places by page are
-//! found by a hash over frame numbers with chains through the places: the page's own fields stay its owner's.
+//! found by a hash over frame numbers with chains through the places: the page's own fields stay its owner's. Users of
+//! a page that is mapped come and go by a compare-and-exchange of its place's word (see `table`).
 //!
 //! *Sleepers* stand in line, in nodes on their stacks. While there is a line no place is clean and none stale: `kunmap`
 //! gives the place straight to the first in line, who flushes it, so nobody who comes later gets past. Who maps a page
@@ -37,7 +38,8 @@
 //! so an interrupt that lands in between works above, and leaves the depth as it was.
 //!
 //! # Locking
-//! The permanent mappings have one `IrqLock`. Entries are set under it; flushes and sleep have nothing held.
+//! The permanent mappings have one `IrqLock`; not for a page that is mapped already, or was a moment ago. Entries are
+//! set under it; flushes and sleep have nothing held.
 //! Temporary mappings need none: all is the CPU's own.
 //!
 //! See [high memory handling](https://docs.kernel.org/mm/highmem.html).
@@ -65,10 +67,10 @@ use crate::{
 use core::{
     ops::{Deref, DerefMut},
     ptr::{self, NonNull},
-    sync::atomic::AtomicU32,
+    sync::atomic::{AtomicU16, AtomicU32},
 };
 use local::Stack;
-use table::{BELLS, Place, Table};
+use table::{BELLS, Place, Places, Table};
 
 /// Places for `kmap` on x86-32 with PAE, whose page tables have half the entries.
 pub const LAST_PKMAP_PAE: usize = 512;
@@ -83,6 +85,7 @@ pub(crate) struct Highmem {
     /// The first place for temporary ones, and where they end.
     local: usize,
     end: usize,
+    places: Places,
     table: IrqLock<Table>,
     bells: [AtomicU32; BELLS],
     /// By CPU.
@@ -105,6 +108,7 @@ impl Highmem {
                 base: 0,
                 local: 0,
                 end: 0,
+                places: Places::NONE,
                 table: IrqLock::new(Table::empty()),
                 bells: [const { AtomicU32::new(0) }; BELLS],
                 stacks: &[],
@@ -120,20 +124,22 @@ impl Highmem {
         let mut table = |bytes| p.metadata(boot, bytes).ok_or(BringUpError::NoMetadata(bytes));
         let stacks = table(size_of::<Stack>() * cpus)?.cast::<Stack>();
         let places = table(size_of::<Place>() * used)?.cast::<Place>();
-        let heads = table(size_of::<u16>() * Table::heads_for(used))?.cast::<u16>();
+        let heads = size_of::<AtomicU16>() * Table::heads_for(used);
+        let heads = table(heads)?.cast::<AtomicU16>();
         // SAFETY: `Platform::metadata` gave zero-filled memory of these sizes, aligned to a frame, nobody else's, and
         // kept as long as the platform, which the machine owns. Zero is a value of all three types.
-        let (stacks, table) = unsafe {
-            let places = NonNull::slice_from_raw_parts(places, used).as_mut();
-            let heads = NonNull::slice_from_raw_parts(heads, Table::heads_for(used)).as_mut();
+        let (stacks, places) = unsafe {
+            let places = NonNull::slice_from_raw_parts(places, used).as_ref();
+            let heads = NonNull::slice_from_raw_parts(heads, Table::heads_for(used)).as_ref();
             let stacks = NonNull::slice_from_raw_parts(stacks, cpus).as_ref();
-            (stacks, Table::new(places, heads))
+            (stacks, Places::new(places, heads))
         };
         Ok(Highmem {
             base: range.start,
             local: range.start + (permanent << P::PAGE_SHIFT),
             end: range.start + ((permanent + cpus * SLOTS_PER_CPU) << P::PAGE_SHIFT),
-            table: IrqLock::new(table),
+            places,
+            table: IrqLock::new(Table::new(places)),
             bells: [const { AtomicU32::new(0) }; BELLS],
             stacks,
             eager: config.debug_highmem,

@@ -2,7 +2,7 @@
 
 use super::{
     Locked, Maps, pointer,
-    table::{Batch, Outcome, Ring, Table, Waiter},
+    table::{Batch, Outcome, Place, Ring, Table, Waiter},
 };
 use crate::{
     error::{AllocError, Misuse},
@@ -14,7 +14,7 @@ use crate::{
 };
 use core::{
     ptr::NonNull,
-    sync::atomic::Ordering::{Acquire, Release},
+    sync::atomic::Ordering::{Acquire, Relaxed, Release},
 };
 
 /// How long a sleeper waits before it looks again by itself: it need not.
@@ -33,7 +33,24 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         }
     }
 
+    #[inline]
     fn kmap_high(&self, pfn: Pfn) -> Result<NonNull<u8>, AllocError> {
+        if let Some((at, place)) = self.glance(pfn)
+            && place.try_hold(pfn)
+        {
+            return Ok(pointer(self.permanent_at(at)));
+        }
+        self.kmap_new(pfn)
+    }
+
+    /// Where a page is mapped, as far as that is seen without the lock, and where what is unmapped stays for a while.
+    #[inline]
+    fn glance(&self, pfn: Pfn) -> Option<(u16, &'static Place)> {
+        if self.state.eager { None } else { self.state.places.glance(pfn) }
+    }
+
+    #[inline(never)]
+    fn kmap_new(&self, pfn: Pfn) -> Result<NonNull<u8>, AllocError> {
         if self.state.base == self.state.local {
             return Err(AllocError::NoMemory);
         }
@@ -77,20 +94,22 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
 
     /// The page's place, or a clean one for it, with a user more.
     fn claim(&self, table: &mut Table, pfn: Pfn, ring: &mut Ring) -> Option<u16> {
-        let (place, new) = match table.hold(pfn) {
-            Some(place) => (place, false),
+        let (at, new) = match table.hold(pfn) {
+            Some(at) => (at, false),
             None => (table.take_clean(pfn)?, true),
         };
-        if !table.place(place).set {
+        let place = table.place(at);
+        if !place.set.load(Relaxed) {
             // SAFETY: the place is one of the range's and shows this page, which is memory, from now on; what it showed
             // before, if that was another page, was flushed before it became clean.
-            unsafe { self.p().kmap_set(self.permanent_at(place), pfn) };
-            table.place(place).set = true;
+            unsafe { self.p().kmap_set(self.permanent_at(at), pfn) };
+            place.set.store(true, Relaxed);
         }
         if new {
-            table.share(place, ring);
+            place.show(pfn);
+            table.share(at, ring);
         }
-        Some(place)
+        Some(at)
     }
 
     /// Makes all CPUs forget what stale places showed. They are the caller's.
@@ -156,6 +175,16 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         if self.pages.context().in_nmi() {
             return Err(self.pages.misuse(Misuse::InNmi));
         }
+        match self.glance(pfn) {
+            Some((_, place)) if place.try_let_go(pfn) => Ok(()),
+            _ => self.kunmap_last(pfn),
+        }
+    }
+
+    /// As `kunmap_high`, with the lock.
+    #[inline(never)]
+    #[track_caller]
+    fn kunmap_last(&self, pfn: Pfn) -> Result<(), Misuse> {
         let mut ring = Ring::default();
         let mut table = self.lock();
         let Some((place, last)) = table.let_go(pfn) else {
@@ -163,7 +192,7 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
             return Err(self.pages.misuse(Misuse::NotKmapped { pfn }));
         };
         if last {
-            if self.state.eager && core::mem::take(&mut table.place(place).set) {
+            if self.state.eager && table.place(place).set.swap(false, Relaxed) {
                 // SAFETY: a place of the range's; nobody uses what it shows any more.
                 unsafe { self.p().kmap_clear(self.permanent_at(place)) };
             }
@@ -176,20 +205,18 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         Ok(())
     }
 
-    /// Where a high page is mapped; `None` in an NMI, which may have landed in the lock.
+    /// Where a high page is mapped; `None` if that takes the lock in an NMI, which may have landed in it.
     pub(super) fn mapped_at(&self, pfn: Pfn) -> Option<usize> {
-        if self.pages.context().in_nmi() {
-            return None;
-        }
-        let place = self.lock().find_used(pfn)?;
-        Some(self.permanent_at(place))
+        let at = match self.state.places.glance(pfn) {
+            Some((at, place)) if place.used() == Some(pfn) => at,
+            _ if self.pages.context().in_nmi() => return None,
+            _ => self.lock().find_used(pfn)?,
+        };
+        Some(self.permanent_at(at))
     }
 
-    /// The page that a place shows, likewise.
-    pub(super) fn mapped_in(&self, place: u16) -> Option<Pfn> {
-        if self.pages.context().in_nmi() {
-            return None;
-        }
-        self.lock().used_by(place)
+    /// The page that a place shows.
+    pub(super) fn mapped_in(&self, at: u16) -> Option<Pfn> {
+        self.state.places.get(at)?.used()
     }
 }

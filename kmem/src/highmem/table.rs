@@ -1,14 +1,37 @@
 //! The places of the permanent mappings: which page each shows, how many use it, and who stands in line.
 //!
 //! # Concepts
-//! Plain data under a lock; nothing is mapped, flushed or woken here.
+//! Plain data under a lock; nothing is mapped, flushed or woken here. Users of a page that is mapped come and go without
+//! the lock.
 //!
 //! # Implementation
-//! A place is clean (count 0, on the list of clean ones), stale (1, hashed, on the list of stale ones), mapped (above,
-//! hashed), or in somebody's hands (count 0, on no list): being flushed, or given to who stood first in line.
+//! A place's *word* says all that must change at once:
+//! ```text
+//!    63          32   31     30          0
+//!   +--------------+--------+-------------+
+//!   | frame number | listed | count       |   0: shows no page
+//!   +--------------+--------+-------------+
+//! ```
+//! A place is clean (count 0, on the list of clean ones), stale (1), mapped (above), or in somebody's hands (count 0, on
+//! no list): being flushed, or given to who stood first in line. Stale places are *listed*, on the list of those that
+//! may be taken; who uses one again leaves it there, so that mapped ones may be listed too.
+//!
+//! Without the lock a place gets a user more if it has any, or is listed, and a user less if others are left, or
+//! it is listed. So what is about to be taken, or given to the first in line, is nobody's but who has the lock: he takes
+//! `listed` off first. And while there is a line no place is listed: the last user of each comes by the lock.
+//!
+//! # Locking
+//! The table's, but for the words and for looking at chains. Who follows a chain without the lock may find himself in
+//! another, and finds nothing then.
 
 use crate::types::{LAST_PKMAP, Pfn};
-use core::ptr;
+use core::{
+    ptr,
+    sync::atomic::{
+        AtomicBool, AtomicU16, AtomicU64,
+        Ordering::{AcqRel, Acquire, Relaxed, Release},
+    },
+};
 
 /// No place.
 const NONE: u16 = u16::MAX;
@@ -16,18 +39,146 @@ const NONE: u16 = u16::MAX;
 /// Bells that sleepers share.
 pub(super) const BELLS: usize = 16;
 
-/// A place for a mapping.
+/// Places that are looked at without the lock, of a chain.
+const GLANCES: usize = 4;
+
+/// What a place shows, to how many.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Word(u64);
+
+impl Word {
+    const NOTHING: Word = Word(0);
+    const LISTED: u64 = 1 << 31;
+    const COUNT: u64 = Word::LISTED - 1;
+
+    const fn new(pfn: Pfn, count: u32) -> Word {
+        Word((pfn.0 as u64) << 32 | count as u64)
+    }
+
+    const fn pfn(self) -> Pfn {
+        Pfn((self.0 >> 32) as u32)
+    }
+
+    /// One more than the users; 0 for no page.
+    const fn count(self) -> u32 {
+        (self.0 & Word::COUNT) as u32
+    }
+
+    const fn listed(self) -> bool {
+        self.0 & Word::LISTED != 0
+    }
+
+    /// Whether it shows a page, to users or not.
+    fn shows(self, pfn: Pfn) -> bool {
+        self.count() > 0 && self.pfn() == pfn
+    }
+}
+
+/// A place for a mapping. Each has a cache line: CPUs with mappings of their own do not meet.
+#[repr(align(64))]
 pub(super) struct Place {
-    pfn: Pfn,
-    /// One more than its users; 0 for no page.
-    count: u32,
+    word: AtomicU64,
     /// The next with the same hash.
-    chain: u16,
-    /// Neighbours on the list of clean or stale places.
-    next: u16,
-    prev: u16,
+    chain: AtomicU16,
+    /// Neighbours on the list of clean or listed places.
+    next: AtomicU16,
+    prev: AtomicU16,
     /// Whether the page-table entry is set. In somebody's hands: no, though it may be still.
-    pub(super) set: bool,
+    pub(super) set: AtomicBool,
+}
+
+impl Place {
+    fn word(&self) -> Word {
+        // Acquire pairs with the Release in `show`: the page-table entry is set.
+        Word(self.word.load(Acquire))
+    }
+
+    /// Changes the word to what `to` makes of it; `None` as soon as that says so, else what it was.
+    #[inline]
+    fn change(&self, to: impl Fn(Word) -> Option<Word>) -> Option<Word> {
+        // AcqRel: Acquire as in `word`; Release pairs with it where a place is taken, so that its last user is done.
+        self.word.fetch_update(AcqRel, Acquire, |now| to(Word(now)).map(|to| to.0)).ok().map(Word)
+    }
+
+    /// One user more of the page, if it is shown here and may be held without the lock.
+    #[inline]
+    pub(super) fn try_hold(&self, pfn: Pfn) -> bool {
+        let may = |now: Word| now.shows(pfn) && (now.count() > 1 || now.listed());
+        let more = |now: Word| (may(now) && now.count() < MOST_USERS).then(|| Word(now.0 + 1));
+        self.change(more).is_some()
+    }
+
+    /// One user less of the page, if it is shown here and may be let go without the lock.
+    #[inline]
+    pub(super) fn try_let_go(&self, pfn: Pfn) -> bool {
+        let least = |now: Word| if now.listed() { 1 } else { 2 };
+        let may = |now: Word| now.shows(pfn) && now.count() > least(now);
+        self.change(|now| may(now).then(|| Word(now.0 - 1))).is_some()
+    }
+
+    /// The page that is shown to somebody.
+    pub(super) fn used(&self) -> Option<Pfn> {
+        let now = self.word();
+        (now.count() > 1).then(|| now.pfn())
+    }
+
+    /// Shows a page from now on, to one user. The page-table entry is set, and the place the caller's.
+    pub(super) fn show(&self, pfn: Pfn) {
+        // Release pairs with the Acquire in `word` and `change`.
+        self.word.store(Word::new(pfn, 2).0, Release);
+    }
+}
+
+/// All places and the way to them.
+#[derive(Clone, Copy)]
+pub(super) struct Places {
+    all: &'static [Place],
+    /// By hash of the frame number: the first place of the chain.
+    heads: &'static [AtomicU16],
+}
+
+impl Places {
+    pub(super) const NONE: Places = Places { all: &[], heads: &[] };
+
+    pub(super) fn new(all: &'static [Place], heads: &'static [AtomicU16]) -> Places {
+        heads.iter().for_each(|head| head.store(NONE, Relaxed));
+        Places { all, heads }
+    }
+
+    pub(super) fn get(&self, at: u16) -> Option<&'static Place> {
+        self.all.get(usize::from(at))
+    }
+
+    fn at(&self, at: u16) -> &'static Place {
+        &self.all[usize::from(at)]
+    }
+
+    /// The chain of a page; `None` if there are no places.
+    fn head(&self, pfn: Pfn) -> Option<&'static AtomicU16> {
+        // No places, no hash.
+        let bits = self.heads.len().checked_ilog2()?;
+        self.heads.get((pfn.0.wrapping_mul(0x9e37_79b1) >> (32 - bits)) as usize)
+    }
+
+    /// The first places of a page's chain, from the first that shows it on: `None` if it is not among them.
+    fn find_in(&self, pfn: Pfn, glances: usize) -> Option<u16> {
+        let mut at = self.head(pfn)?.load(Relaxed);
+        for _ in 0..glances {
+            let place = self.get(at)?;
+            if place.word().shows(pfn) {
+                return Some(at);
+            }
+            at = place.chain.load(Relaxed);
+        }
+        None
+    }
+
+    /// The place that shows a page, stale ones too, as far as that is seen without the lock.
+    #[inline]
+    pub(super) fn glance(&self, pfn: Pfn) -> Option<(u16, &'static Place)> {
+        let at = self.find_in(pfn, GLANCES)?;
+        Some((at, self.at(at)))
+    }
 }
 
 /// A list through places.
@@ -39,30 +190,31 @@ struct List {
 impl List {
     const EMPTY: List = List { first: NONE, len: 0 };
 
-    fn push(&mut self, places: &mut [Place], at: u16) {
+    fn push(&mut self, places: Places, at: u16) {
         let next = self.first;
-        places[usize::from(at)].next = next;
-        places[usize::from(at)].prev = NONE;
-        if next != NONE {
-            places[usize::from(next)].prev = at;
+        places.at(at).next.store(next, Relaxed);
+        places.at(at).prev.store(NONE, Relaxed);
+        if let Some(next) = places.get(next) {
+            next.prev.store(at, Relaxed);
         }
         self.first = at;
         self.len += 1;
     }
 
-    fn remove(&mut self, places: &mut [Place], at: u16) {
-        let Place { next, prev, .. } = places[usize::from(at)];
-        match prev {
-            NONE => self.first = next,
-            prev => places[usize::from(prev)].next = next,
+    fn remove(&mut self, places: Places, at: u16) {
+        let place = places.at(at);
+        let (next, prev) = (place.next.load(Relaxed), place.prev.load(Relaxed));
+        match places.get(prev) {
+            None => self.first = next,
+            Some(prev) => prev.next.store(next, Relaxed),
         }
-        if next != NONE {
-            places[usize::from(next)].prev = prev;
+        if let Some(next) = places.get(next) {
+            next.prev.store(prev, Relaxed);
         }
         self.len -= 1;
     }
 
-    fn pop(&mut self, places: &mut [Place]) -> Option<u16> {
+    fn pop(&mut self, places: Places) -> Option<u16> {
         let at = self.first;
         (at != NONE).then(|| {
             self.remove(places, at);
@@ -148,13 +300,12 @@ pub(super) struct Counts {
     pub(super) held: usize,
 }
 
-/// All places.
+/// All places, and who waits for one.
 pub(super) struct Table {
-    places: &'static mut [Place],
-    /// By hash of the frame number: the first place of the chain.
-    heads: &'static mut [u16],
+    places: Places,
     clean: List,
-    stale: List,
+    /// Those that may be taken, if nobody uses them.
+    listed: List,
     /// First and last in line; null when there is no line.
     head: *mut Waiter,
     tail: *mut Waiter,
@@ -170,16 +321,15 @@ pub(super) struct Table {
 unsafe impl Send for Table {}
 
 /// Users of one place: whoever forgets so many mappings gets no more. The rest is room for all who may be in line.
-const MOST_USERS: u32 = u32::MAX / 2;
+const MOST_USERS: u32 = 1 << 30;
 
 impl Table {
     /// No places.
     pub(super) const fn empty() -> Table {
         Table {
-            places: &mut [],
-            heads: &mut [],
+            places: Places::NONE,
             clean: List::EMPTY,
-            stale: List::EMPTY,
+            listed: List::EMPTY,
             head: ptr::null_mut(),
             tail: ptr::null_mut(),
             sleepers: 0,
@@ -194,93 +344,70 @@ impl Table {
     }
 
     /// All places clean, the first to be used first.
-    pub(super) fn new(places: &'static mut [Place], heads: &'static mut [u16]) -> Table {
-        heads.fill(NONE);
-        let mut table = Table { heads, ..Table::empty() };
-        for at in (0..places.len() as u16).rev() {
+    pub(super) fn new(places: Places) -> Table {
+        let mut table = Table { places, ..Table::empty() };
+        for at in (0..places.all.len() as u16).rev() {
             table.clean.push(places, at);
         }
-        table.places = places;
         table
     }
 
     pub(super) fn len(&self) -> usize {
-        self.places.len()
+        self.places.all.len()
     }
 
-    pub(super) fn place(&mut self, at: u16) -> &mut Place {
-        &mut self.places[usize::from(at)]
-    }
-
-    fn hash(&self, pfn: Pfn) -> usize {
-        let bits = self.heads.len().trailing_zeros();
-        (pfn.0.wrapping_mul(0x9e37_79b1) >> (32 - bits)) as usize
+    pub(super) fn place(&self, at: u16) -> &'static Place {
+        self.places.at(at)
     }
 
     /// The place that shows a page, stale ones too.
     fn find(&self, pfn: Pfn) -> Option<u16> {
-        if self.heads.is_empty() {
-            // No places, no hash.
-            return None;
-        }
-        let mut at = *self.heads.get(self.hash(pfn))?;
-        while at != NONE {
-            let place = &self.places[usize::from(at)];
-            if place.pfn == pfn {
-                return Some(at);
-            }
-            at = place.chain;
-        }
-        None
+        self.places.find_in(pfn, usize::MAX)
     }
 
     /// The place that shows a page that somebody uses.
     pub(super) fn find_used(&self, pfn: Pfn) -> Option<u16> {
-        self.find(pfn).filter(|at| self.places[usize::from(*at)].count > 1)
-    }
-
-    /// The page that a place shows to somebody.
-    pub(super) fn used_by(&self, at: u16) -> Option<Pfn> {
-        self.places.get(usize::from(at)).filter(|place| place.count > 1).map(|place| place.pfn)
+        self.find(pfn).filter(|at| self.place(*at).used() == Some(pfn))
     }
 
     /// One user more of the page's mapping, if it has one.
     pub(super) fn hold(&mut self, pfn: Pfn) -> Option<u16> {
         debug_assert!(!self.is_crowded(pfn));
         let at = self.find(pfn)?;
-        if self.place(at).count == 1 {
-            self.stale.remove(self.places, at);
-        }
-        self.place(at).count += 1;
+        // It goes on showing the page: only who has the lock ends that.
+        self.place(at).change(|now| Some(Word(now.0 + 1)))?;
         Some(at)
     }
 
     /// Whether a page has as many users as may be counted, those in line aside.
     pub(super) fn is_crowded(&self, pfn: Pfn) -> bool {
-        self.find(pfn).is_some_and(|at| self.places[usize::from(at)].count >= MOST_USERS)
+        self.find(pfn).is_some_and(|at| self.place(at).word().count() >= MOST_USERS)
     }
 
     /// One user less of the page's mapping, if it has one. Says whether that was the last; then the place is
     /// to be [given to the first in line](Self::give), or [left](Self::leave).
     pub(super) fn let_go(&mut self, pfn: Pfn) -> Option<(u16, bool)> {
-        let at = self.find_used(pfn)?;
-        let place = self.place(at);
-        place.count -= 1;
-        Some((at, place.count == 1))
+        let at = self.find(pfn)?;
+        let less = |now: Word| (now.count() > 1).then(|| Word(now.0 - 1));
+        let before = self.place(at).change(less)?;
+        Some((at, before.count() == 2))
     }
 
     /// Leaves a place without users until it is wanted.
     pub(super) fn leave(&mut self, at: u16) {
-        self.stale.push(self.places, at);
+        let list = |now: Word| (!now.listed()).then_some(Word(now.0 | Word::LISTED));
+        if self.place(at).change(list).is_some() {
+            self.listed.push(self.places, at);
+        }
     }
 
-    /// A clean place shows a page from now on, to one user.
+    /// A clean place, to show a page from now on: the caller sets the page-table entry, and [says
+    /// so](Place::show) before it lets the lock go.
     pub(super) fn take_clean(&mut self, pfn: Pfn) -> Option<u16> {
+        let head = self.places.head(pfn)?;
         let at = self.clean.pop(self.places)?;
-        let hash = self.hash(pfn);
-        let head = core::mem::replace(&mut self.heads[hash], at);
-        let place = self.place(at);
-        (place.pfn, place.count, place.chain) = (pfn, 2, head);
+        self.place(at).chain.store(head.load(Relaxed), Relaxed);
+        head.store(at, Relaxed);
         Some(at)
     }
 
@@ -289,27 +416,36 @@ impl Table {
         self.clean.push(self.places, at);
     }
 
-    /// A stale place, or one that just lost its last user, shows no page any more.
-    fn forget(&mut self, at: u16) {
-        let Place { pfn, chain, .. } = *self.place(at);
-        let hash = self.hash(pfn);
-        let mut link = &mut self.heads[hash];
-        while *link != at {
-            let next = usize::from(*link);
-            link = &mut self.places[next].chain;
-        }
-        *link = chain;
+    /// Makes a place that is on no list show no page any more; `false` if somebody uses it. It is not listed then.
+    fn take(&mut self, at: u16) -> bool {
         let place = self.place(at);
-        (place.count, place.set) = (0, false);
+        let unlisted = |now: Word| Word(now.0 & !Word::LISTED);
+        let end = |now: Word| if now.count() == 1 { Word::NOTHING } else { unlisted(now) };
+        let Some(before) = place.change(|now| Some(end(now))) else { return false };
+        if before.count() != 1 {
+            return false;
+        }
+        let Some(mut link) = self.places.head(before.pfn()) else { return false };
+        loop {
+            match link.load(Relaxed) {
+                next if next == at || next == NONE => break,
+                next => link = &self.place(next).chain,
+            }
+        }
+        link.store(place.chain.load(Relaxed), Relaxed);
+        place.set.store(false, Relaxed);
+        true
     }
 
-    /// Takes all stale places; `None` if there are none.
+    /// Takes all stale places; `None` if there are none. Then none is listed.
     pub(super) fn take_stale(&mut self) -> Option<Batch> {
         let mut batch = Batch { stale: true, ..Batch::EMPTY };
-        let some = self.stale.len > 0;
-        while let Some(at) = self.stale.pop(self.places) {
-            self.forget(at);
-            batch.add(at);
+        let mut some = false;
+        while let Some(at) = self.listed.pop(self.places) {
+            if self.take(at) {
+                batch.add(at);
+                some = true;
+            }
         }
         some.then_some(batch)
     }
@@ -376,10 +512,10 @@ impl Table {
 
     /// Gives a place that just lost its last user to the first in line; `false` if there is no line.
     pub(super) fn give(&mut self, at: u16, ring: &mut Ring) -> bool {
-        if self.head.is_null() {
+        // While there is a line none is listed, so nobody holds this one again.
+        if self.head.is_null() || !self.take(at) {
             return false;
         }
-        self.forget(at);
         let outcome = Outcome::Given { place: at, stale: true };
         // SAFETY: the head is in line.
         unsafe { self.serve(ptr::null_mut(), self.head, outcome, ring) };
@@ -399,13 +535,13 @@ impl Table {
 
     /// Makes all in line who want the page that a place shows its users.
     pub(super) fn share(&mut self, at: u16, ring: &mut Ring) {
-        let pfn = self.place(at).pfn;
+        let pfn = self.place(at).word().pfn();
         let (mut before, mut waiter) = (ptr::null_mut(), self.head);
         while !waiter.is_null() {
             // SAFETY: it is in line, so in place until it is served.
             let (next, wants) = unsafe { ((*waiter).next, (*waiter).pfn == pfn) };
             if wants {
-                self.place(at).count += 1;
+                let _ = self.place(at).change(|now| Some(Word(now.0 + 1)));
                 // SAFETY: both are in line, one behind the other.
                 unsafe { self.serve(before, waiter, Outcome::Mapped(at), ring) };
             } else {
@@ -418,9 +554,11 @@ impl Table {
     /// Counts, and checks that lists, chains and counts agree.
     pub(super) fn counts(&self) -> Result<Counts, &'static str> {
         let mut counts = Counts { clean: 0, stale: 0, mapped: 0, users: 0, held: 0 };
-        let mut empty = 0;
-        for (at, place) in self.places.iter().enumerate() {
-            match place.count {
+        let (mut empty, mut listed) = (0, 0);
+        for (at, place) in (0u16..).zip(self.places.all) {
+            let now = place.word();
+            listed += usize::from(now.listed());
+            match now.count() {
                 0 => empty += 1,
                 1 => counts.stale += 1,
                 n => {
@@ -428,20 +566,23 @@ impl Table {
                     counts.users += u64::from(n - 1);
                 }
             }
-            if place.count > 0 && self.find(place.pfn) != Some(at as u16) {
+            if now.count() == 1 && !now.listed() {
+                return Err("a stale place is not on the list of those");
+            }
+            if now.count() > 0 && self.find(now.pfn()) != Some(at) {
                 return Err("a page's place is not found");
             }
-            if place.count > 1 && !place.set {
+            if now.count() > 1 && !place.set.load(Relaxed) {
                 return Err("a mapped place is not set");
             }
         }
-        if counts.stale != self.stale.len {
-            return Err("stale places are not on their list");
+        if listed != self.listed.len {
+            return Err("places are listed that are not on the list");
         }
         counts.clean = self.clean.len;
         counts.held = empty - counts.clean.min(empty);
         let line = self.sleepers > 0;
-        if line && (counts.clean > 0 || counts.stale > 0) {
+        if line && (counts.clean > 0 || listed > 0) {
             return Err("somebody sleeps though there are places");
         }
         Ok(counts)

@@ -1,12 +1,13 @@
-//! Temporary mappings of pages that have no address, and of those that have.
+//! Temporary mappings of pages that have no address, and of those that have; permanent ones.
 //!
 //! # Concepts
+//! `kmap` of a page that the thread mapped a moment ago, each its own, calls the host for nothing.
 //! A high page is shown by a call of the host's and written to; beside it are the two calls that it takes, alone.
 //!
 //! # Locking
 //! None.
 
-use crate::{Run, each, failed, on_cpus};
+use crate::{Run, THREADS, each, failed, on_cpus};
 use anyhow::{Result, anyhow};
 use kmem::{Config, Gfp, Kmem, Page};
 use kmem_bench::report::KMEM;
@@ -20,8 +21,9 @@ use std::{hint::black_box, ptr};
 const PAGE: usize = kmem_bench::PAGE_SIZE as usize;
 const BYTES: u64 = 1 << 30;
 
-/// One row each for a low and a high page.
+/// One row each for a low and a high page; kmap on one thread and on two.
 pub fn run(run: &mut Run) -> Result<()> {
+    permanent(run)?;
     let (low, high) = ([("kmap_local of a low page", 1)], [("kmap_local of a high page", 1)]);
     if !run.wants(&low) && !run.wants(&high) {
         return Ok(());
@@ -73,6 +75,35 @@ pub fn run(run: &mut Run) -> Result<()> {
         machine.run(|_| m.__free_page(page))?.map_err(|e| anyhow!("{e}"))?;
     }
     Ok(())
+}
+
+fn permanent(run: &mut Run) -> Result<()> {
+    let rows = [("kmap of a high page", 1), ("kmap of a high page, 2 threads", 2)];
+    if !run.wants(&rows) {
+        return Ok(());
+    }
+    let machine = Machine::without_kswapd(Shape::x86_32(BYTES).cpus(THREADS), Config::default())?;
+    let m = machine.kmem();
+    let pages = machine.run(|_| [0; THREADS].map(|_| m.alloc_page(Gfp::HIGHUSER)))?;
+    let pages: Vec<&Page> = pages.into_iter().collect::<Result<_, _>>()?;
+    on_cpus(&machine, THREADS, |crew| {
+        let kmem = |thread: usize| {
+            let page = pages[thread];
+            each(move || match m.kmap(black_box(page)) {
+                Ok(at) => {
+                    black_box(at);
+                    // SAFETY: mapped just now, and the address is not used after.
+                    if let Err(e) = unsafe { m.kunmap(page) } {
+                        failed("kunmap", &e);
+                    }
+                }
+                Err(e) => failed("kmap", &e),
+            })
+        };
+        run.contest(&rows, BYTES, vec![run.contender(crew, &rows, KMEM, kmem)])
+    })?;
+    let freed = machine.run(|_| pages.iter().try_for_each(|page| m.__free_page(page)))?;
+    freed.map_err(|e| anyhow!("{e}"))
 }
 
 fn local(m: &Kmem<Hosted>, page: &Page) {
