@@ -205,7 +205,9 @@ fn dealt_out(frames: u32, cpus: usize, config: &Config) -> (usize, u32) {
     const EACH: u32 = 4;
     let blocks = frames >> PAGEBLOCK_ORDER;
     let areas = config.areas.unwrap_or((blocks / WORTH) as usize);
-    let areas = areas.clamp(1, MAX_AREAS.min(cpus));
+    let areas = areas.clamp(1, MAX_AREAS);
+    // A power of two, if that is one for each CPU or less than there may be.
+    let areas = (1 << areas.ilog2()).min(cpus.max(1).next_power_of_two());
     let enough = |shift: &u32| areas == 1 || blocks >> shift >= EACH * areas as u32;
     let smallest = config.max_order - PAGEBLOCK_ORDER;
     (areas, (smallest..=MAX_REGION_SHIFT).rev().find(enough).unwrap_or(smallest))

@@ -36,35 +36,40 @@ const CHUNK: usize = u32::BITS as usize;
 /// The largest order of what neighbours are joined to: all of a chunk, and less than a pageblock.
 const JOINED: u32 = PAGEBLOCK_ORDER - 1;
 
+/// Whether some of the blocks of an order lie one after the other.
+#[inline(always)]
+fn has_neighbours(chunk: &[u32], order: u32) -> bool {
+    let step = 1 << order;
+    let apart = |two: &[u32]| two[1].wrapping_sub(two[0]);
+    chunk.windows(2).any(|two| apart(two) == step || apart(two) == step.wrapping_neg())
+}
+
 /// Joins blocks of an order that lie one after the other, upwards or downwards, to larger ones. Returns how many there
 /// are then, first frames and orders in `out`.
 #[inline(always)]
 fn join(chunk: &[u32], order: u32, out: &mut [(u32, u32); CHUNK]) -> usize {
     let step = 1u32 << order;
-    let (mut n, mut done) = (0, 0);
-    while let Some(&first) = chunk.get(done) {
-        let (mut len, mut at) = (1, first);
-        if order < JOINED
-            && let Some(next) = chunk.get(done + 1)
-            && let by = next.wrapping_sub(first)
-            && (by == step || by == step.wrapping_neg())
-        {
-            let mut last = *next;
-            len = 2;
-            while chunk.get(done + len) == Some(&last.wrapping_add(by)) {
-                last = last.wrapping_add(by);
-                len += 1;
-            }
-            at = first.min(last);
+    let (mut n, mut rest) = (0, chunk);
+    while let Some((&first, others)) = rest.split_first() {
+        let by = others.first().map_or(0, |next| next.wrapping_sub(first));
+        if !(by == step || by == step.wrapping_neg()) {
+            out[n] = (first, order);
+            (n, rest) = (n + 1, others);
+            continue;
         }
-        done += len;
-        let end = at + step * len as u32;
+        let mut last = first;
+        rest = others;
+        while let Some((&next, others)) = rest.split_first()
+            && next == last.wrapping_add(by)
+        {
+            (last, rest) = (next, others);
+        }
+        let (mut at, end) = (first.min(last), first.max(last) + step);
         while at != end {
-            let fits = at.trailing_zeros().min((end - at).ilog2());
-            let order = fits.min(JOINED).max(order);
-            out[n] = (at, order);
+            let fits = at.trailing_zeros().min((end - at).ilog2()).min(JOINED);
+            out[n] = (at, fits);
             n += 1;
-            at += 1 << order;
+            at += 1 << fits;
         }
     }
     n
@@ -116,28 +121,54 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         frames
     }
 
-    /// Gives blocks to the buddy, area by area, and returns the number of frames. Neighbours go as one block: who
-    /// allocates many pages at once gets them in runs, and frees them so.
+    /// Gives blocks to the buddy, and returns the number of frames. Neighbours go as one block: who allocates many
+    /// pages at once gets them in runs, and frees them so.
     #[inline]
     fn give_chunk(&self, zone: &Zone, chunk: &[u32], order: u32) -> u64 {
+        let given = if order < JOINED && has_neighbours(chunk, order) {
+            self.give_joined(zone, chunk, order)
+        } else {
+            let damaged = self.give_all(zone, chunk.len(), |i| (chunk[i], order));
+            ((chunk.len() as u64) << order)
+                - self.give_singly(zone, damaged, order, |i| (chunk[i], order))
+        };
+        if self.tracing() {
+            chunk.iter().for_each(|pfn| self.trace_drain(*pfn, order));
+        }
+        self.relieve(zone);
+        given
+    }
+
+    #[inline(never)]
+    fn give_joined(&self, zone: &Zone, chunk: &[u32], order: u32) -> u64 {
         let mut joined = [(0, 0); CHUNK];
         let n = join(chunk, order, &mut joined);
-        let blocks = &joined[..n];
-        let mut todo = u32::MAX >> (CHUNK - n);
-        let mut damaged = 0u32;
+        let damaged = self.give_all(zone, n, |i| joined[i]);
+        ((chunk.len() as u64) << order) - self.give_singly(zone, damaged, order, |i| joined[i])
+    }
+
+    /// Gives `n` blocks, area by area; returns which could not be given, since some of them is free already.
+    #[inline(always)]
+    fn give_all(&self, zone: &Zone, n: usize, block: impl Fn(usize) -> (u32, u32)) -> u32 {
+        let all = u32::MAX >> (CHUNK - n);
+        let (mut todo, mut damaged) = (all, 0u32);
         let cpu = self.p.this_cpu().map(Cpu::id);
         while todo != 0 {
-            let area = zone.area_of(blocks[todo.trailing_zeros() as usize].0);
+            let area = zone.area_of(block(todo.trailing_zeros() as usize).0);
+            // Without branches: of blocks that were freed here and there nothing is foreseen.
+            let also = |mask: u32, i| mask << 1 | u32::from(zone.area_of(block(i).0) == area);
+            let mut here = match zone.nr_areas() {
+                1 => todo,
+                2 if todo != all => todo,
+                _ => (0..n).rev().fold(0, also),
+            };
+            todo &= !here;
             zone.with_area(&self.p, &self.map, area, |a| {
-                let (mut here, mut given) = (todo, 0);
+                let mut given = 0;
                 while here != 0 {
                     let i = here.trailing_zeros();
                     here &= here - 1;
-                    let (pfn, order) = blocks[i as usize];
-                    if zone.area_of(pfn) != area {
-                        continue;
-                    }
-                    todo &= !(1 << i);
+                    let (pfn, order) = block(i as usize);
                     match a.give(pfn, order) {
                         Ok(()) => given += 1 << order,
                         Err(AlreadyFree) => damaged |= 1 << i,
@@ -146,22 +177,29 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 zone.add_free(cpu, given);
             });
         }
-        if self.tracing() {
-            chunk.iter().for_each(|pfn| self.trace_drain(*pfn, order));
-        }
-        let mut given = (chunk.len() as u64) << order;
-        while damaged != 0 {
-            let (pfn, joined) = blocks[damaged.trailing_zeros() as usize];
-            damaged &= damaged - 1;
-            given -= self.give_singly(zone, pfn, joined, order);
-        }
-        self.relieve(zone);
-        given
+        damaged
     }
 
-    /// Gives the parts of a joined block of which some are free already. Returns the frames in those.
+    /// Gives what can be of blocks that could not be given, in parts of `order`. Returns the frames in the others.
+    #[inline(always)]
+    fn give_singly(
+        &self,
+        zone: &Zone,
+        damaged: u32,
+        order: u32,
+        block: impl Fn(usize) -> (u32, u32),
+    ) -> u64 {
+        let (mut left, mut already) = (damaged, 0);
+        while left != 0 {
+            let (pfn, joined) = block(left.trailing_zeros() as usize);
+            left &= left - 1;
+            already += self.give_parts(zone, pfn, joined, order);
+        }
+        already
+    }
+
     #[cold]
-    fn give_singly(&self, zone: &Zone, pfn: u32, joined: u32, order: u32) -> u64 {
+    fn give_parts(&self, zone: &Zone, pfn: u32, joined: u32, order: u32) -> u64 {
         let parts = (pfn..pfn + (1 << joined)).step_by(1 << order);
         let already = parts.filter(|pfn| {
             let area = zone.area_of(*pfn);

@@ -78,6 +78,7 @@ pub struct Zone {
     lowmem_reserve: [AtomicU64; MAX_NR_ZONES],
     /// By highest zone of the request; a power of two of them.
     fast_mark: [AtomicI64; 8],
+    /// A power of two of them.
     areas: &'static [CachePadded<IrqLock<AreaLists>>],
     regions: &'static [Region],
     region_base: u32,
@@ -240,8 +241,7 @@ impl Zone {
     /// The area that the frame belongs to.
     #[inline(always)]
     pub(crate) fn area_of(&self, pfn: u32) -> usize {
-        let region = self.region_of(pfn);
-        if self.areas.len() == 1 { 0 } else { region as usize % self.areas.len() }
+        self.region_of(pfn) as usize & (self.areas.len() - 1)
     }
 
     /// The number among the zone's regions of the one that the frame is in.
