@@ -374,9 +374,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let want = i64::from(batch).min((room >> order) + 1).max(1) as u32;
         let (mut got, mut met) = (0, false);
         let home = pcp.home();
-        for i in 0..zone.nr_areas() {
-            let n = (home + i) % zone.nr_areas();
-            let meets = || met |= i == 0;
+        for n in zone.areas_from(home) {
+            let meets = || met |= n == home;
             got = zone.with_area_noting(&self.p, &self.map, n, meets, |area| {
                 let mut end = pcp.cold_end(list);
                 let got = if order == PAGEBLOCK_ORDER {
@@ -394,7 +393,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 break;
             }
         }
-        pcp.note_home(met, || cpu.id() % zone.nr_areas());
+        pcp.note_home(met, || zone.own_area(cpu.id()));
         if got == 0 && order < PAGEBLOCK_ORDER {
             let stolen = self.steal(zone, home, order, mt);
             stolen.into_iter().for_each(|pfn| pcp.cold_end(list).put(pfn));
@@ -416,8 +415,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Takes a block from another mobility's pageblocks.
     fn steal(&self, zone: &Zone, home: usize, order: u32, mt: MigrateType) -> Option<u32> {
-        (0..zone.nr_areas()).find_map(|i| {
-            let n = (home + i) % zone.nr_areas();
+        zone.areas_from(home).find_map(|n| {
             let s = zone.with_area(&self.p, &self.map, n, |area| {
                 let stolen = area.steal(order, mt)?;
                 zone.add_free(self.p.this_cpu().map(Cpu::id), -(1 << order));
@@ -475,8 +473,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         order: u32,
         ask: impl Fn(&mut Area<'_>) -> Option<u32>,
     ) -> Option<u32> {
-        (0..zone.nr_areas()).find_map(|i| {
-            zone.with_area(&self.p, &self.map, (home + i) % zone.nr_areas(), |area| {
+        zone.areas_from(home).find_map(|n| {
+            zone.with_area(&self.p, &self.map, n, |area| {
                 let pfn = ask(area)?;
                 zone.add_free(self.p.this_cpu().map(Cpu::id), -(1 << order));
                 Some(pfn)

@@ -63,7 +63,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             if reserved == 0 || (!force && reserved <= frames) {
                 return false;
             }
-            let given = (0..zone.nr_areas()).any(|n| {
+            let given = zone.areas_from(0).any(|n| {
                 zone.with_area(&self.p, &self.map, n, |area| {
                     match area.pageblock_with(0, MigrateType::HighAtomic) {
                         Some(pfn) => {

@@ -244,6 +244,19 @@ impl Zone {
         self.region_of(pfn) as usize & (self.areas.len() - 1)
     }
 
+    /// All areas, from one of them on.
+    #[inline]
+    pub(crate) fn areas_from(&self, home: usize) -> impl Iterator<Item = usize> + use<> {
+        let nr = self.areas.len();
+        (0..nr).map(move |i| (home + i) & (nr - 1))
+    }
+
+    /// The area that is a CPU's own.
+    #[inline(always)]
+    pub(crate) fn own_area(&self, cpu: usize) -> usize {
+        cpu & (self.areas.len() - 1)
+    }
+
     /// The number among the zone's regions of the one that the frame is in.
     #[inline(always)]
     pub(crate) fn region_of(&self, pfn: u32) -> u32 {
