@@ -47,7 +47,7 @@ use core::{
     mem::MaybeUninit,
     ops::Range,
     ptr::{self, NonNull},
-    sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64},
 };
 use crossbeam_utils::CachePadded;
 
@@ -66,7 +66,8 @@ pub struct Config {
     pub lowmem_reserve_ratio: [u32; MAX_NR_ZONES],
     /// Distance between two nodes; 10 is local.
     pub distance: fn(usize, usize) -> u32,
-    /// Areas (locks) a zone is divided into at most; `None` for one per CPU and eight pageblocks.
+    /// Areas (locks) that a zone is divided into at most; `None` for one for each CPU, of eight pageblocks at least.
+    /// Their number is a power of two, and 32 at most; each has room for a block of the largest order.
     pub areas: Option<usize>,
     /// Flags that requests may use at first (`gfp_allowed_mask`) \[G1\].
     pub gfp_allowed_mask: Gfp,
@@ -210,7 +211,9 @@ fn dealt_out(frames: u32, cpus: usize, config: &Config) -> (usize, u32) {
     let areas = (1 << areas.ilog2()).min(cpus.max(1).next_power_of_two());
     let enough = |shift: &u32| areas == 1 || blocks >> shift >= EACH * areas as u32;
     let smallest = config.max_order - PAGEBLOCK_ORDER;
-    (areas, (smallest..=MAX_REGION_SHIFT).rev().find(enough).unwrap_or(smallest))
+    let shift = (smallest..=MAX_REGION_SHIFT).rev().find(enough).unwrap_or(smallest);
+    // None without a region.
+    (areas.min(1 << (blocks >> shift).max(1).ilog2()), shift)
 }
 
 /// The frames of a machine as its memory regions say, split at zone boundaries.
@@ -441,9 +444,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let areas = tables.made(nr_areas, |_| {
                 CachePadded::new(IrqLock::new(AreaLists::new(config.max_order)))
             })?;
-            let unadded = tables.made(cpus, |_| CachePadded::new(AtomicI64::new(0)))?;
             let Plan { zone, node, spanned, present } = *plan;
-            Zone::init(at, zone, node, slot, spanned, present, areas, unadded, regions, shift);
+            Zone::init(at, zone, node, slot, spanned, present, areas, regions, shift);
         }
         // SAFETY: every element was initialised by the loop above: the plans are `nr_zones` long.
         let zones: &'static [Zone] =
@@ -508,7 +510,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         // SAFETY: every element was written: there are as many zones as slots.
         let limits: &'static [Limits] =
             unsafe { core::slice::from_raw_parts(limit_slots.as_ptr().cast(), nr_zones) };
-        zones.iter().for_each(Zone::count_apart);
         for (i, pcp) in pcps.iter().enumerate() {
             pcp.reset_high(&limits[i % nr_zones]);
         }
@@ -632,7 +633,7 @@ fn hand_over<P: Platform>(p: &P, map: &MemMap, zones: &[Zone], start: u32, end: 
         });
         let n = u64::from(stop - from);
         zone.add_managed(n);
-        zone.add_free(None, n as i64);
+        zone.add_free(n as i64);
         stop = from;
     }
 }

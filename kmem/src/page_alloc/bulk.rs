@@ -66,7 +66,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                     && let Some(owned) = self.own(cpu, Path::Bulk)
                 {
                     let state = Self::initial_state(&r);
-                    let room = || zone.room_for(0, r.highest, flags);
+                    let room = || zone.room(r.highest, flags);
                     self.fill(cpu, Preferred { zone, pcp }, list, state, room, &mut pages[at..end]);
                     self.disown(owned);
                 }

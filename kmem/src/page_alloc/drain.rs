@@ -13,7 +13,7 @@ use super::{
     slow::Reclaim,
 };
 use crate::{
-    buddy::AlreadyFree,
+    buddy::{AlreadyFree, Area},
     context::{
         Cpu, DEFER_DRAIN, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, DEFER_PANIC, DEFER_RECALL,
         DEFER_SAMPLE, Path,
@@ -75,6 +75,40 @@ fn join(chunk: &[u32], order: u32, out: &mut [(u32, u32); CHUNK]) -> usize {
     n
 }
 
+/// Blocks that could not be given back.
+struct Refused {
+    pfns: [u32; CHUNK],
+    nr: usize,
+}
+
+impl Refused {
+    fn pfns(&self) -> &[u32] {
+        &self.pfns[..self.nr]
+    }
+
+    fn push(&mut self, pfn: u32) {
+        self.pfns[self.nr] = pfn;
+        self.nr += 1;
+    }
+}
+
+/// Gives what can be of a joined block of which some is free already, in parts of `order`; returns the frames.
+#[cold]
+fn give_parts(a: &mut Area<'_>, pfn: u32, joined: u32, order: u32, refused: &mut Refused) -> i64 {
+    if joined == order {
+        refused.push(pfn);
+        return 0;
+    }
+    let mut given = 0;
+    for part in (pfn..=pfn + ((1 << joined) - 1)).step_by(1 << order) {
+        match a.give(part, order) {
+            Ok(()) => given += 1 << order,
+            Err(AlreadyFree) => refused.push(part),
+        }
+    }
+    given
+}
+
 /// Turns of waiting for other CPUs to answer, and after how many of them they are kicked again.
 const PATIENCE: u32 = 20_000;
 const KICK_EVERY: u32 = 256;
@@ -125,34 +159,43 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// pages at once gets them in runs, and frees them so.
     #[inline]
     fn give_chunk(&self, zone: &Zone, chunk: &[u32], order: u32) -> u64 {
-        let given = if order < JOINED && has_neighbours(chunk, order) {
-            self.give_joined(zone, chunk, order)
+        let mut refused = Refused { pfns: [0; CHUNK], nr: 0 };
+        if order < JOINED && has_neighbours(chunk, order) {
+            self.give_joined(zone, chunk, order, &mut refused);
         } else {
-            let damaged = self.give_all(zone, chunk.len(), |i| (chunk[i], order));
-            ((chunk.len() as u64) << order)
-                - self.give_singly(zone, damaged, order, |i| (chunk[i], order))
-        };
+            self.give_all(zone, chunk.len(), |i| (chunk[i], order), order, &mut refused);
+        }
         if self.tracing() {
-            chunk.iter().for_each(|pfn| self.trace_drain(*pfn, order));
+            let given = chunk.iter().filter(|pfn| !refused.pfns().contains(pfn));
+            given.for_each(|pfn| self.trace_drain(*pfn, order));
         }
         self.relieve(zone);
-        given
+        for pfn in refused.pfns() {
+            self.misuse(Misuse::DoubleFree { pfn: Pfn(*pfn) });
+        }
+        ((chunk.len() - refused.nr) as u64) << order
     }
 
     #[inline(never)]
-    fn give_joined(&self, zone: &Zone, chunk: &[u32], order: u32) -> u64 {
+    fn give_joined(&self, zone: &Zone, chunk: &[u32], order: u32, refused: &mut Refused) {
         let mut joined = [(0, 0); CHUNK];
         let n = join(chunk, order, &mut joined);
-        let damaged = self.give_all(zone, n, |i| joined[i]);
-        ((chunk.len() as u64) << order) - self.give_singly(zone, damaged, order, |i| joined[i])
+        self.give_all(zone, n, |i| joined[i], order, refused);
     }
 
-    /// Gives `n` blocks, area by area; returns which could not be given, since some of them is free already.
+    /// Gives `n` blocks, made of such of `order`, area by area. Notes which of those could not be given, since some of
+    /// them is free already.
     #[inline(always)]
-    fn give_all(&self, zone: &Zone, n: usize, block: impl Fn(usize) -> (u32, u32)) -> u32 {
+    fn give_all(
+        &self,
+        zone: &Zone,
+        n: usize,
+        block: impl Fn(usize) -> (u32, u32),
+        order: u32,
+        refused: &mut Refused,
+    ) {
         let all = u32::MAX >> (CHUNK - n);
-        let (mut todo, mut damaged) = (all, 0u32);
-        let cpu = self.p.this_cpu().map(Cpu::id);
+        let mut todo = all;
         while todo != 0 {
             let area = zone.area_of(block(todo.trailing_zeros() as usize).0);
             // Without branches: of blocks that were freed here and there nothing is foreseen.
@@ -168,52 +211,16 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 while here != 0 {
                     let i = here.trailing_zeros();
                     here &= here - 1;
-                    let (pfn, order) = block(i as usize);
-                    match a.give(pfn, order) {
-                        Ok(()) => given += 1 << order,
-                        Err(AlreadyFree) => damaged |= 1 << i,
-                    }
+                    let (pfn, joined) = block(i as usize);
+                    given += match a.give(pfn, joined) {
+                        Ok(()) => 1 << joined,
+                        // With the lock at hand: what is free already may be somebody's the next moment.
+                        Err(AlreadyFree) => give_parts(a, pfn, joined, order, refused),
+                    };
                 }
-                zone.add_free(cpu, given);
+                zone.add_free(given);
             });
         }
-        damaged
-    }
-
-    /// Gives what can be of blocks that could not be given, in parts of `order`. Returns the frames in the others.
-    #[inline(always)]
-    fn give_singly(
-        &self,
-        zone: &Zone,
-        damaged: u32,
-        order: u32,
-        block: impl Fn(usize) -> (u32, u32),
-    ) -> u64 {
-        let (mut left, mut already) = (damaged, 0);
-        while left != 0 {
-            let (pfn, joined) = block(left.trailing_zeros() as usize);
-            left &= left - 1;
-            already += self.give_parts(zone, pfn, joined, order);
-        }
-        already
-    }
-
-    #[cold]
-    fn give_parts(&self, zone: &Zone, pfn: u32, joined: u32, order: u32) -> u64 {
-        let parts = (pfn..pfn + (1 << joined)).step_by(1 << order);
-        let already = parts.filter(|pfn| {
-            let area = zone.area_of(*pfn);
-            let given = zone.with_area(&self.p, &self.map, area, |a| {
-                a.give(*pfn, order)?;
-                zone.add_free(self.p.this_cpu().map(Cpu::id), 1 << order);
-                Ok::<_, AlreadyFree>(())
-            });
-            if given.is_err() {
-                self.misuse(Misuse::DoubleFree { pfn: Pfn(*pfn) });
-            }
-            given.is_err()
-        });
-        (already.count() as u64) << order
     }
 
     #[cold]

@@ -200,28 +200,24 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let mt = *MigrateType::ALL.get(r.mt)?;
         let counters = self.counters_of(cpu);
         let before = cpu.set_path(Path::BuddyAlloc);
-        let (home, mut met) = (pcp.home(), false);
-        let pfn = zone.areas_from(home).find_map(|n| {
-            zone.with_area_noting(
-                &self.p,
-                &self.map,
-                n,
-                || met |= n == home,
-                |area| {
-                    let pfn = if order >= PAGEBLOCK_ORDER {
-                        area.take_whole(order, mt)?
-                    } else {
-                        area.take(order, mt)?
-                    };
-                    zone.add_free(Some(cpu.id()), -(1 << order));
-                    // Interrupts are masked here, so nobody else counts on this CPU.
-                    counters.owned(VmEvent::pgalloc(zone.zone_type()), 1 << order);
-                    pcp.count_direct();
-                    Some(pfn)
-                },
-            )
+        let (first, mut met) = (pcp.area(), false);
+        let pfn = zone.areas_from(first).find_map(|n| {
+            let meets = || met |= n == first;
+            zone.with_area_noting(&self.p, &self.map, n, meets, |area| {
+                let pfn = if order >= PAGEBLOCK_ORDER {
+                    area.take_whole(order, mt)?
+                } else {
+                    area.take(order, mt)?
+                };
+                zone.add_free(-(1 << order));
+                // Interrupts are masked here, so nobody else counts on this CPU.
+                counters.owned(VmEvent::pgalloc(zone.zone_type()), 1 << order);
+                pcp.count_direct();
+                pcp.note_area(n);
+                Some(pfn)
+            })
         });
-        pcp.note_home(met, || zone.own_area(cpu.id()));
+        pcp.note_meeting(met, || zone.own_area(cpu.id()));
         cpu.restore(before);
         self.dress(pfn?, Self::plain_state(gfp, order))
     }

@@ -259,7 +259,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let given = zone.with_area(&self.p, &self.map, zone.area_of(pfn), |area| {
             locked();
             area.give(pfn, order)?;
-            zone.add_free(self.p.this_cpu().map(Cpu::id), 1 << order);
+            zone.add_free(1 << order);
             Ok(())
         });
         match given {

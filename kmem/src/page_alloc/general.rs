@@ -243,7 +243,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Tries each zone of the request's zonelist.
     pub(super) fn try_zonelist(&self, r: &Request, flags: AllocFlags) -> Option<&Page> {
         self.zones_for(r, flags).find_map(|zone| {
-            let room = zone.room_for(r.order, r.highest, flags) - ((1 << r.order) - 1);
+            let room = zone.room(r.highest, flags) - ((1 << r.order) - 1);
             if room <= 0 {
                 return None;
             }
@@ -373,9 +373,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let batch = limits.batch[list.class()].min(pcp.high(list)).max(1);
         let want = i64::from(batch).min((room >> order) + 1).max(1) as u32;
         let (mut got, mut met) = (0, false);
-        let home = pcp.home();
-        for n in zone.areas_from(home) {
-            let meets = || met |= n == home;
+        let first = pcp.area();
+        for n in zone.areas_from(first) {
+            let meets = || met |= n == first;
             got = zone.with_area_noting(&self.p, &self.map, n, meets, |area| {
                 let mut end = pcp.cold_end(list);
                 let got = if order == PAGEBLOCK_ORDER {
@@ -386,16 +386,17 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 } else {
                     area.take_many(order, mt, want, |pfn| end.put(pfn))
                 };
-                zone.add_free(Some(cpu.id()), -(i64::from(got) << order));
+                zone.add_free(-(i64::from(got) << order));
                 got
             });
             if got > 0 {
+                pcp.note_area(n);
                 break;
             }
         }
-        pcp.note_home(met, || zone.own_area(cpu.id()));
+        pcp.note_meeting(met, || zone.own_area(cpu.id()));
         if got == 0 && order < PAGEBLOCK_ORDER {
-            let stolen = self.steal(zone, home, order, mt);
+            let stolen = self.steal(zone, first, order, mt);
             stolen.into_iter().for_each(|pfn| pcp.cold_end(list).put(pfn));
         }
         counters.owned(VmEvent::PcpRefill, 1);
@@ -418,7 +419,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         zone.areas_from(home).find_map(|n| {
             let s = zone.with_area(&self.p, &self.map, n, |area| {
                 let stolen = area.steal(order, mt)?;
-                zone.add_free(self.p.this_cpu().map(Cpu::id), -(1 << order));
+                zone.add_free(-(1 << order));
                 Some(stolen)
             })?;
             self.count(VmEvent::ExtfragSteal, 1);
@@ -450,7 +451,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return None;
         }
         let pcp = self.p.this_cpu().and_then(|cpu| self.pcp_of(cpu.id(), zone.slot));
-        let home = pcp.map_or(0, Pcp::home);
+        let home = pcp.map_or(0, Pcp::area);
         let pfn = self.marked(Path::BuddyAlloc, || take(home))?;
         self.count(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
         self.count(VmEvent::PcpBypass, 1);
@@ -476,7 +477,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         zone.areas_from(home).find_map(|n| {
             zone.with_area(&self.p, &self.map, n, |area| {
                 let pfn = ask(area)?;
-                zone.add_free(self.p.this_cpu().map(Cpu::id), -(1 << order));
+                zone.add_free(-(1 << order));
                 Some(pfn)
             })
         })

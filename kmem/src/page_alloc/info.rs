@@ -9,7 +9,7 @@
 //! mobility of its first one. The cost is a few loads per pageblock of the zone.
 //!
 //! # Locking
-//! An area's lock for one region at a time (64 pageblocks), so that each region is counted as it was at
+//! An area's lock for one region at a time (up to 64 pageblocks), so that each region is counted as it was at
 //! some moment. Single atomics otherwise.
 
 use super::{PageAllocator, pcp::ListId, slow::Reclaim};

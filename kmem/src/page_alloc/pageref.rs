@@ -10,7 +10,6 @@
 
 use super::{PageAllocator, slow::Reclaim};
 use crate::{
-    context::Cpu,
     error::{AllocError, Misuse},
     gfp::{Gfp, GfpError},
     page::{Page, PageFlags, PageState, Put},
@@ -161,7 +160,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let claimed = zone.with_area(&self.p, &self.map, area, |a| {
             let claimed = a.claim_at(pfn.0, order);
             if claimed {
-                zone.add_free(self.p.this_cpu().map(Cpu::id), -(1 << order));
+                zone.add_free(-(1 << order));
             }
             claimed
         });

@@ -166,8 +166,10 @@ pub(crate) struct Pcp {
     lists: [List; PCP_LISTS],
     /// Lists, by bit, of which blocks were spilled since the last refill.
     spilled: AtomicU32,
-    /// The zone's area that the CPU takes from first.
+    /// The zone's area that the CPU takes from as long as it has something.
     home: AtomicU32,
+    /// The area that had something last: where it looks first until blocks were spilled.
+    last: AtomicU32,
     /// How crowded it was there of late, in `MEETING`s.
     crowd: AtomicU32,
     /// Blocks that the fast paths took straight from the buddy.
@@ -423,22 +425,32 @@ impl Pcp {
         })
     }
 
-    /// The zone's area that the CPU takes from first.
+    /// The zone's area to look in first.
     #[inline(always)]
-    pub(crate) fn home(&self) -> usize {
-        self.home.load(Relaxed) as usize
+    pub(crate) fn area(&self) -> usize {
+        self.last.load(Relaxed) as usize
     }
 
-    /// Notes that blocks were taken from the CPU's area and whether another CPU had it just then. Who is in others'
-    /// way in the first area goes to its own. A heuristic: an interrupt's visit in between may go unnoted.
+    /// Notes in which area something was found: those before it have nothing, and are not asked again soon.
     #[inline(always)]
-    pub(crate) fn note_home(&self, met: bool, own: impl FnOnce() -> usize) {
+    pub(crate) fn note_area(&self, found: usize) {
+        if found != self.area() {
+            self.last.store(found as u32, Relaxed);
+        }
+    }
+
+    /// Notes whether another CPU had the area that was looked in first just then. Who is in others' way in
+    /// the first area goes to its own. A heuristic: an interrupt's visit in between may go unnoted.
+    #[inline(always)]
+    pub(crate) fn note_meeting(&self, met: bool, own: impl FnOnce() -> usize) {
         let crowd = self.crowd.load(Relaxed);
         if met {
             let crowd = crowd + MEETING;
             self.crowd.store(if crowd < CROWDED { crowd } else { 0 }, Relaxed);
             if crowd >= CROWDED {
-                self.home.store(own() as u32, Relaxed);
+                let own = own() as u32;
+                self.home.store(own, Relaxed);
+                self.last.store(own, Relaxed);
             }
         } else if crowd > 0 {
             self.crowd.store(crowd - 1, Relaxed);
@@ -504,6 +516,7 @@ impl Pcp {
     /// Notes that the list ran over; under pressure it shrinks.
     pub(crate) fn note_spill(&self, list: ListId, limits: &Limits, pressed: bool) {
         self.spilled.store(self.spilled.load(Relaxed) | list.bit(), Relaxed);
+        self.last.store(self.home.load(Relaxed), Relaxed);
         if pressed {
             self.set_high(list, limits.pressed(list.class()));
         }

@@ -172,10 +172,15 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             // whether it reclaims, leaves it to kswapd.
             let on_cpu = self.p.this_cpu().is_some();
             if !can_reclaim || task & PF_MEMALLOC != 0 || !on_cpu {
-                // What lies on this CPU's other lists can be given back without waiting for anyone.
+                // What lies on this CPU's other lists can be given back without waiting for anyone. Who is on none
+                // and may wait has all CPUs' drained.
                 if !drained {
                     drained = true;
-                    if self.drain_this_cpu() > 0 {
+                    let all = can_reclaim && !on_cpu;
+                    if all {
+                        self.drain_all_pages();
+                    }
+                    if all || self.drain_this_cpu() > 0 {
                         continue;
                     }
                 }

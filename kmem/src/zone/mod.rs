@@ -9,10 +9,8 @@
 //! # Implementation
 //! Zones are in a dense table of the populated ones (`Zone::slot` is the index; pageblock flags hold
 //! it); a second table leads from node and zone type to the slot. The number of free frames is one
-//! counter per zone, and what each CPU has not added to it yet, which is bounded: CPUs that take and give about as
-//! much do not meet there. Whoever is close to a watermark adds all of it up. `fast_mark` holds, per highest zone of
-//! the request, the low watermark plus the reserve and all that the counter may be out by: the fast path makes one
-//! comparison, and passes nobody who should not.
+//! counter per zone, changed once per batch. `fast_mark` holds, per highest zone of the request, the low
+//! watermark plus the reserve: the fast path makes one comparison.
 //!
 //! # Locking
 //! Watermarks are atomics and take effect at once \[Z4\]; free lists are under their area's lock.
@@ -64,12 +62,7 @@ pub struct Zone {
     spanned: PfnRange,
     present: u64,
     managed: AtomicU64,
-    /// Free frames but for `unadded`.
     free: CachePadded<AtomicI64>,
-    /// By CPU, what is to be added to `free`; each writes its own, with interrupts masked.
-    unadded: &'static [CachePadded<AtomicI64>],
-    /// How much of that a CPU may have; 0 for none.
-    most_unadded: AtomicI64,
     /// Free frames in pageblocks kept for high-order atomic requests.
     pub(crate) free_highatomic: AtomicI64,
     /// Frames of such pageblocks, free or not.
@@ -99,7 +92,6 @@ impl Zone {
         spanned: PfnRange,
         present: u64,
         areas: &'static [CachePadded<IrqLock<AreaLists>>],
-        unadded: &'static [CachePadded<AtomicI64>],
         regions: &'static [Region],
         region_shift: u32,
     ) {
@@ -111,8 +103,6 @@ impl Zone {
             present,
             managed: AtomicU64::new(0),
             free: CachePadded::new(AtomicI64::new(0)),
-            unadded,
-            most_unadded: AtomicI64::new(0),
             free_highatomic: AtomicI64::new(0),
             reserved_highatomic: AtomicU64::new(0),
             wmark: [const { AtomicU64::new(0) }; 4],
@@ -167,51 +157,18 @@ impl Zone {
     }
 
     /// Frames in the free lists; those on per-CPU lists are not among them (`NR_FREE_PAGES`).
+    #[inline(always)]
     pub fn free_frames(&self) -> u64 {
-        self.all_free().max(0) as u64
+        self.free.load(Relaxed).max(0) as u64
     }
 
-    /// Frames in the free lists, all counted.
-    #[inline]
-    fn all_free(&self) -> i64 {
-        let free = self.free.load(Relaxed);
-        self.unadded.iter().fold(free, |free, more| free + more.load(Relaxed))
-    }
-
-    /// Frames that `free` may be out by.
+    /// Notes that frames came to the free lists, or went.
     #[inline(always)]
-    fn drift(&self) -> i64 {
-        self.most_unadded.load(Relaxed) * self.unadded.len() as i64
-    }
-
-    /// Notes that frames came to the free lists, or went. Interrupts are masked; `cpu` is the running one's number.
-    #[inline(always)]
-    pub(crate) fn add_free(&self, cpu: Option<usize>, frames: i64) {
-        let most = self.most_unadded.load(Relaxed);
-        let mut sum = frames;
-        if most != 0
-            && let Some(own) = cpu.and_then(|cpu| self.unadded.get(cpu))
-        {
-            sum += own.load(Relaxed);
-            if sum.abs() <= most {
-                own.store(sum, Relaxed);
-                return;
-            }
-            own.store(0, Relaxed);
+    pub(crate) fn add_free(&self, frames: i64) {
+        // Who looked in vain leaves the line to others.
+        if frames != 0 {
+            self.free.fetch_add(frames, Relaxed);
         }
-        self.free.fetch_add(sum, Relaxed);
-    }
-
-    /// Lets CPUs keep what they took and gave to themselves, a sixty-fourth of the zone in all, where that is worth it.
-    pub(crate) fn count_apart(&self) {
-        /// What is worth it: some batches of the per-CPU lists.
-        const WORTH: u64 = 64;
-        const MOST: u64 = 256;
-        let cpus = self.unadded.len() as u64;
-        let each = (self.managed_frames() / 64 / cpus.max(1)).min(MOST);
-        let each = if each < WORTH || cpus == 1 { 0 } else { each };
-        self.most_unadded.store(each as i64, Relaxed);
-        self.update_fast_marks();
     }
 
     /// The watermarks now.

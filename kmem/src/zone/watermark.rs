@@ -66,32 +66,22 @@ impl AllocFlags {
 }
 
 impl Zone {
-    /// How many frames a request must leave, given its flags.
-    #[inline]
-    fn kept(&self, highest: usize, flags: AllocFlags) -> i64 {
-        if flags.no_watermarks {
-            return 0;
-        }
-        let mark = self.wmark[usize::from(flags.wmark)].load(Relaxed) as i64;
-        let kept = flags.depth(mark) + self.lowmem_reserve[highest].load(Relaxed) as i64;
-        if flags.reserves() { kept } else { kept + self.free_highatomic.load(Relaxed) }
-    }
-
     /// How many frames a request may take now without going below what its flags allow; zero or less
     /// when none.
-    pub(crate) fn room(&self, highest: usize, flags: AllocFlags) -> i64 {
-        self.all_free() - self.kept(highest, flags)
-    }
-
-    /// As `room`, but no more than that; and less only if it is enough for a block of `order` all the same.
     #[inline]
-    pub(crate) fn room_for(&self, order: u32, highest: usize, flags: AllocFlags) -> i64 {
-        let kept = self.kept(highest, flags);
-        let room = self.free.load(Relaxed) - self.drift() - kept;
-        if room >= 1 << order { room } else { self.all_free() - kept }
+    pub(crate) fn room(&self, highest: usize, flags: AllocFlags) -> i64 {
+        let mut free = self.free.load(Relaxed);
+        if flags.no_watermarks {
+            return free;
+        }
+        if !flags.reserves() {
+            free -= self.free_highatomic.load(Relaxed);
+        }
+        let mark = self.wmark[usize::from(flags.wmark)].load(Relaxed) as i64;
+        free - flags.depth(mark) - self.lowmem_reserve[highest].load(Relaxed) as i64
     }
 
-    /// How many frames an ordinary request may take now without going below the low watermark, at least.
+    /// How many frames an ordinary request may take now without going below the low watermark.
     #[inline(always)]
     pub(crate) fn room_above_low(&self, highest: usize) -> i64 {
         self.free.load(Relaxed) - self.fast_mark[highest & 7].load(Relaxed)
@@ -112,11 +102,10 @@ impl Zone {
         self.update_fast_marks();
     }
 
-    /// Recomputes what the fast path compares with: the low watermark, the reserve, the frames
-    /// that only high-order atomic requests may have, and what is not counted yet.
+    /// Recomputes what the fast path compares with: the low watermark, the reserve, and the frames
+    /// that only high-order atomic requests may have.
     pub(crate) fn update_fast_marks(&self) {
-        let wmark = self.wmark[1].load(Relaxed) as i64;
-        let low = wmark + self.free_highatomic.load(Relaxed) + self.drift();
+        let low = self.wmark[1].load(Relaxed) as i64 + self.free_highatomic.load(Relaxed);
         for (mark, reserve) in self.fast_mark.iter().zip(&self.lowmem_reserve) {
             mark.store(low + reserve.load(Relaxed) as i64, Relaxed);
         }
