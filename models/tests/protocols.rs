@@ -574,9 +574,8 @@ fn an_object_that_is_moved_is_freed_once() {
 fn whoever_sleeps_for_a_place_gets_one() {
     let slept = Arc::new(AtomicUsize::new(0));
     let total = Arc::clone(&slept);
-    let turn = AtomicUsize::new(0);
     let run = move || {
-        let places = 1 + turn.fetch_add(1, SeqCst) % 2;
+        let places = thread_rng().gen_range(1..3);
         let kmem = machine_with_high_memory(places);
         let pages = on_cpu(
             &kmem,

@@ -4,7 +4,8 @@ use super::Maps;
 use crate::{page_alloc::Reclaim, platform::Platform};
 use core::fmt;
 
-/// Mappings of a machine.
+/// Mappings of a machine. What is mapped, stale or used is exact on a quiet machine: users come and go without the
+/// table's lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct HighmemAudit {
     /// Places for permanent mappings.

@@ -223,8 +223,8 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         u16::try_from(n).ok().map(Where::Permanent)
     }
 
-    /// Where a page can be reached: the direct map, or its permanent mapping; not in an NMI, which may have landed in
-    /// the lock.
+    /// Where a page can be reached: the direct map, or its permanent mapping; in an NMI, which may have landed in the
+    /// lock, only what is found without it.
     pub(crate) fn page_address(&self, page: &Page) -> Option<NonNull<u8>> {
         let pfn = self.pages.page_to_pfn(page)?;
         match self.p().direct_map(pfn) {

@@ -5,6 +5,7 @@ use super::{
     table::{Batch, Outcome, Place, Ring, Table, Waiter},
 };
 use crate::{
+    context::Path,
     error::{AllocError, Misuse},
     gfp::Gfp,
     page::Page,
@@ -35,12 +36,14 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
 
     #[inline]
     fn kmap_high(&self, pfn: Pfn) -> Result<NonNull<u8>, AllocError> {
-        if let Some((at, place)) = self.glance(pfn)
-            && place.try_hold(pfn)
-        {
-            return Ok(pointer(self.permanent_at(at)));
+        let held = {
+            let _mark = self.pages.mark(Path::Kmap);
+            self.glance(pfn).filter(|(_, place)| place.try_hold(pfn))
+        };
+        match held {
+            Some((at, _)) => Ok(pointer(self.permanent_at(at))),
+            None => self.kmap_new(pfn),
         }
-        self.kmap_new(pfn)
     }
 
     /// Where a page is mapped, as far as that is seen without the lock, and where what is unmapped stays for a while.
@@ -60,14 +63,14 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
             let mut table = self.lock();
             if let Some(mine) = mine.take() {
                 mine.iter().for_each(|place| table.put_clean(place));
-                if table.is_crowded(pfn) {
-                    drop(table);
-                    self.p().report(
-                        Level::Bug,
-                        format_args!("BUG: pfn:{pfn} has too many users of kmap"),
-                    );
-                    return Err(AllocError::NoMemory);
-                }
+            }
+            if table.is_crowded(pfn) {
+                table.give_clean(&mut ring);
+                drop(table);
+                self.ring(&ring);
+                self.p()
+                    .report(Level::Bug, format_args!("BUG: pfn:{pfn} has too many users of kmap"));
+                return Err(AllocError::NoMemory);
             }
             if let Some(place) = self.claim(&mut table, pfn, &mut ring) {
                 table.give_clean(&mut ring);
@@ -94,11 +97,12 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
 
     /// The page's place, or a clean one for it, with a user more.
     fn claim(&self, table: &mut Table, pfn: Pfn, ring: &mut Ring) -> Option<u16> {
-        let (at, new) = match table.hold(pfn) {
+        let (at, new) = match table.find(pfn) {
             Some(at) => (at, false),
             None => (table.take_clean(pfn)?, true),
         };
         let place = table.place(at);
+        // Before the page has a user there.
         if !place.set.load(Relaxed) {
             // SAFETY: the place is one of the range's and shows this page, which is memory, from now on; what it showed
             // before, if that was another page, was flushed before it became clean.
@@ -108,6 +112,8 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         if new {
             place.show(pfn);
             table.share(at, ring);
+        } else {
+            table.hold(at);
         }
         Some(at)
     }
@@ -175,10 +181,11 @@ impl<'a, P: Platform, R: Reclaim> Maps<'a, P, R> {
         if self.pages.context().in_nmi() {
             return Err(self.pages.misuse(Misuse::InNmi));
         }
-        match self.glance(pfn) {
-            Some((_, place)) if place.try_let_go(pfn) => Ok(()),
-            _ => self.kunmap_last(pfn),
-        }
+        let done = {
+            let _mark = self.pages.mark(Path::Kmap);
+            self.glance(pfn).is_some_and(|(_, place)| place.try_let_go(pfn))
+        };
+        if done { Ok(()) } else { self.kunmap_last(pfn) }
     }
 
     /// As `kunmap_high`, with the lock.

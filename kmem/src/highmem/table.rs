@@ -18,11 +18,13 @@
 //!
 //! Without the lock a place gets a user more if it has any, or is listed, and a user less if others are left, or
 //! it is listed. So what is about to be taken, or given to the first in line, is nobody's but who has the lock: he takes
-//! `listed` off first. And while there is a line no place is listed: the last user of each comes by the lock.
+//! `listed` off in the step that finds it unused. And while there is a line no place is listed: the last user of each
+//! comes by the lock.
 //!
 //! # Locking
 //! The table's, but for the words and for looking at chains. Who follows a chain without the lock may find himself in
-//! another, and finds nothing then.
+//! another, and nothing there. Chains, lists and `set` are Relaxed: they change under the lock, and what is found along
+//! a chain without it counts by its word only.
 
 use crate::types::{LAST_PKMAP, Pfn};
 use core::{
@@ -361,7 +363,7 @@ impl Table {
     }
 
     /// The place that shows a page, stale ones too.
-    fn find(&self, pfn: Pfn) -> Option<u16> {
+    pub(super) fn find(&self, pfn: Pfn) -> Option<u16> {
         self.places.find_in(pfn, usize::MAX)
     }
 
@@ -370,13 +372,9 @@ impl Table {
         self.find(pfn).filter(|at| self.place(*at).used() == Some(pfn))
     }
 
-    /// One user more of the page's mapping, if it has one.
-    pub(super) fn hold(&mut self, pfn: Pfn) -> Option<u16> {
-        debug_assert!(!self.is_crowded(pfn));
-        let at = self.find(pfn)?;
-        // It goes on showing the page: only who has the lock ends that.
-        self.place(at).change(|now| Some(Word(now.0 + 1)))?;
-        Some(at)
+    /// One user more of the page that a place shows: only who has the lock ends that.
+    pub(super) fn hold(&mut self, at: u16) {
+        let _ = self.place(at).change(|now| Some(Word(now.0 + 1)));
     }
 
     /// Whether a page has as many users as may be counted, those in line aside.
@@ -541,7 +539,7 @@ impl Table {
             // SAFETY: it is in line, so in place until it is served.
             let (next, wants) = unsafe { ((*waiter).next, (*waiter).pfn == pfn) };
             if wants {
-                let _ = self.place(at).change(|now| Some(Word(now.0 + 1)));
+                self.hold(at);
                 // SAFETY: both are in line, one behind the other.
                 unsafe { self.serve(before, waiter, Outcome::Mapped(at), ring) };
             } else {

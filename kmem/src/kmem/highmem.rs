@@ -144,7 +144,8 @@ impl<P: Platform> Kmem<P> {
     }
 
     /// `page_address`: where a page can be reached by all CPUs: by the direct map, or, while somebody has it mapped, by
-    /// [`kmap`](Self::kmap) \[F3\]. `None` for a high page that is not mapped, and for any high page in an NMI.
+    /// [`kmap`](Self::kmap) \[F3\]. `None` for a high page that is not mapped, and in an NMI for one
+    /// that is not found without a lock.
     #[inline]
     pub fn page_address(&self, page: &Page) -> Option<NonNull<u8>> {
         self.maps().page_address(page)

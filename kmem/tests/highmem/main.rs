@@ -30,6 +30,14 @@ fn rig(places: usize) -> Rig {
     Rig::new(shape(), Config { last_pkmap: places, ..Config::default() })
 }
 
+/// The same where what is unmapped is taken away at once, and where it stays for a while: then users come and go
+/// without a lock.
+fn rigs(places: usize) -> [Rig; 2] {
+    [true, false].map(|debug_highmem| {
+        Rig::new(shape(), Config { last_pkmap: places, debug_highmem, ..Config::default() })
+    })
+}
+
 /// A high page.
 #[track_caller]
 fn high(m: &Kmem<Hosted>) -> &Page {

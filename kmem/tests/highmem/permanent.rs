@@ -1,6 +1,6 @@
 //! `kmap` and `kunmap`.
 
-use super::{PAGE, free, high, kunmap, low, peek, read, readable, rig, shape, write};
+use super::{PAGE, free, high, kunmap, low, peek, read, readable, rig, rigs, shape, write};
 use kmem::{Config, Gfp};
 use kmem_hosted::Shape;
 use kmem_test_support::{MIB, Rig};
@@ -130,7 +130,10 @@ fn places_are_flushed_when_all_were_used() {
 
 #[test]
 fn cpus_share_a_mapping() {
-    let rig = rig(2);
+    rigs(2).into_iter().for_each(share);
+}
+
+fn share(rig: Rig) {
     let page = high(&rig);
     let together = Barrier::new(2);
     std::thread::scope(|s| {

@@ -1,6 +1,6 @@
 //! Who finds no place sleeps, and is served in order.
 
-use super::{free, high, kunmap, read, rig, write};
+use super::{free, high, kunmap, read, rig, rigs, write};
 use kmem::{Kmem, Page, context::Task};
 use kmem_hosted::Hosted;
 use kmem_test_support::Rig;
@@ -89,9 +89,12 @@ fn sleepers_for_one_page_are_served_together() {
 
 #[test]
 fn many_tasks_on_few_places_all_get_one() {
+    rigs(3).into_iter().for_each(crowd);
+}
+
+fn crowd(rig: Rig) {
     const TASKS: usize = 16;
     const ROUNDS: usize = 100;
-    let rig = rig(3);
     let pages: Vec<_> = (0..TASKS / 2).map(|_| high(&rig)).collect();
     // All begin asleep.
     let first = [high(&rig), high(&rig), high(&rig)];

@@ -1,6 +1,6 @@
 //! Interrupts that map pages, in the midst of tasks that do the same.
 
-use super::{Rig, free, high, kunmap, read, rig, sleepers::asleep, write};
+use super::{Rig, free, high, kunmap, read, rigs, sleepers::asleep, write};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use kmem::{
     Kmem, Page,
@@ -50,8 +50,11 @@ fn landed(rig: &Rig, path: Path) -> u64 {
 
 #[test]
 fn handlers_and_tasks_do_not_disturb_each_other() {
+    rigs(2).into_iter().for_each(storm);
+}
+
+fn storm(rig: Rig) {
     const TASKS: usize = 6;
-    let rig = rig(2);
     let served = Arc::new([const { AtomicU64::new(0) }; 2]);
     let place: Arc<OnceLock<Place>> = Arc::default();
     let stop = Arc::new(AtomicBool::new(false));
