@@ -311,3 +311,23 @@ fn an_injected_failure_spares_nofail() {
         assert_eq!(rig.faults_injected(), 4);
     });
 }
+
+/// Who is on no CPU has no lists of its own; what others have on theirs is free memory all the same.
+#[test]
+fn a_caller_on_no_cpu_has_all_lists_drained_once() {
+    let (rig, mut held) = full();
+    rig.run(|_| {
+        rig.drain_all_pages();
+        let (pfn, order) = held.pop().unwrap();
+        rig.__free_pages(rig.pfn_to_page(pfn).unwrap(), order).unwrap();
+        let on_lists: u64 = rig.zones().iter().flat_map(|z| rig.pcp_frames(z)).sum();
+        assert_eq!((order, on_lists), (0, 1));
+    });
+    let gfp = Gfp::KERNEL | Gfp::NORETRY | Gfp::NOWARN;
+    let page = rig.alloc_page(gfp).unwrap();
+    assert_eq!(rig.alloc_page(gfp).err(), Some(AllocError::NoMemory));
+    rig.run(|_| {
+        rig.__free_page(page).unwrap();
+        rig.release(held);
+    });
+}
