@@ -33,8 +33,8 @@
 //! bounded by constants \[P8\]: at most 9 merge steps, 8 words searched, one scan of a 10-bit mask per
 //! mobility.
 //! A zone's regions are dealt out over several areas, each with its own lock, so that CPUs working on
-//! their own frames do not meet (`zone::Zone::areas`). All CPUs take from the first area while they seldom meet there,
-//! so that what is free elsewhere stays whole.
+//! their own frames do not meet (`zone::Zone::areas`). While the zone is short all take from the first area, so that
+//! what is free elsewhere stays whole.
 //!
 //! `nr_free` counts maximal blocks by order, as `/proc/buddyinfo` shows them.
 //!

@@ -66,7 +66,7 @@ pub struct Config {
     pub lowmem_reserve_ratio: [u32; MAX_NR_ZONES],
     /// Distance between two nodes; 10 is local.
     pub distance: fn(usize, usize) -> u32,
-    /// Areas (locks) that a zone is divided into at most; `None` for one for each CPU, of eight pageblocks at least.
+    /// Areas (locks) that a zone is divided into at most; `None` for one for each CPU, of 32 pageblocks at least.
     /// Their number is a power of two, and 32 at most; each has room for a block of the largest order.
     pub areas: Option<usize>,
     /// Flags that requests may use at first (`gfp_allowed_mask`) \[G1\].
@@ -202,7 +202,7 @@ struct Plan {
 /// How many areas a zone of so many frames has, and the pageblocks of a region of it as a power of two.
 fn dealt_out(frames: u32, cpus: usize, config: &Config) -> (usize, u32) {
     /// Pageblocks worth an area, and the regions that each has at least where they can be so small.
-    const WORTH: u32 = 8;
+    const WORTH: u32 = 32;
     const EACH: u32 = 4;
     let blocks = frames >> PAGEBLOCK_ORDER;
     let areas = config.areas.unwrap_or((blocks / WORTH) as usize);
@@ -512,6 +512,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             unsafe { core::slice::from_raw_parts(limit_slots.as_ptr().cast(), nr_zones) };
         for (i, pcp) in pcps.iter().enumerate() {
             pcp.reset_high(&limits[i % nr_zones]);
+            pcp.set_home(zones[i % nr_zones].own_area(i / nr_zones));
         }
         let mut lists = Zonelists::empty();
         lists.build(nodes.min(MAX_NODES), config.distance, |node, zone| {

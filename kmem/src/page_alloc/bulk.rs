@@ -142,7 +142,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             if room <= 0 || pcp.high(list) == 0 {
                 return false;
             }
-            let refilled = self.refill(cpu, zone, pcp, list, room - 1);
+            let need = places.len() - at;
+            let refilled = self.refill(cpu, zone, pcp, list, room - 1, need);
             let _ = cpu.set_path(Path::Bulk);
             let Some(pfn) = refilled else { return false };
             pcp.count_allocs(list, 1);
@@ -181,14 +182,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         result
     }
 
-    /// Puts a freed page where its list has no place for it. The caller owns the lists.
+    /// Puts a freed page where its list has no place for it; `more` are to come. The caller owns the lists.
     #[cold]
     #[inline(never)]
-    pub(super) fn spill_freed(&self, cpu: &Cpu, pb: PbFlags, pfn: u32) {
+    pub(super) fn spill_freed(&self, cpu: &Cpu, pb: PbFlags, pfn: u32, more: usize) {
         if let (Some(slot), Some(list)) = (pb.zone_slot(), ListId::small(0, pb.mt_index()))
             && let Some(pcp) = self.pcp_of(cpu.id(), slot)
         {
-            self.spill(cpu, slot, list, pfn);
+            self.spill(cpu, slot, list, pfn, more);
             pcp.count_frees(list, 1);
             let _ = cpu.set_path(Path::Bulk);
         }
@@ -205,8 +206,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let (n, over) = put_alike(&self.map, pcp, list, kind, &mut pages[first..]);
         let mut done = first + n;
         if let Some(pfn) = over {
-            self.spill_freed(cpu, kind, pfn);
             done += 1;
+            self.spill_freed(cpu, kind, pfn, pages.len() - done);
         }
         (done > 0).then_some(done)
     }

@@ -13,7 +13,7 @@ use super::{
     slow::Reclaim,
 };
 use crate::{
-    buddy::{AlreadyFree, Area},
+    buddy::Area,
     context::{
         Cpu, DEFER_DRAIN, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, DEFER_PANIC, DEFER_RECALL,
         DEFER_SAMPLE, Path,
@@ -92,21 +92,18 @@ impl Refused {
     }
 }
 
-/// Gives what can be of a joined block of which some is free already, in parts of `order`; returns the frames.
+/// Gives what can be of a joined block of which some is free already, in parts of `order`.
 #[cold]
-fn give_parts(a: &mut Area<'_>, pfn: u32, joined: u32, order: u32, refused: &mut Refused) -> i64 {
+fn give_parts(a: &mut Area<'_>, pfn: u32, joined: u32, order: u32, refused: &mut Refused) {
     if joined == order {
         refused.push(pfn);
-        return 0;
+        return;
     }
-    let mut given = 0;
     for part in (pfn..=pfn + ((1 << joined) - 1)).step_by(1 << order) {
-        match a.give(part, order) {
-            Ok(()) => given += 1 << order,
-            Err(AlreadyFree) => refused.push(part),
+        if a.give(part, order).is_err() {
+            refused.push(part);
         }
     }
-    given
 }
 
 /// Turns of waiting for other CPUs to answer, and after how many of them they are kicked again.
@@ -114,18 +111,18 @@ const PATIENCE: u32 = 20_000;
 const KICK_EVERY: u32 = 256;
 
 impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
-    /// Makes room on a full list for `pfn` and puts it there; to the buddy if the list is off. The
-    /// caller owns the lists.
+    /// Makes room on a full list for `pfn`, and `more` that are to come, and puts it there; to the buddy if the list is
+    /// off. The caller owns the lists.
     #[cold]
     #[inline(never)]
-    pub(super) fn spill(&self, cpu: &Cpu, slot: usize, list: ListId, pfn: u32) {
+    pub(super) fn spill(&self, cpu: &Cpu, slot: usize, list: ListId, pfn: u32, more: usize) {
         let before = cpu.set_path(Path::Drain);
         if let (Some(zone), Some(pcp)) = (self.zones.get(slot), self.pcp_of(cpu.id(), slot)) {
             let limits = &self.limits[slot];
             let pressed = zone.pressed.load(Relaxed) != 0;
             pcp.note_spill(list, limits, pressed);
             let over = (pcp.len(list) + 1).saturating_sub(pcp.high(list));
-            let batch = limits.batch[list.class()].max(over);
+            let batch = limits.batch[list.class()].max(over).max(more as u32);
             if pcp.high(list) > 0 {
                 self.counters_of(cpu).owned(VmEvent::PcpSpill, 1);
             }
@@ -152,11 +149,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             left -= got;
             frames += self.give_chunk(zone, &chunk[..got], list.order());
         }
+        zone.add_free(frames as i64);
+        self.relieve(zone);
         frames
     }
 
-    /// Gives blocks to the buddy, and returns the number of frames. Neighbours go as one block: who allocates many
-    /// pages at once gets them in runs, and frees them so.
+    /// Gives blocks to the buddy, and returns the number of frames, which the caller counts. Neighbours go as one
+    /// block: who allocates many pages at once gets them in runs, and frees them so.
     #[inline]
     fn give_chunk(&self, zone: &Zone, chunk: &[u32], order: u32) -> u64 {
         let mut refused = Refused { pfns: [0; CHUNK], nr: 0 };
@@ -169,7 +168,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let given = chunk.iter().filter(|pfn| !refused.pfns().contains(pfn));
             given.for_each(|pfn| self.trace_drain(*pfn, order));
         }
-        self.relieve(zone);
         for pfn in refused.pfns() {
             self.misuse(Misuse::DoubleFree { pfn: Pfn(*pfn) });
         }
@@ -207,18 +205,15 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             };
             todo &= !here;
             zone.with_area(&self.p, &self.map, area, |a| {
-                let mut given = 0;
                 while here != 0 {
                     let i = here.trailing_zeros();
                     here &= here - 1;
                     let (pfn, joined) = block(i as usize);
-                    given += match a.give(pfn, joined) {
-                        Ok(()) => 1 << joined,
+                    if a.give(pfn, joined).is_err() {
                         // With the lock at hand: what is free already may be somebody's the next moment.
-                        Err(AlreadyFree) => give_parts(a, pfn, joined, order, refused),
-                    };
+                        give_parts(a, pfn, joined, order, refused);
+                    }
                 }
-                zone.add_free(given);
             });
         }
     }

@@ -191,7 +191,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let owned = self.own(cpu, Path::PcpAlloc)?;
             let pfn = match pcp.pop_hot(list) {
                 Some(pfn) => Some(pfn),
-                None => self.refill(cpu, zone, pcp, list, r.room),
+                None => self.refill(cpu, zone, pcp, list, r.room, 1),
             };
             pcp.count_allocs(list, u64::from(pfn.is_some()));
             self.disown(owned);
@@ -200,10 +200,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let mt = *MigrateType::ALL.get(r.mt)?;
         let counters = self.counters_of(cpu);
         let before = cpu.set_path(Path::BuddyAlloc);
-        let (first, mut met) = (pcp.area(), false);
+        let first = Self::first_area(zone, pcp);
         let pfn = zone.areas_from(first).find_map(|n| {
-            let meets = || met |= n == first;
-            zone.with_area_noting(&self.p, &self.map, n, meets, |area| {
+            zone.with_area(&self.p, &self.map, n, |area| {
                 let pfn = if order >= PAGEBLOCK_ORDER {
                     area.take_whole(order, mt)?
                 } else {
@@ -217,7 +216,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 Some(pfn)
             })
         });
-        pcp.note_meeting(met, || zone.own_area(cpu.id()));
         cpu.restore(before);
         self.dress(pfn?, Self::plain_state(gfp, order))
     }

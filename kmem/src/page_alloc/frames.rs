@@ -76,7 +76,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 if at == frames.len() || room <= 0 || to.pcp.high(list) == 0 {
                     break;
                 }
-                let refilled = self.refill(cpu, to.zone, to.pcp, list, room - 1);
+                let need = frames.len() - at;
+                let refilled = self.refill(cpu, to.zone, to.pcp, list, room - 1, need);
                 let _ = cpu.set_path(Path::Bulk);
                 let Some(pfn) = refilled else { break };
                 to.pcp.count_allocs(list, 1);
@@ -143,8 +144,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let pcp = self.pcp_of(cpu.id(), kind.zone_slot()?)?;
         let (mut done, over) = put_frames(&self.map, pcp, list, kind, frames);
         if let Some(pfn) = over {
-            self.spill_freed(cpu, kind, pfn);
             done += 1;
+            self.spill_freed(cpu, kind, pfn, frames.len() - done);
         }
         (done > 0).then_some(done)
     }

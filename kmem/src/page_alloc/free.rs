@@ -236,7 +236,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         let Some(owned) = self.own(cpu, Path::PcpFree) else { return false };
         if !pcp.push_hot(list, pfn) {
-            self.spill(cpu, zone.slot, list, pfn);
+            self.spill(cpu, zone.slot, list, pfn, 0);
         }
         pcp.count_frees(list, 1);
         self.disown(owned);

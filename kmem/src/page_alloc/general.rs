@@ -338,7 +338,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let owned: Owned<'_> = self.own(cpu, Path::PcpAlloc)?;
         let pfn = if r.gfp.contains(Gfp::COLD) { pcp.pop_cold(list) } else { pcp.pop_hot(list) };
         // `room` above zero means a block; what is left of it then is one less.
-        let pfn = pfn.or_else(|| self.refill(cpu, zone, pcp, list, room - 1));
+        let pfn = pfn.or_else(|| self.refill(cpu, zone, pcp, list, room - 1, 1));
         if pfn.is_some() {
             self.counters_of(cpu).owned(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
             self.counters_of(cpu).owned(VmEvent::PcpHit, 1);
@@ -347,9 +347,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         Some(pfn)
     }
 
-    /// Refills a list that ran empty, and takes one block of it. The caller owns the lists. Takes no
-    /// more than `room` frames beyond that one, so that a batch does not go below the watermark that
-    /// one block respected.
+    /// Refills a list that ran empty, and takes one block of it. The caller owns the lists, and is about to take
+    /// `need` blocks. Takes no more than `room` frames beyond that one, so that a batch does not go below the
+    /// watermark that one block respected.
     #[cold]
     #[inline(never)]
     pub(super) fn refill(
@@ -359,6 +359,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         pcp: &Pcp,
         list: ListId,
         room: i64,
+        need: usize,
     ) -> Option<u32> {
         let _ = cpu.set_path(Path::Refill);
         let order = list.order();
@@ -370,13 +371,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return None;
         }
         pcp.note_refill(list, limits, pressed);
-        let batch = limits.batch[list.class()].min(pcp.high(list)).max(1);
+        let batch = limits.batch[list.class()].max(need as u32).min(pcp.high(list)).max(1);
         let want = i64::from(batch).min((room >> order) + 1).max(1) as u32;
-        let (mut got, mut met) = (0, false);
-        let first = pcp.area();
+        let mut got = 0;
+        let first = Self::first_area(zone, pcp);
         for n in zone.areas_from(first) {
-            let meets = || met |= n == first;
-            got = zone.with_area_noting(&self.p, &self.map, n, meets, |area| {
+            got = zone.with_area(&self.p, &self.map, n, |area| {
                 let mut end = pcp.cold_end(list);
                 let got = if order == PAGEBLOCK_ORDER {
                     (0..want)
@@ -394,7 +394,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 break;
             }
         }
-        pcp.note_meeting(met, || zone.own_area(cpu.id()));
         if got == 0 && order < PAGEBLOCK_ORDER {
             let stolen = self.steal(zone, first, order, mt);
             stolen.into_iter().for_each(|pfn| pcp.cold_end(list).put(pfn));
@@ -412,6 +411,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         let _ = cpu.set_path(Path::PcpAlloc);
         pcp.pop_hot(list)
+    }
+
+    /// The area to look in first: the CPU's own, or the one that had something last. All CPUs take from the same while
+    /// the zone is short: what is left is kept together.
+    #[inline(always)]
+    pub(super) fn first_area(zone: &Zone, pcp: &Pcp) -> usize {
+        if zone.pressed.load(Relaxed) != 0 { 0 } else { pcp.area() }
     }
 
     /// Takes a block from another mobility's pageblocks.
@@ -451,7 +457,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return None;
         }
         let pcp = self.p.this_cpu().and_then(|cpu| self.pcp_of(cpu.id(), zone.slot));
-        let home = pcp.map_or(0, Pcp::area);
+        let home = pcp.map_or(0, |pcp| Self::first_area(zone, pcp));
         let pfn = self.marked(Path::BuddyAlloc, || take(home))?;
         self.count(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
         self.count(VmEvent::PcpBypass, 1);

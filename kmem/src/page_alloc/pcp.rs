@@ -87,11 +87,6 @@ impl ListId {
     }
 }
 
-/// What a meeting with another CPU in an area weighs beside a visit without one, and what is too much: a CPU moves
-/// after some dozens of meetings unless it is alone eight times as often.
-const MEETING: u32 = 8;
-const CROWDED: u32 = 64 * MEETING;
-
 /// Limits of a zone's lists, in blocks, by order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
@@ -170,8 +165,6 @@ pub(crate) struct Pcp {
     home: AtomicU32,
     /// The area that had something last: where it looks first until blocks were spilled.
     last: AtomicU32,
-    /// How crowded it was there of late, in `MEETING`s.
-    crowd: AtomicU32,
     /// Blocks that the fast paths took straight from the buddy.
     direct: AtomicU64,
     rings: [[AtomicU32; CAPACITY as usize]; PCP_LISTS],
@@ -425,6 +418,12 @@ impl Pcp {
         })
     }
 
+    /// Sets the zone's area that the CPU takes from.
+    pub(crate) fn set_home(&self, area: usize) {
+        self.home.store(area as u32, Relaxed);
+        self.last.store(area as u32, Relaxed);
+    }
+
     /// The zone's area to look in first.
     #[inline(always)]
     pub(crate) fn area(&self) -> usize {
@@ -436,24 +435,6 @@ impl Pcp {
     pub(crate) fn note_area(&self, found: usize) {
         if found != self.area() {
             self.last.store(found as u32, Relaxed);
-        }
-    }
-
-    /// Notes whether another CPU had the area that was looked in first just then. Who is in others' way in
-    /// the first area goes to its own. A heuristic: an interrupt's visit in between may go unnoted.
-    #[inline(always)]
-    pub(crate) fn note_meeting(&self, met: bool, own: impl FnOnce() -> usize) {
-        let crowd = self.crowd.load(Relaxed);
-        if met {
-            let crowd = crowd + MEETING;
-            self.crowd.store(if crowd < CROWDED { crowd } else { 0 }, Relaxed);
-            if crowd >= CROWDED {
-                let own = own() as u32;
-                self.home.store(own, Relaxed);
-                self.last.store(own, Relaxed);
-            }
-        } else if crowd > 0 {
-            self.crowd.store(crowd - 1, Relaxed);
         }
     }
 

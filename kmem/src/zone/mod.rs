@@ -238,20 +238,6 @@ impl Zone {
         self.on(&mut guard, map, f)
     }
 
-    /// As `with_area`; `met` is run if another CPU had the area.
-    #[inline(always)]
-    pub(crate) fn with_area_noting<P: Platform, R>(
-        &self,
-        p: &P,
-        map: &MemMap,
-        n: usize,
-        met: impl FnOnce(),
-        f: impl FnOnce(&mut Area<'_>) -> R,
-    ) -> R {
-        let mut guard = self.areas[n].lock_noting(p, met);
-        self.on(&mut guard, map, f)
-    }
-
     #[inline(always)]
     fn on<P: Platform, R>(
         &self,
