@@ -162,7 +162,7 @@ impl Places {
         self.heads.get((pfn.0.wrapping_mul(0x9e37_79b1) >> (32 - bits)) as usize)
     }
 
-    /// The first places of a page's chain, from the first that shows it on: `None` if it is not among them.
+    /// The place that shows a page, if it is among the first `glances` of its chain.
     fn find_in(&self, pfn: Pfn, glances: usize) -> Option<u16> {
         let mut at = self.head(pfn)?.load(Relaxed);
         for _ in 0..glances {
