@@ -55,3 +55,20 @@ pub(crate) const fn maximal(word: u64, k: u32, max: u32) -> u64 {
     let pairs = pairs(at, k);
     at & !(pairs | pairs << (1u32 << k))
 }
+
+/// The order of the maximal run around a set bit.
+///
+/// Without a loop over orders: how often that turned would be foreseen by nobody. A run of order k around `bit` takes in
+/// all bits whose number differs from its own in the low k binary digits only, so what limits it is the nearest clear
+/// bit on either side, and the highest digit in which that differs.
+#[inline(always)]
+pub(crate) const fn around(word: u64, bit: u32) -> u32 {
+    let clear = !word;
+    // Where there is no clear bit: 64 further on, or back, which differs in a digit that no bit of the word has.
+    let above = bit + (clear >> bit).trailing_zeros();
+    let below = bit.wrapping_sub((clear << (63 - bit)).leading_zeros());
+    let (above, below) = (above ^ bit, below ^ bit);
+    let nearer = if above < below { above } else { below };
+    let k = (nearer | 1).ilog2();
+    if k < MAX { k } else { MAX }
+}

@@ -22,8 +22,8 @@
 //!   | bins[mobility][0..9]|------->| counts, bin, flags |      | 512 bits, set = free   |
 //!   | mask of used bins   |        | next/prev in bin   |      +------------------------+
 //!   | region bins, mask   |---+    +--------------------+
-//!   | nr_free[0..=15]     |   |    region
-//!   +---------------------+   +--->+--------------------+
+//!   +---------------------+   |    region
+//!                             +--->+--------------------+
 //!                                  | 64 bits, set =     |
 //!                                  | whole pageblock    |
 //!                                  +--------------------+
@@ -36,7 +36,8 @@
 //! their own frames do not meet (`zone::Zone::areas`). While the zone is short all take from the first area, so that
 //! what is free elsewhere stays whole.
 //!
-//! `nr_free` counts maximal blocks by order, as `/proc/buddyinfo` shows them.
+//! How many blocks of which order there are is nobody's to keep: `/proc/buddyinfo` sums the descriptors, a region at a
+//! time.
 //!
 //! Invariants, checked by `PageAllocator::audit`:
 //! - a whole pageblock's free bits and counts are zero and it is in no bin; its region bit is set;
@@ -62,12 +63,20 @@ use crate::{
 use core::sync::atomic::Ordering::Relaxed;
 use region::REGION_ORDERS;
 
-/// Number of orders that `nr_free` counts.
+/// Number of orders that blocks are counted by.
 pub(crate) const NR_ORDERS: usize = 16;
 
 /// What went wrong in giving a block back: some of it is free already.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct AlreadyFree;
+
+/// Frames on an area's lists.
+#[derive(Clone, Copy)]
+pub(crate) struct FreeFrames {
+    pub(crate) all: u32,
+    /// In pageblocks set aside for high-order atomic requests.
+    pub(crate) highatomic: u32,
+}
 
 /// The lists of one area.
 pub(crate) struct AreaLists {
@@ -75,9 +84,7 @@ pub(crate) struct AreaLists {
     masks: [u16; MIGRATE_TYPES],
     region_heads: [u32; REGION_ORDERS],
     region_mask: u32,
-    nr_free: [u32; NR_ORDERS],
-    /// Free frames in pageblocks set aside for high-order atomic requests.
-    free_highatomic: u32,
+    free: FreeFrames,
     max_order: u32,
 }
 
@@ -100,19 +107,14 @@ impl AreaLists {
             masks: [0; MIGRATE_TYPES],
             region_heads: [NIL; REGION_ORDERS],
             region_mask: 0,
-            nr_free: [0; NR_ORDERS],
-            free_highatomic: 0,
+            free: FreeFrames { all: 0, highatomic: 0 },
             max_order,
         }
     }
 
-    /// Maximal free blocks by order.
-    pub(crate) fn nr_free(&self) -> &[u32; NR_ORDERS] {
-        &self.nr_free
-    }
-
-    pub(crate) fn free_highatomic(&self) -> u32 {
-        self.free_highatomic
+    #[inline(always)]
+    pub(crate) fn free(&self) -> FreeFrames {
+        self.free
     }
 
     /// Whether a block of `order` can be had by a request of mobility `mt` without stealing from
@@ -242,13 +244,9 @@ impl<'a> Area<'a> {
     #[inline(always)]
     fn carve_at(&mut self, index: u32, word: Word, from: u32, order: u32, pos: u32) {
         self.bits(index).clear(pos, order);
-        self.lists.nr_free[from as usize % NR_ORDERS] -= 1;
-        // What is left of the maximal block is one buddy of every order between.
-        for k in order..from {
-            self.lists.nr_free[k as usize % NR_ORDERS] += 1;
-        }
+        self.lists.free.all -= 1 << order;
         if word.flags().mt_index() == MigrateType::HighAtomic as usize {
-            self.lists.free_highatomic -= 1 << order;
+            self.lists.free.highatomic -= 1 << order;
         }
         self.update(index, word.split(from, order));
     }
@@ -341,23 +339,19 @@ impl<'a> Area<'a> {
         }
         let pos = pfn & (PAGEBLOCK_FRAMES - 1);
         let k = self.bits(index).give(pos, order).ok_or(AlreadyFree)?;
-        for merged in order..k {
-            // The buddy was free and ours was not: it was a maximal block of its own.
-            self.lists.nr_free[merged as usize % NR_ORDERS] -= 1;
-        }
+        self.lists.free.all += 1 << order;
         if word.flags().mt_index() == MigrateType::HighAtomic as usize {
-            self.lists.free_highatomic += 1 << order;
+            self.lists.free.highatomic += 1 << order;
         }
         if k == PAGEBLOCK_ORDER && mixes(word.flags().migratetype()) {
             self.make_whole(index);
             return Ok(());
         }
-        self.lists.nr_free[k as usize % NR_ORDERS] += 1;
         self.update(index, word.merged(order, k));
         Ok(())
     }
 
-    /// Turns a broken pageblock, all of it free and no longer counted, into a whole one.
+    /// Turns a broken pageblock, all of it free, into a whole one.
     fn make_whole(&mut self, index: u32) {
         let word = self.block(index).word();
         if word.bin() != 0 {
@@ -415,10 +409,10 @@ impl<'a> Area<'a> {
         let word = self.block(index).word();
         let free = word.frames();
         if from == MigrateType::HighAtomic {
-            self.lists.free_highatomic -= free;
+            self.lists.free.highatomic -= free;
         }
         if to == MigrateType::HighAtomic {
-            self.lists.free_highatomic += free;
+            self.lists.free.highatomic += free;
         }
         if word.bin() != 0 {
             self.unlink(index, from as usize, word.bin());
@@ -426,7 +420,6 @@ impl<'a> Area<'a> {
         let word = word.with_bin(0).with_flags(PbFlags::new(self.slot, to));
         self.block(index).store(word);
         if mixes(to) && free == PAGEBLOCK_FRAMES {
-            self.lists.nr_free[PAGEBLOCK_ORDER as usize] -= 1;
             self.make_whole(index);
         } else {
             self.update(index, word);

@@ -7,12 +7,12 @@
 //! # Implementation
 //! A region belongs to one zone; where two zones meet inside one, each has a region of its own with
 //! only its own bits. Bring-up sets a word per region and touches no pageblock: a terabyte is eight
-//! thousand words.
+//! thousand words. Blocks are counted a region at a time, when somebody asks.
 //!
 //! # Locking
 //! As for the area.
 
-use super::{AlreadyFree, Area, NIL};
+use super::{AlreadyFree, Area, NIL, NR_ORDERS};
 use crate::{
     runs::{low, maximal, pairs, starts},
     types::{MigrateType, PAGEBLOCK_ORDER},
@@ -130,32 +130,17 @@ impl Area<'_> {
         PAGEBLOCK_ORDER + k
     }
 
-    /// Sets the bits of a run that was not free, merging.
+    /// Sets the bits of the run of 2^`k` at `bit`.
     fn set_run(&mut self, r: u32, bit: u32, k: u32) {
-        let word = self.region(r).whole() | low(k) << bit;
-        let mut k = k;
-        while k < self.max_k() {
-            let buddy = bit & !((1 << k) - 1) ^ (1 << k);
-            let mask = low(k) << buddy;
-            if word & mask != mask {
-                break;
-            }
-            self.lists.nr_free[(PAGEBLOCK_ORDER + k) as usize] -= 1;
-            k += 1;
-        }
-        self.lists.nr_free[(PAGEBLOCK_ORDER + k) as usize] += 1;
-        self.region(r).whole.store(word, Relaxed);
+        let region = self.region(r);
+        region.whole.store(region.whole() | low(k) << bit, Relaxed);
         self.rebin_region(r);
     }
 
-    /// Clears the bits of the run of 2^`k` at `bit`, out of the maximal run of 2^`from` around it.
-    fn clear_run(&mut self, r: u32, bit: u32, k: u32, from: u32) {
-        let word = self.region(r).whole() & !(low(k) << bit);
-        self.lists.nr_free[(PAGEBLOCK_ORDER + from) as usize] -= 1;
-        for i in k..from {
-            self.lists.nr_free[(PAGEBLOCK_ORDER + i) as usize] += 1;
-        }
-        self.region(r).whole.store(word, Relaxed);
+    /// Clears the bits of the run of 2^`k` at `bit`.
+    fn clear_run(&mut self, r: u32, bit: u32, k: u32) {
+        let region = self.region(r);
+        region.whole.store(region.whole() & !(low(k) << bit), Relaxed);
         self.rebin_region(r);
     }
 
@@ -167,7 +152,7 @@ impl Area<'_> {
 
     /// Finds the best run of 2^`k` pageblocks: the smallest maximal one in the region whose largest
     /// is smallest.
-    fn find_run(&self, k: u32) -> Option<(u32, u32, u32)> {
+    fn find_run(&self, k: u32) -> Option<(u32, u32)> {
         let mask = self.lists.region_mask >> k;
         if mask == 0 {
             return None;
@@ -179,7 +164,7 @@ impl Area<'_> {
         for from in k..=bin {
             let at = maximal(word, from, max_k);
             if at != 0 {
-                return Some((r, at.trailing_zeros(), from));
+                return Some((r, at.trailing_zeros()));
             }
         }
         None
@@ -192,8 +177,9 @@ impl Area<'_> {
     /// Takes a block of `order` (a pageblock's or larger); its pageblocks become `mt`.
     pub(crate) fn take_whole(&mut self, order: u32, mt: MigrateType) -> Option<u32> {
         let k = order - PAGEBLOCK_ORDER;
-        let (r, bit, from) = self.find_run(k)?;
-        self.clear_run(r, bit, k, from);
+        let (r, bit) = self.find_run(k)?;
+        self.clear_run(r, bit, k);
+        self.lists.free.all -= 1 << order;
         let index = self.run_index(r, bit);
         self.own_run(index, k, mt);
         Some(self.first_pfn(index))
@@ -216,25 +202,23 @@ impl Area<'_> {
         if self.region(r).whole() & mask != mask {
             return false;
         }
-        let from = self.whole_order(index) - PAGEBLOCK_ORDER;
-        self.clear_run(r, bit, k, from);
+        self.clear_run(r, bit, k);
+        self.lists.free.all -= 1 << order;
         true
     }
 
     /// Turns a whole pageblock into a broken one, all of it one free block.
     pub(super) fn break_whole(&mut self, index: u32) {
         let (r, bit) = self.region_of(index);
-        let from = self.whole_order(index) - PAGEBLOCK_ORDER;
-        self.clear_run(r, bit, 0, from);
+        self.clear_run(r, bit, 0);
         self.bits(index).set(0, PAGEBLOCK_ORDER);
-        self.lists.nr_free[PAGEBLOCK_ORDER as usize] += 1;
         let word = self.block(index).word();
         self.update(index, word.merged(PAGEBLOCK_ORDER, PAGEBLOCK_ORDER));
     }
 
     /// Claims a whole pageblock for `mt` and breaks it.
     pub(super) fn claim_whole(&mut self, mt: MigrateType) -> Option<u32> {
-        let (r, bit, _) = self.find_run(0)?;
+        let (r, bit) = self.find_run(0)?;
         let index = self.run_index(r, bit);
         self.own_run(index, 0, mt);
         self.break_whole(index);
@@ -251,6 +235,7 @@ impl Area<'_> {
         if whole || run.clone().any(|i| !self.block(i).word().is_empty()) {
             return Err(AlreadyFree);
         }
+        self.lists.free.all += 1 << order;
         if run.clone().all(|i| super::mixes(self.migratetype(i))) {
             self.set_run(r, bit, k);
             return Ok(());
@@ -261,23 +246,34 @@ impl Area<'_> {
             if !super::mixes(mt) {
                 self.break_whole(i);
                 if mt == MigrateType::HighAtomic {
-                    self.lists.free_highatomic += 1 << PAGEBLOCK_ORDER;
+                    self.lists.free.highatomic += 1 << PAGEBLOCK_ORDER;
                 }
             }
         }
         Ok(())
     }
 
-    /// Adds a run of wholly free pageblocks at bring-up. Order by order, so it costs a few steps per
-    /// region.
+    /// Adds wholly free pageblocks of a region at bring-up.
     pub(crate) fn seed(&mut self, r: u32, word: u64) {
-        let old = self.region(r).histogram(self.max_k());
-        self.region(r).whole.store(self.region(r).whole() | word, Relaxed);
-        let new = self.region(r).histogram(self.max_k());
-        for k in 0..REGION_ORDERS {
-            let n = &mut self.lists.nr_free[PAGEBLOCK_ORDER as usize + k];
-            *n = *n + new[k] - old[k];
-        }
+        let region = self.region(r);
+        region.whole.store(region.whole() | word, Relaxed);
+        self.lists.free.all += word.count_ones() << PAGEBLOCK_ORDER;
         self.rebin_region(r);
+    }
+
+    /// Adds the maximal free blocks of a region to `sum`, by order.
+    pub(crate) fn count(&self, r: u32, sum: &mut [u64; NR_ORDERS]) {
+        for (k, n) in self.region(r).histogram(self.max_k()).into_iter().enumerate() {
+            sum[PAGEBLOCK_ORDER as usize + k] += u64::from(n);
+        }
+        // The first region may begin before the first pageblock.
+        let first = (self.region_base + r) << self.region_shift;
+        let indices = first..first + (1 << self.region_shift);
+        for block in indices.filter_map(|pb| self.map.blocks.get(pb.checked_sub(self.map.base_block())? as usize)) {
+            let word = block.word();
+            if !word.is_empty() && word.flags().zone_slot() == Some(self.slot) {
+                (0..=PAGEBLOCK_ORDER).for_each(|k| sum[k as usize] += u64::from(word.count(k)));
+            }
+        }
     }
 }

@@ -632,9 +632,7 @@ fn hand_over<P: Platform>(p: &P, map: &MemMap, zones: &[Zone], start: u32, end: 
                 area.seed(zone.region_of(first_whole), word);
             }
         });
-        let n = u64::from(stop - from);
-        zone.add_managed(n);
-        zone.add_free(n as i64);
+        zone.add_managed(u64::from(stop - from));
         stop = from;
     }
 }

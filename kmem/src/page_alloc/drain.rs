@@ -149,13 +149,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             left -= got;
             frames += self.give_chunk(zone, &chunk[..got], list.order());
         }
-        zone.add_free(frames as i64);
         self.relieve(zone);
         frames
     }
 
-    /// Gives blocks to the buddy, and returns the number of frames, which the caller counts. Neighbours go as one
-    /// block: who allocates many pages at once gets them in runs, and frees them so.
+    /// Gives blocks to the buddy, and returns the number of frames. Neighbours go as one block: who allocates many
+    /// pages at once gets them in runs, and frees them so.
     #[inline]
     fn give_chunk(&self, zone: &Zone, chunk: &[u32], order: u32) -> u64 {
         let mut refused = Refused { pfns: [0; CHUNK], nr: 0 };

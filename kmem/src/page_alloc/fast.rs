@@ -208,7 +208,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 } else {
                     area.take(order, mt)?
                 };
-                zone.add_free(-(1 << order));
                 // Interrupts are masked here, so nobody else counts on this CPU.
                 counters.owned(VmEvent::pgalloc(zone.zone_type()), 1 << order);
                 pcp.count_direct();

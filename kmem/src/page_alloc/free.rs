@@ -258,9 +258,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     pub(super) fn give_uncounted(&self, zone: &Zone, pfn: u32, order: u32, locked: impl FnOnce()) {
         let given = zone.with_area(&self.p, &self.map, zone.area_of(pfn), |area| {
             locked();
-            area.give(pfn, order)?;
-            zone.add_free(1 << order);
-            Ok(())
+            area.give(pfn, order)
         });
         match given {
             Ok(()) => self.relieve(zone),

@@ -378,16 +378,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         for n in zone.areas_from(first) {
             got = zone.with_area(&self.p, &self.map, n, |area| {
                 let mut end = pcp.cold_end(list);
-                let got = if order == PAGEBLOCK_ORDER {
-                    (0..want)
-                        .map_while(|_| area.take_whole(order, mt))
-                        .map(|pfn| end.put(pfn))
-                        .count() as u32
+                if order == PAGEBLOCK_ORDER {
+                    let taken = (0..want).map_while(|_| area.take_whole(order, mt));
+                    taken.map(|pfn| end.put(pfn)).count() as u32
                 } else {
                     area.take_many(order, mt, want, |pfn| end.put(pfn))
-                };
-                zone.add_free(-(i64::from(got) << order));
-                got
+                }
             });
             if got > 0 {
                 pcp.note_area(n);
@@ -423,11 +419,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Takes a block from another mobility's pageblocks.
     fn steal(&self, zone: &Zone, home: usize, order: u32, mt: MigrateType) -> Option<u32> {
         zone.areas_from(home).find_map(|n| {
-            let s = zone.with_area(&self.p, &self.map, n, |area| {
-                let stolen = area.steal(order, mt)?;
-                zone.add_free(-(1 << order));
-                Some(stolen)
-            })?;
+            let s = zone.with_area(&self.p, &self.map, n, |area| area.steal(order, mt))?;
             self.count(VmEvent::ExtfragSteal, 1);
             if s.converted {
                 self.count(VmEvent::ExtfragConvert, 1);
@@ -472,34 +464,27 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         Some(pfn)
     }
 
-    /// A block of `order` that the areas of a zone have, asked one after the other from `home` on.
+    /// A block that the areas of a zone have, asked one after the other from `home` on.
     fn first_of(
         &self,
         zone: &Zone,
         home: usize,
-        order: u32,
         ask: impl Fn(&mut Area<'_>) -> Option<u32>,
     ) -> Option<u32> {
-        zone.areas_from(home).find_map(|n| {
-            zone.with_area(&self.p, &self.map, n, |area| {
-                let pfn = ask(area)?;
-                zone.add_free(-(1 << order));
-                Some(pfn)
-            })
-        })
+        zone.areas_from(home).find_map(|n| zone.with_area(&self.p, &self.map, n, &ask))
     }
 
     /// A block of the pageblocks set aside for high-order atomic requests.
     fn reserved(&self, zone: &Zone, home: usize, r: &Request) -> Option<u32> {
-        self.first_of(zone, home, r.order, |area| area.take_reserved(r.order))
+        self.first_of(zone, home, |area| area.take_reserved(r.order))
     }
 
     /// A block of the request's mobility, or stolen from another.
     fn ordinary(&self, zone: &Zone, home: usize, r: &Request) -> Option<u32> {
         if r.order >= PAGEBLOCK_ORDER {
-            return self.first_of(zone, home, r.order, |area| area.take_whole(r.order, r.mt));
+            return self.first_of(zone, home, |area| area.take_whole(r.order, r.mt));
         }
-        let own = self.first_of(zone, home, r.order, |area| area.take(r.order, r.mt));
+        let own = self.first_of(zone, home, |area| area.take(r.order, r.mt));
         own.or_else(|| self.steal(zone, home, r.order, r.mt))
     }
 

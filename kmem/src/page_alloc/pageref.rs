@@ -157,13 +157,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return Err(AllocError::NoMemory);
         }
         let area = zone.area_of(pfn.0);
-        let claimed = zone.with_area(&self.p, &self.map, area, |a| {
-            let claimed = a.claim_at(pfn.0, order);
-            if claimed {
-                zone.add_free(-(1 << order));
-            }
-            claimed
-        });
+        let claimed = zone.with_area(&self.p, &self.map, area, |a| a.claim_at(pfn.0, order));
         if !claimed {
             return Err(AllocError::NoMemory);
         }

@@ -88,26 +88,16 @@ impl FreeBits {
             return Some(self.enclosing(pos, order));
         }
         let i = (pos >> 6) as usize;
-        let mut bit = pos & 63;
-        let mut block = low(order) << bit;
+        let bit = pos & 63;
+        let block = low(order) << bit;
         let word = self.word(i);
         if word & block != 0 {
             return None;
         }
-        self.put(i, word | block);
-        let mut k = order;
-        while k < 6 {
-            // The buddy's frames: those of the block, on the other side of its start.
-            let size = 1 << k;
-            let buddy = if bit & size == 0 { block << size } else { block >> size };
-            if word & buddy != buddy {
-                return Some(k);
-            }
-            block |= buddy;
-            bit &= !size;
-            k += 1;
-        }
-        Some(self.enclosing(pos, 6))
+        let word = word | block;
+        self.put(i, word);
+        let k = runs::around(word, bit);
+        Some(if k < runs::MAX { k } else { self.enclosing(pos, k) })
     }
 
     /// The order of the maximal free block that a free block of `order` at `pos` belongs to.

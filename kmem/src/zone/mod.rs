@@ -162,15 +162,6 @@ impl Zone {
         self.free.load(Relaxed).max(0) as u64
     }
 
-    /// Notes that frames came to the free lists, or went.
-    #[inline(always)]
-    pub(crate) fn add_free(&self, frames: i64) {
-        // Who looked in vain leaves the line to others.
-        if frames != 0 {
-            self.free.fetch_add(frames, Relaxed);
-        }
-    }
-
     /// The watermarks now.
     pub fn watermarks(&self) -> Watermarks {
         let [min, low, high, promo] = [0, 1, 2, 3].map(|i: usize| self.wmark[i].load(Relaxed));
@@ -198,7 +189,12 @@ impl Zone {
     /// The area that the frame belongs to.
     #[inline(always)]
     pub(crate) fn area_of(&self, pfn: u32) -> usize {
-        self.region_of(pfn) as usize & (self.areas.len() - 1)
+        self.area_of_region(self.region_of(pfn))
+    }
+
+    #[inline(always)]
+    fn area_of_region(&self, r: u32) -> usize {
+        r as usize & (self.areas.len() - 1)
     }
 
     /// All areas, from one of them on.
@@ -225,7 +221,7 @@ impl Zone {
         self.region_shift
     }
 
-    /// Locks area `n` and runs `f` on it. Changes of the free count are the callee's to report.
+    /// Locks area `n` and runs `f` on it.
     #[inline(always)]
     pub(crate) fn with_area<P: Platform, R>(
         &self,
@@ -245,7 +241,7 @@ impl Zone {
         map: &MemMap,
         f: impl FnOnce(&mut Area<'_>) -> R,
     ) -> R {
-        let before = guard.free_highatomic();
+        let before = guard.free();
         let mut area = Area {
             lists: guard,
             map,
@@ -255,22 +251,28 @@ impl Zone {
             slot: self.slot,
         };
         let r = f(&mut area);
-        let after = guard.free_highatomic();
-        if before != after {
-            self.free_highatomic.fetch_add(i64::from(after) - i64::from(before), Relaxed);
-            self.update_fast_marks();
+        let after = guard.free();
+        // Who looked in vain leaves the line to others.
+        if before.all != after.all {
+            let more = i64::from(after.all) - i64::from(before.all);
+            if self.areas.len() == 1 {
+                // Its lock is held.
+                self.free.store(self.free.load(Relaxed) + more, Relaxed);
+            } else {
+                self.free.fetch_add(more, Relaxed);
+            }
+        }
+        if before.highatomic != after.highatomic {
+            self.add_free_highatomic(i64::from(after.highatomic) - i64::from(before.highatomic));
         }
         r
     }
 
-    /// Maximal free blocks by order, summed over the areas (`/proc/buddyinfo`).
-    pub(crate) fn nr_free<P: Platform>(&self, p: &P) -> [u64; NR_ORDERS] {
+    /// Maximal free blocks by order (`/proc/buddyinfo`), counted region by region.
+    pub(crate) fn nr_free<P: Platform>(&self, p: &P, map: &MemMap) -> [u64; NR_ORDERS] {
         let mut sum = [0; NR_ORDERS];
-        for area in self.areas {
-            let lists = area.lock(p);
-            for (s, n) in sum.iter_mut().zip(lists.nr_free()) {
-                *s += u64::from(*n);
-            }
+        for r in 0..self.regions.len() as u32 {
+            self.with_area(p, map, self.area_of_region(r), |area| area.count(r, &mut sum));
         }
         sum
     }

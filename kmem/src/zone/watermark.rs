@@ -12,7 +12,13 @@
 
 use super::{Watermarks, Zone};
 use crate::types::{MAX_NR_ZONES, ZoneType};
-use core::sync::atomic::Ordering::Relaxed;
+use core::{
+    array,
+    sync::atomic::{
+        Ordering::{Relaxed, SeqCst},
+        fence,
+    },
+};
 
 /// What a request may do with watermarks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -105,10 +111,32 @@ impl Zone {
     /// Recomputes what the fast path compares with: the low watermark, the reserve, and the frames
     /// that only high-order atomic requests may have.
     pub(crate) fn update_fast_marks(&self) {
-        let low = self.wmark[1].load(Relaxed) as i64 + self.free_highatomic.load(Relaxed);
-        for (mark, reserve) in self.fast_mark.iter().zip(&self.lowmem_reserve) {
-            mark.store(low + reserve.load(Relaxed) as i64, Relaxed);
+        loop {
+            // Two that change what the marks come from compute them at once, and the one that looked first may store
+            // last. The fences pair with each other: it then finds the other's change here, and does it again.
+            fence(SeqCst);
+            let seen = self.fast_mark_terms();
+            let (low, reserves) = seen;
+            for (mark, reserve) in self.fast_mark.iter().zip(reserves) {
+                mark.store(low + reserve as i64, Relaxed);
+            }
+            fence(SeqCst);
+            if self.fast_mark_terms() == seen {
+                return;
+            }
         }
+    }
+
+    fn fast_mark_terms(&self) -> (i64, [u64; MAX_NR_ZONES]) {
+        let low = self.wmark[1].load(Relaxed) as i64 + self.free_highatomic.load(Relaxed);
+        (low, array::from_fn(|i| self.lowmem_reserve[i].load(Relaxed)))
+    }
+
+    /// Notes that frames came free in pageblocks kept for high-order atomic requests, or were taken there.
+    #[cold]
+    pub(super) fn add_free_highatomic(&self, frames: i64) {
+        self.free_highatomic.fetch_add(frames, Relaxed);
+        self.update_fast_marks();
     }
 }
 
