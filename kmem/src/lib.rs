@@ -5,7 +5,8 @@
 //! Modules form a ladder; each uses what is below it and nothing above:
 //!
 //! ```text
-//!   types  gfp  platform  context  sync  error  trace  fault  sites  runs   words everything else speaks
+//!   types  gfp  platform  context  sync  error  trace  fault  sites  runs  prefetch
+//!                                  words everything else speaks
 //!   vmstat  page_state             what happened; what frames are used for
 //!   memblock                       memory before the page allocator
 //!   page  pageblock                what is known of one frame, and of 512
@@ -41,6 +42,7 @@ pub mod page_state;
 mod pageblock;
 pub mod percpu;
 pub mod platform;
+mod prefetch;
 pub mod proc;
 pub mod reclaim;
 mod runs;

@@ -273,15 +273,15 @@ impl<'a> Area<'a> {
         self.carve(index, order).map(|(pfn, _)| pfn)
     }
 
-    /// Takes up to `want` blocks of `order` (below a pageblock's) of mobility `mt` and hands each one's first frame
-    /// to `out`, lowest of a run first. Returns how many. Runs are taken whole: one search for as many blocks as the
+    /// Takes up to `want` blocks of `order` (below a pageblock's) of mobility `mt` and hands them to `out` in runs: the
+    /// first frame, and how many. Returns how many in all. Runs are taken whole: one search for as many blocks as the
     /// free run holds.
     pub(crate) fn take_many(
         &mut self,
         order: u32,
         mt: MigrateType,
         want: u32,
-        mut out: impl FnMut(u32),
+        mut out: impl FnMut(u32, u32),
     ) -> u32 {
         let mut got = 0;
         while got < want {
@@ -299,11 +299,8 @@ impl<'a> Area<'a> {
             let take = from.min(fits);
             let Some(pos) = self.bits(index).find(from) else { break };
             self.carve_at(index, word, from, take, pos);
-            let pfn = self.first_pfn(index) + pos;
             let n = 1 << (take - order);
-            for i in 0..n {
-                out(pfn + (i << order));
-            }
+            out(self.first_pfn(index) + pos, n);
             got += n;
         }
         got

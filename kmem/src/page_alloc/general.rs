@@ -23,6 +23,7 @@ use crate::{
     gfp::{Gfp, GfpError},
     page::{Page, PageFlags, PageState},
     platform::{Level, Platform},
+    prefetch::prefetch_write,
     trace::Event,
     types::{MigrateType, PAGEBLOCK_ORDER, Pfn, ZoneType},
     vmstat::VmEvent,
@@ -378,11 +379,16 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         for n in zone.areas_from(first) {
             got = zone.with_area(&self.p, &self.map, n, |area| {
                 let mut end = pcp.cold_end(list);
+                let mut put = |pfn: u32, n: u32| {
+                    // Its state is about to change; those of the others lie behind it.
+                    prefetch_write(self.map.page_in_map(pfn));
+                    (0..n).for_each(|i| end.put(pfn + (i << order)));
+                };
                 if order == PAGEBLOCK_ORDER {
                     let taken = (0..want).map_while(|_| area.take_whole(order, mt));
-                    taken.map(|pfn| end.put(pfn)).count() as u32
+                    taken.map(|pfn| put(pfn, 1)).count() as u32
                 } else {
-                    area.take_many(order, mt, want, |pfn| end.put(pfn))
+                    area.take_many(order, mt, want, &mut put)
                 }
             });
             if got > 0 {

@@ -21,7 +21,7 @@ use super::{
     cache::{CpuCache, Descriptor},
     state::State,
 };
-use crate::memmap::MemMap;
+use crate::{memmap::MemMap, prefetch::prefetch_write};
 use core::{
     mem,
     ptr::{self, NonNull},
@@ -156,7 +156,8 @@ impl Room<'_> {
     #[inline(always)]
     pub(super) fn put(self, at: *mut u8, state: State) {
         self.m.slot(self.top).write(at, state);
-        prefetch(at);
+        // Whoever is given it next writes to it, and the locked instruction of the free after that waits for the line.
+        prefetch_write(at);
         self.m.top.store(self.m.top.load(Relaxed).wrapping_add(SLOT), Relaxed);
     }
 }
@@ -329,18 +330,4 @@ impl Magazine {
         // before the first object would wrap around to one. Direct map and table were exposed.
         Some(unsafe { State::new(ptr::with_exposed_provenance(state)) })
     }
-}
-
-/// Has the first line of an object fetched that is put in a magazine. Whoever is given it next writes to it, and the
-/// locked instruction of the free after that waits until that write is done: long, if the line is far away.
-#[inline(always)]
-fn prefetch(at: *const u8) {
-    // SAFETY: it reads and writes nothing, whatever the address.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        let at = at.addr();
-        core::arch::asm!("prefetcht0 [{}]", in(reg) at, options(nomem, nostack, preserves_flags));
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }
