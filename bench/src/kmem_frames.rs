@@ -17,6 +17,21 @@ pub fn machine(bytes: u64) -> Result<Machine> {
     Ok(Machine::without_kswapd(numbers_only(bytes), Config::default())?)
 }
 
+/// As [`machine`], with every frame taken and given back once: the peers write their tables when they are made, kmem when
+/// a frame is first used, and what the host does then for a page of its own is nobody's speed.
+///
+/// # Errors
+/// As of [`machine`].
+pub fn used_machine(bytes: u64) -> Result<Machine> {
+    let m = machine(bytes)?;
+    m.run_on(Some(0), None, |_process| {
+        let mut f = KmemFrames(&m);
+        let blocks: Vec<_> = std::iter::from_fn(|| f.alloc(0)).collect();
+        blocks.into_iter().for_each(|block| f.free(block, 0));
+    })?;
+    Ok(m)
+}
+
 /// The shape of such a machine.
 pub fn numbers_only(bytes: u64) -> Shape {
     Shape::no_dma(bytes).without_contents()

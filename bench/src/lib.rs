@@ -30,7 +30,7 @@ pub mod work;
 pub mod workload;
 
 pub use frames::{BULK, Frames, Locked, Null};
-pub use kmem_frames::{KmemFrames, KmemPages, machine, numbers_only};
+pub use kmem_frames::{KmemFrames, KmemPages, machine, numbers_only, used_machine};
 pub use peers::{Bitmap, BuddyAllocFrames, BuddySlab, BuddySystem};
 
 /// Bytes per frame, for every contender.

@@ -269,7 +269,9 @@ impl Area<'_> {
         // The first region may begin before the first pageblock.
         let first = (self.region_base + r) << self.region_shift;
         let indices = first..first + (1 << self.region_shift);
-        for block in indices.filter_map(|pb| self.map.blocks.get(pb.checked_sub(self.map.base_block())? as usize)) {
+        for block in indices
+            .filter_map(|pb| self.map.blocks.get(pb.checked_sub(self.map.base_block())? as usize))
+        {
             let word = block.word();
             if !word.is_empty() && word.flags().zone_slot() == Some(self.slot) {
                 (0..=PAGEBLOCK_ORDER).for_each(|k| sum[k as usize] += u64::from(word.count(k)));

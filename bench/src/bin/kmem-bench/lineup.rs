@@ -13,8 +13,8 @@ use bitmap_allocator::{BitAlloc1M, BitAlloc16M, BitAlloc64K};
 use kmem_bench::{
     Bitmap, BuddyAllocFrames, BuddySlab, BuddySystem, KmemFrames, Null,
     contest::{self, Contestant, Turn},
-    machine,
     report::{HARNESS, KMEM, Row},
+    used_machine,
 };
 
 /// Beyond this a contender that writes into free memory is not filled.
@@ -48,7 +48,7 @@ pub fn single<W: Workload>(run: &mut Run, w: &W, bytes: u64) -> Result<()> {
         return Ok(());
     }
     run.at(&rows[0], bytes);
-    let m = machine(bytes)?;
+    let m = used_machine(bytes)?;
     let samples = m.run_on(Some(0), None, |_process| {
         let contestants = vec![
             Contestant { name: KMEM, turn: w.turn(KmemFrames(&m), bytes, run) },
