@@ -36,6 +36,9 @@ impl Area {
         // SAFETY: a fresh private mapping at an address of the kernel's choice.
         let start = unsafe { mm::mmap_anonymous(ptr::null_mut(), bytes, prot, flags) };
         let start = start.with_context(|| format!("no address space for {bytes} bytes"))?;
+        // As kmem's tables have them. A host that has none leaves it at small pages.
+        // SAFETY: the mapping just made, whose contents do not change.
+        let _ = unsafe { mm::madvise(start, bytes, mm::Advice::LinuxHugepage) };
         Ok(Area { start, bytes })
     }
 }

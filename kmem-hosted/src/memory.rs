@@ -92,6 +92,21 @@ impl Area {
         Ok((area, first))
     }
 
+    /// Asks for huge pages in `range`, if that is long enough not to be wasted on them. A host that has none, or will
+    /// not, leaves it at small ones.
+    fn prefer_huge(&self, range: Range<usize>) {
+        /// Two huge pages of most hosts.
+        const WORTH: usize = 4 << 20;
+        if range.end > self.len || range.len() < WORTH {
+            return;
+        }
+        // SAFETY: the range is inside this area, which owns it; its contents do not change.
+        unsafe {
+            let at = self.ptr.as_ptr().add(range.start).cast::<c_void>();
+            let _ = mm::madvise(at, range.len(), mm::Advice::LinuxHugepage);
+        }
+    }
+
     /// Makes `range` of the area readable and writable.
     pub(crate) fn open(&self, range: Range<usize>) -> io::Result<()> {
         if range.end > self.len || range.start > range.end {
@@ -268,7 +283,8 @@ impl PhysMemory {
     }
 
     /// Zero-filled memory for tables, of which only the ranges in `used` (all, if `None`) may be written.
-    /// The rest reads as zeros, all from one page of the host's.
+    /// The rest reads as zeros, all from one page of the host's. Large tables have huge pages of the host's, as a
+    /// kernel's map of its frames has: frames freed here and there each need another page of it.
     pub(crate) fn metadata(
         &self,
         bytes: usize,
@@ -277,12 +293,18 @@ impl PhysMemory {
         let page = PAGE_SIZE as usize;
         let len = bytes.max(1).checked_next_multiple_of(page)?;
         let area = match used {
-            None => Area::anonymous(len, ProtFlags::READ | ProtFlags::WRITE).ok()?,
+            None => {
+                let area = Area::anonymous(len, ProtFlags::READ | ProtFlags::WRITE).ok()?;
+                area.prefer_huge(0..len);
+                area
+            }
             Some(used) => {
                 let area = Area::anonymous(len, ProtFlags::READ).ok()?;
                 for range in used {
                     let end = range.end.checked_next_multiple_of(page)?;
-                    area.open(range.start / page * page..end).ok()?;
+                    let range = range.start / page * page..end;
+                    area.open(range.clone()).ok()?;
+                    area.prefer_huge(range);
                 }
                 area
             }

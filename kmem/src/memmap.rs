@@ -18,6 +18,7 @@
 use crate::{
     page::Page,
     pageblock::{FreeBits, Links, Pageblock, PbFlags},
+    prefetch::prefetch_write,
     types::{PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn},
 };
 use core::sync::atomic::{AtomicU8, AtomicU16, Ordering::Relaxed};
@@ -235,6 +236,19 @@ impl MemMap {
         let first = pfn.wrapping_sub(self.base) as usize;
         if let Some(owners) = self.owners.get(first..first + frames as usize) {
             owners.iter().for_each(|at| at.store(owner, Relaxed));
+        }
+    }
+
+    /// Sends for the free bits of frames' pageblocks, where there are more than a first-level cache keeps.
+    #[inline(always)]
+    pub(crate) fn prefetch_bits(&self, pfns: &[u32]) {
+        const KEPT: usize = (16 << 10) / size_of::<FreeBits>();
+        if self.bits.len() <= KEPT {
+            return;
+        }
+        for pfn in pfns {
+            let index = pfn.wrapping_sub(self.base) >> PAGEBLOCK_ORDER;
+            prefetch_write(self.bits.as_ptr().wrapping_add(index as usize));
         }
     }
 

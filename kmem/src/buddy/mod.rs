@@ -206,10 +206,10 @@ impl<'a> Area<'a> {
     /// Writes a pageblock's word back, and moves the pageblock to the bin of its largest free block if
     /// it is in another.
     #[inline(always)]
-    fn update(&mut self, index: u32, word: Word) {
+    fn update(&mut self, index: u32, block: &Pageblock, word: Word) {
         let (have, want) = (word.bin(), word.wanted_bin());
         if have == want {
-            self.block(index).store(word);
+            block.store(word);
         } else {
             self.rebin(index, word, have, want);
         }
@@ -232,23 +232,32 @@ impl<'a> Area<'a> {
     /// out of.
     #[inline(always)]
     fn carve(&mut self, index: u32, order: u32) -> Option<(u32, u32)> {
-        let word = self.block(index).word();
-        let from = word.smallest(order)?;
-        let pos = self.bits(index).find(from)?;
-        self.carve_at(index, word, from, order, pos);
+        let (block, bits) = (self.block(index), self.bits(index));
+        let from = block.word().smallest(order)?;
+        let pos = bits.find(from)?;
+        self.carve_at(index, block, bits, from, order, pos);
         Some((self.first_pfn(index) + pos, from))
     }
 
     /// Takes the block of `order` at `pos` out of the maximal block of order `from` around it, in a
-    /// pageblock with the given word.
+    /// pageblock with the given descriptor and bits.
     #[inline(always)]
-    fn carve_at(&mut self, index: u32, word: Word, from: u32, order: u32, pos: u32) {
-        self.bits(index).clear(pos, order);
+    fn carve_at(
+        &mut self,
+        index: u32,
+        block: &Pageblock,
+        bits: &FreeBits,
+        from: u32,
+        order: u32,
+        pos: u32,
+    ) {
+        let word = block.word();
+        bits.clear(pos, order);
         self.lists.free.all -= 1 << order;
         if word.flags().mt_index() == MigrateType::HighAtomic as usize {
             self.lists.free.highatomic -= 1 << order;
         }
-        self.update(index, word.split(from, order));
+        self.update(index, block, word.split(from, order));
     }
 
     /// The smallest bin of mobility `mt` with a block of `order`, and its first pageblock.
@@ -293,12 +302,12 @@ impl<'a> Area<'a> {
                 },
                 None => break,
             };
-            let word = self.block(index).word();
-            let Some(from) = word.smallest(order) else { break };
+            let (block, bits) = (self.block(index), self.bits(index));
+            let Some(from) = block.word().smallest(order) else { break };
             let fits = order + (want - got).ilog2();
             let take = from.min(fits);
-            let Some(pos) = self.bits(index).find(from) else { break };
-            self.carve_at(index, word, from, take, pos);
+            let Some(pos) = bits.find(from) else { break };
+            self.carve_at(index, block, bits, from, take, pos);
             let n = 1 << (take - order);
             out(self.first_pfn(index) + pos, n);
             got += n;
@@ -329,13 +338,14 @@ impl<'a> Area<'a> {
     #[inline(always)]
     fn give_broken(&mut self, pfn: u32, order: u32) -> Result<(), AlreadyFree> {
         let index = self.index(pfn);
-        let word = self.block(index).word();
+        let (block, bits) = (self.block(index), self.bits(index));
+        let word = block.word();
         // A pageblock with free bits is broken; only one without any can be whole.
         if word.is_empty() && self.is_whole(index) {
             return Err(AlreadyFree);
         }
         let pos = pfn & (PAGEBLOCK_FRAMES - 1);
-        let k = self.bits(index).give(pos, order).ok_or(AlreadyFree)?;
+        let k = bits.give(pos, order).ok_or(AlreadyFree)?;
         self.lists.free.all += 1 << order;
         if word.flags().mt_index() == MigrateType::HighAtomic as usize {
             self.lists.free.highatomic += 1 << order;
@@ -344,7 +354,7 @@ impl<'a> Area<'a> {
             self.make_whole(index);
             return Ok(());
         }
-        self.update(index, word.merged(order, k));
+        self.update(index, block, word.merged(order, k));
         Ok(())
     }
 
@@ -381,11 +391,11 @@ impl<'a> Area<'a> {
         if self.is_whole(index) {
             self.break_whole(index);
         }
-        if !self.bits(index).all(pos, order) {
+        let (block, bits) = (self.block(index), self.bits(index));
+        if !bits.all(pos, order) {
             return false;
         }
-        let from = self.bits(index).enclosing(pos, order);
-        self.carve_at(index, self.block(index).word(), from, order, pos);
+        self.carve_at(index, block, bits, bits.enclosing(pos, order), order, pos);
         true
     }
 
@@ -419,7 +429,7 @@ impl<'a> Area<'a> {
         if mixes(to) && free == PAGEBLOCK_FRAMES {
             self.make_whole(index);
         } else {
-            self.update(index, word);
+            self.update(index, self.block(index), word);
         }
     }
 

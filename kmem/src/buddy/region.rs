@@ -212,8 +212,8 @@ impl Area<'_> {
         let (r, bit) = self.region_of(index);
         self.clear_run(r, bit, 0);
         self.bits(index).set(0, PAGEBLOCK_ORDER);
-        let word = self.block(index).word();
-        self.update(index, word.merged(PAGEBLOCK_ORDER, PAGEBLOCK_ORDER));
+        let block = self.block(index);
+        self.update(index, block, block.word().merged(PAGEBLOCK_ORDER, PAGEBLOCK_ORDER));
     }
 
     /// Claims a whole pageblock for `mt` and breaks it.

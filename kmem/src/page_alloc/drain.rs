@@ -161,6 +161,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if order < JOINED && has_neighbours(chunk, order) {
             self.give_joined(zone, chunk, order, &mut refused);
         } else {
+            // Those that were freed here and there lie in as many pageblocks: now all their lines come at once.
+            self.map.prefetch_bits(chunk);
             self.give_all(zone, chunk.len(), |i| (chunk[i], order), order, &mut refused);
         }
         if self.tracing() {
