@@ -8,9 +8,16 @@
 //! # Locking
 //! Plain values.
 
-use crate::contest::Samples;
+use crate::contest::{Samples, ns_per_op};
 use serde::Serialize;
-use std::fmt::Write;
+use std::{
+    fmt::Write,
+    hint::black_box,
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{AcqRel, Relaxed},
+    },
+};
 
 /// How the names of workloads end that are mostly the host's calls: the limit for two threads is not for them.
 pub const WITH_HOST: &str = "with page tables";
@@ -81,6 +88,26 @@ pub struct Fact {
     /// What we are after.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub goal: Option<f64>,
+}
+
+impl Fact {
+    /// What one locked compare-and-exchange costs here, on a line at hand. A free that tells which of two CPUs frees first
+    /// has one, an allocator that leaves that to its caller has none: what is left of a ratio to such a peer is
+    /// the allocators'.
+    pub fn locked_exchange() -> Fact {
+        const TIMES: usize = 15;
+        const OPS: u64 = 100_000;
+        let word = AtomicU64::new(0);
+        let run = || {
+            for from in (0..OPS).map(|i| i & 1) {
+                let _ = black_box(&word).compare_exchange(from, from ^ 1, AcqRel, Relaxed);
+            }
+        };
+        let mut ns: Vec<_> = (0..TIMES).map(|_| ns_per_op(OPS, run)).collect();
+        ns.sort_unstable_by(f64::total_cmp);
+        let value = ns[TIMES / 2];
+        Fact { name: "one locked exchange".to_owned(), value, unit: "ns", must: None, goal: None }
+    }
 }
 
 /// A run.

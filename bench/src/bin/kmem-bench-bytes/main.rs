@@ -19,7 +19,7 @@ use kmem_bench::{
     bytes::Presence,
     crew::Crew,
     options::{Options, spinner},
-    report::Report,
+    report::{Fact, Report},
 };
 use kmem_hosted::{Machine, Shape};
 use lineup::Heaps;
@@ -77,5 +77,6 @@ fn main() -> Result<()> {
         lineup::contest(&mut run, &crew, &heaps, &Swapped)
     })?;
     run.bar.finish_and_clear();
+    run.report.facts.push(Fact::locked_exchange());
     options.print(&run.report, Report::by_contender)
 }

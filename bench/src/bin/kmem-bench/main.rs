@@ -17,7 +17,7 @@ use clap::Parser;
 use indicatif::ProgressBar;
 use kmem_bench::{
     options::{Options, spinner},
-    report::{Report, size},
+    report::{Fact, Report, size},
 };
 use std::time::Duration;
 use workloads::{Batch, Bulk, Mixed, Pairs, RandomFree};
@@ -84,5 +84,6 @@ fn main() -> Result<()> {
     }
     terabyte::run(&mut run, options.quick)?;
     run.bar.finish_and_clear();
+    run.report.facts.push(Fact::locked_exchange());
     options.print(&run.report, Report::table)
 }
