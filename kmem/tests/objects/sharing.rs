@@ -170,6 +170,37 @@ fn cpus_share_slabs_while_there_are_few_and_then_have_their_own() {
     });
 }
 
+/// CPUs that write to the state bytes of one slab wait for each other's cache lines; a slab of several frames for each CPU
+/// is memory.
+#[test]
+fn a_cpu_that_comes_again_has_slabs_of_its_own_where_they_are_small() {
+    let rig = Rig::flat();
+    for (size, shared) in [(64, false), (512, true)] {
+        let cache = rig
+            .run(|_| rig.kmem_cache_create("again", size, 0, SlabFlags::NO_MERGE, None).unwrap());
+        let per_slab = rig.kmem_cache_info(&cache).objects_per_slab as usize;
+        let mut first = taken_on(&rig, 0, &cache, 1);
+        let mut second = taken_on(&rig, 1, &cache, 1);
+        first.extend(taken_on(&rig, 0, &cache, per_slab / 4));
+        second.extend(taken_on(&rig, 1, &cache, per_slab / 4));
+        let others = frames(&first);
+        let among = |at: &&NonNull<u8>| others.contains(&(at.addr().get() >> 12));
+        if shared {
+            assert_eq!(rig.kmem_cache_info(&cache).slabs, 1, "slabs of {size} bytes");
+        } else {
+            assert_eq!(second.iter().filter(among).count(), 1, "objects in the other's slab");
+        }
+        rig.run(|_| {
+            for at in first.into_iter().chain(second) {
+                // SAFETY: in use, and not after this.
+                unsafe { rig.kmem_cache_free(&cache, at).unwrap() };
+            }
+            assert_eq!(rig.audit_objects().unwrap().live, 0);
+            rig.kmem_cache_destroy(cache).unwrap();
+        });
+    }
+}
+
 /// What lies free on other CPUs' shelves is had before memory is reclaimed for a slab.
 #[test]
 fn nothing_is_reclaimed_while_other_cpus_shelves_have_objects() {
