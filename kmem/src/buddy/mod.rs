@@ -63,9 +63,6 @@ use crate::{
 use core::sync::atomic::Ordering::Relaxed;
 use region::REGION_ORDERS;
 
-/// Number of orders that blocks are counted by.
-pub(crate) const NR_ORDERS: usize = 16;
-
 /// What went wrong in giving a block back: some of it is free already.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct AlreadyFree;

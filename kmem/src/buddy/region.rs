@@ -12,7 +12,7 @@
 //! # Locking
 //! As for the area.
 
-use super::{AlreadyFree, Area, NIL, NR_ORDERS};
+use super::{AlreadyFree, Area, NIL};
 use crate::{
     runs::{low, maximal, pairs, starts},
     types::{MigrateType, PAGEBLOCK_ORDER},
@@ -259,23 +259,5 @@ impl Area<'_> {
         region.whole.store(region.whole() | word, Relaxed);
         self.lists.free.all += word.count_ones() << PAGEBLOCK_ORDER;
         self.rebin_region(r);
-    }
-
-    /// Adds the maximal free blocks of a region to `sum`, by order.
-    pub(crate) fn count(&self, r: u32, sum: &mut [u64; NR_ORDERS]) {
-        for (k, n) in self.region(r).histogram(self.max_k()).into_iter().enumerate() {
-            sum[PAGEBLOCK_ORDER as usize + k] += u64::from(n);
-        }
-        // The first region may begin before the first pageblock.
-        let first = (self.region_base + r) << self.region_shift;
-        let indices = first..first + (1 << self.region_shift);
-        for block in indices
-            .filter_map(|pb| self.map.blocks.get(pb.checked_sub(self.map.base_block())? as usize))
-        {
-            let word = block.word();
-            if !word.is_empty() && word.flags().zone_slot() == Some(self.slot) {
-                (0..=PAGEBLOCK_ORDER).for_each(|k| sum[k as usize] += u64::from(word.count(k)));
-            }
-        }
     }
 }

@@ -22,6 +22,7 @@ use crate::{
     vmstat::VmEvent,
     zone::Zone,
 };
+use core::array;
 
 /// An item's sum over rows; one that is below zero for a moment counts as zero.
 fn sum<'a, const N: usize>(rows: impl IntoIterator<Item = &'a StatRow<N>>, item: usize) -> u64 {
@@ -151,6 +152,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             sum[self.map.flags_of(pfn).migratetype() as usize] += 1;
         }
         sum
+    }
+
+    /// Maximal free blocks of a zone by order, from order 0 to [`max_order`](Self::max_order) (`/proc/buddyinfo`). Looks
+    /// at every pageblock of the zone, as [`free_by_migratetype`](Self::free_by_migratetype) does: those of a TiB take
+    /// a millisecond or two.
+    pub fn nr_free(&self, zone: &Zone) -> [u64; 16] {
+        let by_mobility = self.free_by_migratetype(zone);
+        array::from_fn(|order| by_mobility.iter().map(|blocks| blocks[order]).sum())
     }
 
     /// Maximal free blocks of a zone by mobility and order (`/proc/pagetypeinfo`).

@@ -319,12 +319,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         (self.limits[zone.slot].batch[0], high)
     }
 
-    /// Maximal free blocks of a zone by order, from order 0 to [`max_order`](Self::max_order). Looks at every pageblock
-    /// of the zone: two million of them, 4 TiB, take some milliseconds.
-    pub fn nr_free(&self, zone: &Zone) -> [u64; 16] {
-        zone.nr_free(&self.p, &self.map)
-    }
-
     #[inline(always)]
     fn pcp_of(&self, cpu: usize, slot: usize) -> Option<&Pcp> {
         self.pcps.get(cpu * self.zones.len() + slot)

@@ -25,7 +25,7 @@ pub use layout::{Layout, LayoutError, ZoneLimit};
 pub(crate) use watermark::{AllocFlags, distribute, min_free_kbytes_for, reserve};
 
 use crate::{
-    buddy::{Area, AreaLists, NR_ORDERS, Region},
+    buddy::{Area, AreaLists, Region},
     memmap::MemMap,
     platform::Platform,
     sync::{IrqGuard, IrqLock},
@@ -189,12 +189,7 @@ impl Zone {
     /// The area that the frame belongs to.
     #[inline(always)]
     pub(crate) fn area_of(&self, pfn: u32) -> usize {
-        self.area_of_region(self.region_of(pfn))
-    }
-
-    #[inline(always)]
-    fn area_of_region(&self, r: u32) -> usize {
-        r as usize & (self.areas.len() - 1)
+        self.region_of(pfn) as usize & (self.areas.len() - 1)
     }
 
     /// All areas, from one of them on.
@@ -266,15 +261,6 @@ impl Zone {
             self.add_free_highatomic(i64::from(after.highatomic) - i64::from(before.highatomic));
         }
         r
-    }
-
-    /// Maximal free blocks by order (`/proc/buddyinfo`), counted region by region.
-    pub(crate) fn nr_free<P: Platform>(&self, p: &P, map: &MemMap) -> [u64; NR_ORDERS] {
-        let mut sum = [0; NR_ORDERS];
-        for r in 0..self.regions.len() as u32 {
-            self.with_area(p, map, self.area_of_region(r), |area| area.count(r, &mut sum));
-        }
-        sum
     }
 
     /// Whether some area can serve the order without stealing from pageblocks set aside.
