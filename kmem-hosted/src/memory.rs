@@ -33,7 +33,7 @@ use rustix::{
 };
 use std::{
     ffi::c_void,
-    ops::Range,
+    ops::{Range, RangeInclusive},
     ptr::{self, NonNull},
     sync::{Mutex, PoisonError},
 };
@@ -92,12 +92,12 @@ impl Area {
         Ok((area, first))
     }
 
-    /// Asks for huge pages in `range`, if that is long enough not to be wasted on them. A host that has none, or will
-    /// not, leaves it at small ones.
+    /// Asks for huge pages in `range`, if that is long enough not to be wasted on them, and not so long that a machine of
+    /// which little is used would take much more of the host. A host that has none, or will not, leaves it at small ones.
     fn prefer_huge(&self, range: Range<usize>) {
-        /// Two huge pages of most hosts.
-        const WORTH: usize = 4 << 20;
-        if range.end > self.len || range.len() < WORTH {
+        /// From two huge pages of most hosts to the map of 32 GiB.
+        const WORTH: RangeInclusive<usize> = 4 << 20..=256 << 20;
+        if range.end > self.len || !WORTH.contains(&range.len()) {
             return;
         }
         // SAFETY: the range is inside this area, which owns it; its contents do not change.
@@ -283,7 +283,7 @@ impl PhysMemory {
     }
 
     /// Zero-filled memory for tables, of which only the ranges in `used` (all, if `None`) may be written.
-    /// The rest reads as zeros, all from one page of the host's. Large tables have huge pages of the host's, as a
+    /// The rest reads as zeros, all from one page of the host's. Larger tables have huge pages of the host's, as a
     /// kernel's map of its frames has: frames freed here and there each need another page of it.
     pub(crate) fn metadata(
         &self,

@@ -18,7 +18,7 @@
 use crate::{
     page::Page,
     pageblock::{FreeBits, Links, Pageblock, PbFlags},
-    prefetch::prefetch_write,
+    prefetch::prefetch,
     types::{PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn},
 };
 use core::sync::atomic::{AtomicU8, AtomicU16, Ordering::Relaxed};
@@ -248,7 +248,7 @@ impl MemMap {
         }
         for pfn in pfns {
             let index = pfn.wrapping_sub(self.base) >> PAGEBLOCK_ORDER;
-            prefetch_write(self.bits.as_ptr().wrapping_add(index as usize));
+            prefetch(self.bits.as_ptr().wrapping_add(index as usize));
         }
     }
 

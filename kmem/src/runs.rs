@@ -72,3 +72,42 @@ pub(crate) const fn around(word: u64, bit: u32) -> u32 {
     let k = (nearer | 1).ilog2();
     if k < MAX { k } else { MAX }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX, around, low};
+
+    /// Order by order, as the definition says.
+    fn searched(word: u64, bit: u32) -> u32 {
+        let whole = |k: &u32| {
+            let run = low(*k) << (bit & !((1u32 << *k) - 1));
+            word & run == run
+        };
+        (0..=MAX).rev().find(whole).unwrap_or_default()
+    }
+
+    #[test]
+    fn the_run_around_a_bit_is_the_largest_that_is_all_set() {
+        let same = |word: u64| {
+            for bit in (0..u64::BITS).filter(|bit| word >> bit & 1 == 1) {
+                assert_eq!(around(word, bit), searched(word, bit), "bit {bit} of {word:#018x}");
+            }
+        };
+        // Every stretch of set bits, alone and as all that is clear, with and without a hole.
+        for from in 0..u64::BITS {
+            for to in from..u64::BITS {
+                let stretch = (u64::MAX >> (63 - (to - from))) << from;
+                same(stretch);
+                same(!stretch);
+                (0..u64::BITS).for_each(|hole| same(stretch ^ 1 << hole));
+            }
+        }
+        // And what is neither.
+        let mut word = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..10_000 {
+            word = word.wrapping_mul(0xd129_0bd3_9a2b_6f35).rotate_left(23);
+            same(word);
+            same(word | word.rotate_left(1) | word.rotate_left(2));
+        }
+    }
+}

@@ -30,7 +30,7 @@
 //! ```
 //! Nothing is threaded through the frames or their `Page`s: a free touches the block's bits and its
 //! descriptor (see `pageblock`), a merge is a test of the neighbouring bits, and every operation is
-//! bounded by constants \[P8\]: at most 9 merge steps, 8 words searched, one scan of a 10-bit mask per
+//! bounded by constants \[P8\]: at most 3 steps of merging beyond a word, 8 words searched, one scan of a 10-bit mask per
 //! mobility.
 //! A zone's regions are dealt out over several areas, each with its own lock, so that CPUs working on
 //! their own frames do not meet (`zone::Zone::areas`). While the zone is short all take from the first area, so that

@@ -12,9 +12,10 @@ use super::{PageAllocator, pcp::Pcp, slow::Reclaim};
 use crate::{
     page::PageFlags,
     platform::Platform,
-    types::{PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn},
+    types::{MigrateType, PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn},
+    zone::Zone,
 };
-use core::fmt;
+use core::{fmt, sync::atomic::Ordering::Relaxed};
 
 /// What an audit counted, in frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -36,8 +37,10 @@ pub enum AuditError {
     Frame(Pfn, u32),
     /// A zone's counter of free frames differs from its lists; the slot, counter and lists.
     FreeCount(usize, u64, u64),
-    /// A zone's counter of free blocks of an order differs; slot, order, counter, lists.
+    /// What is reported of a zone's free blocks of an order differs from their bits; slot, order, reported, bits.
     NrFree(usize, u32, u64, u64),
+    /// A zone's counter of free frames kept for high-order atomic requests differs; the slot, counter and lists.
+    HighAtomic(usize, u64, u64),
     /// A pageblock's descriptor differs from its bits; the first frame.
     Pageblock(Pfn),
     /// Managed frames differ from those accounted for.
@@ -52,7 +55,10 @@ impl fmt::Display for AuditError {
                 write!(f, "zone {slot}: {a} frames counted free, {b} on lists")
             }
             AuditError::NrFree(slot, order, a, b) => {
-                write!(f, "zone {slot}, order {order}: {a} blocks counted, {b} on lists")
+                write!(f, "zone {slot}, order {order}: {a} blocks reported, {b} by their bits")
+            }
+            AuditError::HighAtomic(slot, a, b) => {
+                write!(f, "zone {slot}: {a} frames counted free for atomic requests, {b} on lists")
             }
             AuditError::Pageblock(pfn) => {
                 write!(f, "pageblock pfn:{pfn}: descriptor and bits differ")
@@ -64,6 +70,13 @@ impl fmt::Display for AuditError {
 
 impl core::error::Error for AuditError {}
 
+/// What a zone's bits say: free frames, those of them kept for high-order atomic requests, maximal blocks by order.
+struct Blocks {
+    free: u64,
+    highatomic: u64,
+    nr_free: [u64; 16],
+}
+
 impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Checks every frame, list and counter. The machine must be quiet: what others do meanwhile shows
     /// as an error.
@@ -74,7 +87,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let mut sum = Audit::default();
         for zone in self.zones {
             sum.managed += zone.managed_frames();
-            let (free, nr_free) = self.audit_blocks(zone)?;
+            let Blocks { free, highatomic, nr_free } = self.audit_blocks(zone)?;
+            let counted = zone.free_highatomic.load(Relaxed).max(0) as u64;
+            if counted != highatomic {
+                return Err(AuditError::HighAtomic(zone.slot, counted, highatomic));
+            }
             if free != zone.free_frames() {
                 return Err(AuditError::FreeCount(zone.slot, zone.free_frames(), free));
             }
@@ -121,9 +138,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         Ok(sum)
     }
 
-    fn audit_blocks(&self, zone: &crate::zone::Zone) -> Result<(u64, [u64; 16]), AuditError> {
-        let mut free = 0;
-        let mut nr_free = [0; 16];
+    fn audit_blocks(&self, zone: &Zone) -> Result<Blocks, AuditError> {
+        let (mut free, mut highatomic, mut nr_free) = (0, 0, [0; 16]);
         for region in zone.regions() {
             free += u64::from(region.whole().count_ones()) << PAGEBLOCK_ORDER;
             let h = region.histogram(self.max_order - PAGEBLOCK_ORDER);
@@ -146,11 +162,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 return Err(AuditError::Pageblock(Pfn(pfn)));
             }
             free += u64::from(bits.count());
+            if word.flags().migratetype() == MigrateType::HighAtomic {
+                highatomic += u64::from(bits.count());
+            }
             for (k, n) in h.iter().enumerate() {
                 nr_free[k] += u64::from(*n);
             }
         }
-        Ok((free, nr_free))
+        Ok(Blocks { free, highatomic, nr_free })
     }
 
     fn audit_pcp(&self, pcp: &Pcp) -> Result<(), AuditError> {

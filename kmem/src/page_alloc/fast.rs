@@ -25,7 +25,7 @@ use crate::{
     gfp::Gfp,
     page::{Page, PageFlags, PageState},
     platform::Platform,
-    prefetch::prefetch_write,
+    prefetch::prefetch,
     types::{MigrateType, PAGEBLOCK_ORDER},
     vmstat::VmEvent,
     zone::Zone,
@@ -209,7 +209,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 } else {
                     area.take(order, mt)?
                 };
-                prefetch_write(self.map.page_in_map(pfn));
+                prefetch(self.map.page_in_map(pfn));
                 // Interrupts are masked here, so nobody else counts on this CPU.
                 counters.owned(VmEvent::pgalloc(zone.zone_type()), 1 << order);
                 pcp.count_direct();

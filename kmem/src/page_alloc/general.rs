@@ -23,7 +23,7 @@ use crate::{
     gfp::{Gfp, GfpError},
     page::{Page, PageFlags, PageState},
     platform::{Level, Platform},
-    prefetch::prefetch_write,
+    prefetch::prefetch,
     trace::Event,
     types::{MigrateType, PAGEBLOCK_ORDER, Pfn, ZoneType},
     vmstat::VmEvent,
@@ -381,7 +381,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 let mut end = pcp.cold_end(list);
                 let mut put = |pfn: u32, n: u32| {
                     // Its state is about to change; those of the others lie behind it.
-                    prefetch_write(self.map.page_in_map(pfn));
+                    prefetch(self.map.page_in_map(pfn));
                     (0..n).for_each(|i| end.put(pfn + (i << order)));
                 };
                 if order == PAGEBLOCK_ORDER {

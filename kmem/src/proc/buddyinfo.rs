@@ -5,7 +5,7 @@
 //! merged.
 //!
 //! # Locking
-//! An area's lock at a time.
+//! An area's lock for a region at a time: what moves meanwhile from one region to another may count twice, or not at all.
 
 use crate::{
     page_alloc::{PageAllocator, Reclaim},

@@ -82,6 +82,10 @@ impl Descriptor {
 /// caches came to that, and the layer held fewer pages than Linux.
 pub(super) const SWINGS: u32 = 1024;
 
+/// Bytes of a slab that a CPU has for itself from the start. To share those saves little, and CPUs that have objects of one
+/// slab write to the same lines for as long as the objects go around.
+const SMALL_SLAB: u32 = 4096;
+
 /// The slabs of one cache that are for some of a node's CPUs, and the depot of those. In cache lines of its own, as all
 /// that CPUs write to.
 #[repr(align(64))]
@@ -196,10 +200,10 @@ impl CpuCache {
         self.class.load(Relaxed) > self.first || self.swings.load(Relaxed) >= SWINGS
     }
 
-    /// Whose slabs the CPU takes: its own where it is busy, or where they are single frames. To share those saves
-    /// little, and CPUs that have objects of one slab write to the same lines for as long as the objects go around.
+    /// Whose slabs the CPU takes: its own where it is busy, or where they are small.
     pub(super) fn whose(&self) -> Whose {
-        if self.busy() || self.cache.layout.order == 0 { Whose::Own } else { Whose::Few }
+        let small = self.cache.layout.mask < SMALL_SLAB;
+        if self.busy() || small { Whose::Own } else { Whose::Few }
     }
 
     pub(super) fn previous(&self) -> &'static Magazine {

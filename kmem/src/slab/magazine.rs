@@ -21,7 +21,7 @@ use super::{
     cache::{CpuCache, Descriptor},
     state::State,
 };
-use crate::{memmap::MemMap, prefetch::prefetch_write};
+use crate::{memmap::MemMap, prefetch::prefetch};
 use core::{
     mem,
     ptr::{self, NonNull},
@@ -157,7 +157,7 @@ impl Room<'_> {
     pub(super) fn put(self, at: *mut u8, state: State) {
         self.m.slot(self.top).write(at, state);
         // Whoever is given it next writes to it, and the locked instruction of the free after that waits for the line.
-        prefetch_write(at);
+        prefetch(at);
         self.m.top.store(self.m.top.load(Relaxed).wrapping_add(SLOT), Relaxed);
     }
 }

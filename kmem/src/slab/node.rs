@@ -169,8 +169,8 @@ fn search_shuffled(
 const MANY: u64 = 4;
 
 /// From whose partial slabs a CPU takes objects when its own shelf is bare, before a slab is made; empty ones are
-/// anybody's. CPUs that take objects of one slab write to the same state bytes. With slabs of their own for all CPUs the
-/// layer held more pages than Linux on the recorded traces.
+/// anybody's. CPUs that take objects of one slab write to the same state bytes. With slabs of their own of every size for all
+/// CPUs the layer held more pages than Linux on the recorded traces; with small ones it does not.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Whose {
     /// From anybody's.

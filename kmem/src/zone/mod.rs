@@ -9,7 +9,7 @@
 //! # Implementation
 //! Zones are in a dense table of the populated ones (`Zone::slot` is the index; pageblock flags hold
 //! it); a second table leads from node and zone type to the slot. The number of free frames is one
-//! counter per zone, changed once per batch. `fast_mark` holds, per highest zone of the request, the low
+//! counter per zone, changed once per batch of each area. `fast_mark` holds, per highest zone of the request, the low
 //! watermark plus the reserve: the fast path makes one comparison.
 //!
 //! # Locking
@@ -28,7 +28,7 @@ use crate::{
     buddy::{Area, AreaLists, Region},
     memmap::MemMap,
     platform::Platform,
-    sync::{IrqGuard, IrqLock},
+    sync::IrqLock,
     types::{MAX_NR_ZONES, PAGEBLOCK_ORDER, PfnRange, ZoneType},
 };
 use core::{
@@ -216,7 +216,7 @@ impl Zone {
         self.region_shift
     }
 
-    /// Locks area `n` and runs `f` on it.
+    /// Locks area `n` and runs `f` on it. Frames that come free by that, or go, are counted before the lock is let go.
     #[inline(always)]
     pub(crate) fn with_area<P: Platform, R>(
         &self,
@@ -225,20 +225,45 @@ impl Zone {
         n: usize,
         f: impl FnOnce(&mut Area<'_>) -> R,
     ) -> R {
-        let mut guard = self.areas[n].lock(p);
-        self.on(&mut guard, map, f)
+        self.locked(p, map, n, f, |frames| self.add_free(frames))
+    }
+
+    /// As [`with_area`](Self::with_area), for who goes through several areas: frames that come free may be left to be
+    /// counted with [`add_free`](Self::add_free) at the end, in `late`.
+    #[inline(always)]
+    pub(crate) fn with_area_late<P: Platform, R>(
+        &self,
+        p: &P,
+        map: &MemMap,
+        n: usize,
+        late: &mut i64,
+        f: impl FnOnce(&mut Area<'_>) -> R,
+    ) -> R {
+        self.locked(p, map, n, f, |frames| *late += frames)
+    }
+
+    /// Counts frames that came free, or went.
+    #[inline(always)]
+    pub(crate) fn add_free(&self, frames: i64) {
+        // Who looked in vain leaves the line to others.
+        if frames != 0 {
+            self.free.fetch_add(frames, Relaxed);
+        }
     }
 
     #[inline(always)]
-    fn on<P: Platform, R>(
+    fn locked<P: Platform, R>(
         &self,
-        guard: &mut IrqGuard<'_, AreaLists, P>,
+        p: &P,
         map: &MemMap,
+        n: usize,
         f: impl FnOnce(&mut Area<'_>) -> R,
+        count: impl FnOnce(i64),
     ) -> R {
+        let mut guard = self.areas[n].lock(p);
         let before = guard.free();
         let mut area = Area {
-            lists: guard,
+            lists: &mut guard,
             map,
             regions: self.regions,
             region_base: self.region_base,
@@ -247,16 +272,14 @@ impl Zone {
         };
         let r = f(&mut area);
         let after = guard.free();
-        // Who looked in vain leaves the line to others.
-        if before.all != after.all {
-            let more = i64::from(after.all) - i64::from(before.all);
-            if self.areas.len() == 1 {
-                // Its lock is held.
-                self.free.store(self.free.load(Relaxed) + more, Relaxed);
-            } else {
-                self.free.fetch_add(more, Relaxed);
-            }
+        let frames = i64::from(after.all) - i64::from(before.all);
+        if self.areas.len() > 1 {
+            count(frames);
+        } else if frames != 0 {
+            // Nobody else counts while the only lock is held.
+            self.free.store(self.free.load(Relaxed) + frames, Relaxed);
         }
+        drop(guard);
         if before.highatomic != after.highatomic {
             self.add_free_highatomic(i64::from(after.highatomic) - i64::from(before.highatomic));
         }

@@ -6,7 +6,8 @@
 //! zone if that is more. Who may go below min, and how far, is in [`AllocFlags::depth`].
 //!
 //! # Locking
-//! None: single atomics, recomputed by whoever changes a setting.
+//! None: single atomics. The marks of the fast path are recomputed by whoever changes what they come from, a setting or the
+//! free frames kept for high-order atomic requests, and again if that changed meanwhile; no lock is held then.
 //!
 //! See [`min_free_kbytes`, `lowmem_reserve_ratio`](https://docs.kernel.org/admin-guide/sysctl/vm.html).
 
