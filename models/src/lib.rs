@@ -128,15 +128,20 @@ fn zeroed(bytes: usize) -> Option<(usize, Table, NonNull<u8>)> {
 
 /// A machine with so much memory that lists of single pages are on.
 pub fn machine() -> Arc<Kmem<Modelled>> {
-    machine_with(BYTES, 1)
+    machine_with(BYTES, 1, 1)
+}
+
+/// As [`machine`], with so many areas.
+pub fn machine_with_areas(areas: usize) -> Arc<Kmem<Modelled>> {
+    machine_with(BYTES, 1, areas)
 }
 
 /// As [`machine`], of which the last 8 MiB are high memory, with so many places for kmap.
 pub fn machine_with_high_memory(places: usize) -> Arc<Kmem<Modelled>> {
-    machine_with(BYTES - (8 << 20), places)
+    machine_with(BYTES - (8 << 20), places, 1)
 }
 
-fn machine_with(low: usize, places: usize) -> Arc<Kmem<Modelled>> {
+fn machine_with(low: usize, places: usize, areas: usize) -> Arc<Kmem<Modelled>> {
     // Nothing is checked before a thread is a CPU.
     let mut boot = Memblock::new();
     boot.add(0, BYTES as u64, 0).unwrap();
@@ -145,7 +150,9 @@ fn machine_with(low: usize, places: usize) -> Arc<Kmem<Modelled>> {
         ZoneLimit { zone: ZoneType::HighMem, end: u64::MAX },
     ];
     let layout = Layout::new(if low == BYTES { &ONE_ZONE } else { &limits }).unwrap();
-    let config = Config { layout, last_pkmap: places, debug_highmem: false, ..Config::default() };
+    let areas = Some(areas);
+    let config =
+        Config { layout, areas, last_pkmap: places, debug_highmem: false, ..Config::default() };
     let (raw, table, memory) = zeroed(BYTES).unwrap();
     let platform = Modelled {
         cpus: [Cpu::new(0, 0), Cpu::new(1, 0), Cpu::new(2, 0)],

@@ -2,14 +2,16 @@
 //! own code, with two CPUs and interrupts at any atomic access.
 
 use kmem::{
-    Gfp, Kmem, Page, Pfn,
+    Gfp, Kmem, MigrateType, Page, Pfn,
     context::Atomic,
     slab::{KmemCache, MoveResult, RCU_HEAD, SlabFlags},
     sync::SpinLock,
     vmstat::VmEvent,
     zone::Watermarks,
 };
-use kmem_models::{CPUS, Modelled, machine, machine_with_high_memory, modelled, on_cpu};
+use kmem_models::{
+    CPUS, Modelled, machine, machine_with_areas, machine_with_high_memory, modelled, on_cpu,
+};
 use shuttle::{
     Config, Runner,
     rand::{Rng, thread_rng},
@@ -161,6 +163,37 @@ fn a_double_free_frees_once() {
         at_once(&kmem, 1, [free.clone(), free]);
         assert_eq!(freed.load(SeqCst), 1);
         check_all_free(&kmem, tried.load(SeqCst) as usize - 1);
+    };
+    check_random(run, schedules(1500));
+}
+
+/// Two CPUs change at once, in areas of their own, what the fast path's marks come from: the marks are those of
+/// both changes in the end, whoever looked first and stored last. The audit compares them.
+#[test]
+fn marks_are_those_of_all_changes() {
+    let run = || {
+        let kmem = machine_with_areas(2);
+        let shift = kmem.max_order();
+        let reserved = [Pfn(1 << shift), Pfn(2 << shift)];
+        on_cpu(
+            &kmem,
+            0,
+            0,
+            || true,
+            |k| {
+                for pfn in reserved {
+                    assert!(k.set_pageblock_migratetype(pfn, MigrateType::HighAtomic));
+                }
+            },
+        );
+        let change = |pfn: Pfn| -> Work {
+            Box::new(move |k| {
+                let page = k.alloc_pages_at(pfn, 3, Gfp::NOWAIT).unwrap();
+                k.__free_pages(page, 3).unwrap();
+            })
+        };
+        at_once(&kmem, 0, reserved.map(change));
+        check_all_free(&kmem, 0);
     };
     check_random(run, schedules(1500));
 }

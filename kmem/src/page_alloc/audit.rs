@@ -41,6 +41,8 @@ pub enum AuditError {
     NrFree(usize, u32, u64, u64),
     /// A zone's counter of free frames kept for high-order atomic requests differs; the slot, counter and lists.
     HighAtomic(usize, u64, u64),
+    /// The marks that a zone's fast path compares with are not those that its watermarks and reserves come to; the slot.
+    FastMark(usize),
     /// A pageblock's descriptor differs from its bits; the first frame.
     Pageblock(Pfn),
     /// Managed frames differ from those accounted for.
@@ -59,6 +61,9 @@ impl fmt::Display for AuditError {
             }
             AuditError::HighAtomic(slot, a, b) => {
                 write!(f, "zone {slot}: {a} frames counted free for atomic requests, {b} on lists")
+            }
+            AuditError::FastMark(slot) => {
+                write!(f, "zone {slot}: the fast path's marks are not the watermarks'")
             }
             AuditError::Pageblock(pfn) => {
                 write!(f, "pageblock pfn:{pfn}: descriptor and bits differ")
@@ -91,6 +96,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let counted = zone.free_highatomic.load(Relaxed).max(0) as u64;
             if counted != highatomic {
                 return Err(AuditError::HighAtomic(zone.slot, counted, highatomic));
+            }
+            if !zone.fast_marks_agree() {
+                return Err(AuditError::FastMark(zone.slot));
             }
             if free != zone.free_frames() {
                 return Err(AuditError::FreeCount(zone.slot, zone.free_frames(), free));

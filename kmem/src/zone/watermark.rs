@@ -128,6 +128,13 @@ impl Zone {
         }
     }
 
+    /// Whether the marks are what they come from, once nobody changes that.
+    pub(crate) fn fast_marks_agree(&self) -> bool {
+        let (low, reserves) = self.fast_mark_terms();
+        let mut marks = self.fast_mark.iter().zip(reserves);
+        marks.all(|(mark, reserve)| mark.load(Relaxed) == low + reserve as i64)
+    }
+
     fn fast_mark_terms(&self) -> (i64, [u64; MAX_NR_ZONES]) {
         let low = self.wmark[1].load(Relaxed) as i64 + self.free_highatomic.load(Relaxed);
         (low, array::from_fn(|i| self.lowmem_reserve[i].load(Relaxed)))
