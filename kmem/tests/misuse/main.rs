@@ -10,6 +10,10 @@ use kmem::{
 };
 use kmem_hosted::{Machine, Shape};
 use kmem_test_support::{MIB, Rig};
+use std::{
+    ptr,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 /// Runs a wrong operation and checks that it is refused with `why`, reported with its place, counted, and
 /// that not one frame has moved.
@@ -327,5 +331,34 @@ fn reference_underflow() {
         refused(&rig, Misuse::NotAllocated { pfn }, || rig.get_page(page));
         assert!(!rig.get_page_unless_zero(page));
         assert_eq!(page.page_count(), 0);
+    });
+}
+
+/// Somebody wrote to the memory map: a free block looks like one in use. The free that believes it is found out by the free
+/// lists, which know the block, and no frame is there twice.
+#[test]
+fn a_free_block_whose_state_was_overwritten() {
+    let rig = Rig::flat();
+    rig.run(|_| {
+        for order in [0, 1, 3, 4, 6, 8, 9, 10] {
+            let (live, _) = block(&rig, Gfp::KERNEL, order);
+            let (free, pfn) = block(&rig, Gfp::KERNEL, order);
+            rig.__free_pages(free, order).unwrap();
+            rig.drain_all_pages();
+            let (mark, before) = (rig.mark(), rig.audit().unwrap());
+            let counted = rig.vm_event(VmEvent::Misuse);
+
+            let state = |page: &Page| ptr::from_ref(page).cast::<AtomicU64>();
+            // SAFETY: a `Page` begins with its state, one atomic word \[F4\].
+            unsafe { (*state(free)).store((*state(live)).load(Relaxed), Relaxed) };
+            rig.__free_pages(free, order).unwrap();
+            rig.drain_all_pages();
+
+            assert_eq!(rig.audit().unwrap(), before, "order {order}: memory as it was");
+            assert_eq!(rig.vm_event(VmEvent::Misuse), counted + 1, "order {order}");
+            let reports = rig.since(mark);
+            assert!(reports[0].1.contains(&Misuse::DoubleFree { pfn }.to_string()), "{reports:?}");
+            rig.__free_pages(live, order).unwrap();
+        }
     });
 }
