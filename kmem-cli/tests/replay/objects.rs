@@ -100,7 +100,7 @@ fn text_has_a_table() {
         ("start ", " 2226"),
         ("peak ", " 5339"),
         ("end ", " 2883"),
-        ("buffer_head 51449 ", ""),
+        ("buffer_head 51453 ", ""),
     ] {
         assert!(has(start, end), "{start:?} is not in\n{}", ran.out);
     }

@@ -9,7 +9,7 @@
 //! # Implementation
 //! Zones are in a dense table of the populated ones (`Zone::slot` is the index; pageblock flags hold
 //! it); a second table leads from node and zone type to the slot. The number of free frames is one
-//! counter per zone, changed once per batch of each area. `fast_mark` holds, per highest zone of the request, the low
+//! counter per zone, changed once per batch. `fast_mark` holds, per highest zone of the request, the low
 //! watermark plus the reserve: the fast path makes one comparison.
 //!
 //! # Locking
