@@ -14,9 +14,9 @@ use bitmap_allocator::{BitAlloc1M, BitAlloc16M, BitAlloc64K};
 use kmem_bench::{
     Bitmap, BuddyAllocFrames, BuddySlab, BuddySystem, Frames, KmemFrames, Locked, PAGE_SIZE,
     contest::{self, Contestant, Turn, calibrate, thread_time},
-    machine,
     report::{Fact, KMEM, Row, size},
     side::{self, Seen, Start, Together},
+    used_machine,
     workload::{self, Fill, Mixed},
 };
 use kmem_hosted::Machine;
@@ -205,7 +205,7 @@ fn contest<W: Shared>(run: &mut Run, w: &W, bytes: u64) -> Result<()> {
         return Ok(());
     }
     run.at(w.name(), bytes);
-    let m = machine(bytes)?;
+    let m = used_machine(bytes)?;
     let place = Place(Some(&m));
     let mut works: Works<'_> = Vec::new();
     for thread in 0..THREADS {
