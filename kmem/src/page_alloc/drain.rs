@@ -139,7 +139,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// frames. The caller owns the lists.
     fn give_back(&self, zone: &Zone, pcp: &Pcp, list: ListId, n: u32) -> u64 {
         let mut chunk = [0; CHUNK];
-        let (mut frames, mut late) = (0, 0);
+        let mut frames = 0;
         let mut left = n as usize;
         while left > 0 {
             let got = pcp.pop_cold_many(list, &mut chunk[..left.min(CHUNK)]);
@@ -147,26 +147,26 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 break;
             }
             left -= got;
-            frames += self.give_chunk(zone, &chunk[..got], list.order(), &mut late);
+            frames += self.give_chunk(zone, &chunk[..got], list.order());
         }
-        zone.add_free(late);
+        zone.count_given(frames);
         self.relieve(zone);
         frames
     }
 
-    /// Gives blocks to the buddy, and returns the number of frames; `late` are those that are still to be counted.
-    /// Neighbours go as one block: who allocates many pages at once gets them in runs, and frees them so.
+    /// Gives blocks to the buddy, and returns the number of frames, which are still to be counted. Neighbours go as one
+    /// block: who allocates many pages at once gets them in runs, and frees them so.
     #[inline]
-    fn give_chunk(&self, zone: &Zone, chunk: &[u32], order: u32, late: &mut i64) -> u64 {
+    fn give_chunk(&self, zone: &Zone, chunk: &[u32], order: u32) -> u64 {
         let mut refused = Refused { pfns: [0; CHUNK], nr: 0 };
         if order < JOINED && has_neighbours(chunk, order) {
-            self.give_joined(zone, chunk, order, &mut refused, late);
+            self.give_joined(zone, chunk, order, &mut refused);
         } else {
             if order < PAGEBLOCK_ORDER {
                 // Those that were freed here and there lie in as many pageblocks: now all their lines come at once.
                 self.map.prefetch_bits(chunk);
             }
-            self.give_all(zone, chunk.len(), |i| (chunk[i], order), order, &mut refused, late);
+            self.give_all(zone, chunk.len(), |i| (chunk[i], order), order, &mut refused);
         }
         if self.tracing() {
             let given = chunk.iter().filter(|pfn| !refused.pfns().contains(pfn));
@@ -179,17 +179,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     #[inline(never)]
-    fn give_joined(
-        &self,
-        zone: &Zone,
-        chunk: &[u32],
-        order: u32,
-        refused: &mut Refused,
-        late: &mut i64,
-    ) {
+    fn give_joined(&self, zone: &Zone, chunk: &[u32], order: u32, refused: &mut Refused) {
         let mut joined = [(0, 0); CHUNK];
         let n = join(chunk, order, &mut joined);
-        self.give_all(zone, n, |i| joined[i], order, refused, late);
+        self.give_all(zone, n, |i| joined[i], order, refused);
     }
 
     /// Gives `n` blocks, made of such of `order`, area by area. Notes which of those could not be given, since some of
@@ -202,7 +195,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         block: impl Fn(usize) -> (u32, u32),
         order: u32,
         refused: &mut Refused,
-        late: &mut i64,
     ) {
         let all = u32::MAX >> (CHUNK - n);
         let mut todo = all;
@@ -216,7 +208,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 _ => (0..n).rev().fold(0, also),
             };
             todo &= !here;
-            zone.with_area_late(&self.p, &self.map, area, late, |a| {
+            zone.with_area_uncounted(&self.p, &self.map, area, |a| {
                 while here != 0 {
                     let i = here.trailing_zeros();
                     here &= here - 1;

@@ -225,29 +225,33 @@ impl Zone {
         n: usize,
         f: impl FnOnce(&mut Area<'_>) -> R,
     ) -> R {
-        self.locked(p, map, n, f, |frames| self.add_free(frames))
+        self.locked(p, map, n, f, |frames| {
+            // Who looked in vain leaves the line to others.
+            if frames != 0 {
+                self.free.fetch_add(frames, Relaxed);
+            }
+        })
     }
 
-    /// As [`with_area`](Self::with_area), for who goes through several areas: frames that come free may be left to be
-    /// counted with [`add_free`](Self::add_free) at the end, in `late`.
+    /// As [`with_area`](Self::with_area), for who gives blocks to several areas and says how many frames they were with
+    /// [`count_given`](Self::count_given) at the end.
     #[inline(always)]
-    pub(crate) fn with_area_late<P: Platform, R>(
+    pub(crate) fn with_area_uncounted<P: Platform, R>(
         &self,
         p: &P,
         map: &MemMap,
         n: usize,
-        late: &mut i64,
         f: impl FnOnce(&mut Area<'_>) -> R,
     ) -> R {
-        self.locked(p, map, n, f, |frames| *late += frames)
+        self.locked(p, map, n, f, |_| ())
     }
 
-    /// Counts frames that came free, or went.
-    #[inline(always)]
-    pub(crate) fn add_free(&self, frames: i64) {
-        // Who looked in vain leaves the line to others.
-        if frames != 0 {
-            self.free.fetch_add(frames, Relaxed);
+    /// Counts frames that were given by [`with_area_uncounted`](Self::with_area_uncounted). Those of the only area were
+    /// counted under its lock.
+    #[inline]
+    pub(crate) fn count_given(&self, frames: u64) {
+        if self.areas.len() > 1 && frames != 0 {
+            self.free.fetch_add(frames as i64, Relaxed);
         }
     }
 
