@@ -3,7 +3,7 @@
 //! # Concepts
 //! The map is one virtually contiguous array over the machine's span of frame numbers, so that a page's
 //! frame number is a subtraction and a shift. Holes in physical memory are holes in the map: the
-//! platform backs only what [`Platform::sparse_metadata`] names \[F5\].
+//! platform backs only what [`Platform::sparse_metadata`](crate::platform::Platform::sparse_metadata) names \[F5\].
 //!
 //! # Implementation
 //! Parallel tables: per frame its `Page` and its *owner* (which of the slab layer's caches it belongs to,
