@@ -31,6 +31,10 @@
 //! # Locking
 //! None; see above. [`Task`] is written by the task itself, read by others only for reports.
 
+mod held;
+
+pub(crate) use held::{Held, Loaded};
+
 use crate::types::NodeMask;
 use core::{
     fmt,
@@ -38,6 +42,8 @@ use core::{
     ptr,
     sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed},
 };
+
+use held::Magazines;
 
 const PREEMPT_UNIT: u32 = 1;
 const SOFTIRQ_UNIT: u32 = 1 << 8;
@@ -216,7 +222,7 @@ const CONTEXT_SHIFT: u32 = 32;
 
 /// What the word of a machine's CPU holds while nobody owns its lists and the context is empty: the number of
 /// the machine in its place.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IdleWord(u64);
 
 impl IdleWord {
@@ -265,10 +271,13 @@ pub(crate) const MAX_CACHES: usize = 512;
 #[must_use = "to be restored"]
 pub(crate) struct Before(u64);
 
-/// What the core keeps for one CPU. The platform owns one per possible CPU and says which one the
+/// What the core keeps for one CPU, some 24 KiB. The platform owns one per possible CPU and says which one the
 /// caller is on.
 #[repr(C, align(64))]
 pub struct Cpu {
+    /// The loaded magazines of the slab layer's caches, by number. Here, so that they are found without a
+    /// further look.
+    loaded: Magazines,
     /// Context, machine and [`Path`]; from `Path::FIRST_OWNER` on that is the ownership flag of the CPU's
     /// lists. Own CPU only.
     word: AtomicU64,
@@ -280,17 +289,17 @@ pub struct Cpu {
     /// The allocator's data for this CPU.
     data: AtomicPtr<()>,
     online: AtomicBool,
-    /// Whether `magazines` says anything.
+    /// Whether `loaded` says anything.
     equipped: AtomicBool,
-    /// The loaded magazines of the slab layer's caches, by number. Here, so that they are found without a
-    /// further look.
-    magazines: [AtomicPtr<()>; MAX_CACHES],
+    /// What else it has of each cache.
+    sides: [AtomicPtr<()>; MAX_CACHES],
 }
 
 impl Cpu {
     /// CPU `id` on node `node`, offline, in process context, running no task.
     pub const fn new(id: u32, node: u32) -> Cpu {
         Cpu {
+            loaded: Magazines::new(),
             word: AtomicU64::new(0),
             deferred: AtomicU32::new(0),
             id,
@@ -299,7 +308,7 @@ impl Cpu {
             data: AtomicPtr::new(ptr::null_mut()),
             online: AtomicBool::new(false),
             equipped: AtomicBool::new(false),
-            magazines: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CACHES],
+            sides: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CACHES],
         }
     }
 
@@ -488,10 +497,15 @@ impl Cpu {
         self.data.load(Relaxed)
     }
 
-    /// Where the slab layer keeps what the CPU has of a cache.
+    /// Where the last object of a cache's loaded magazine ends; [`Held::loaded`] has more to say.
+    pub(crate) fn loaded_top(&self, id: u16) -> usize {
+        self.loaded.top(id)
+    }
+
+    /// Where the slab layer keeps what else the CPU has of a cache.
     #[inline(always)]
-    pub(crate) fn magazine(&self, id: u16) -> &AtomicPtr<()> {
-        &self.magazines[usize::from(id) % MAX_CACHES]
+    pub(crate) fn side(&self, id: u16) -> &AtomicPtr<()> {
+        &self.sides[usize::from(id) % MAX_CACHES]
     }
 
     /// Whether the CPU ever had something of a cache.

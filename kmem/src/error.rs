@@ -5,7 +5,10 @@
 //! returned; a misuse is also reported, with what was misused and where, and leaves memory intact \[P5\].
 
 use crate::{gfp::GfpError, page::PageFlags, types::Pfn};
-use core::fmt;
+use core::{
+    fmt,
+    ptr::{self, NonNull},
+};
 
 /// Why there is no memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +34,64 @@ impl fmt::Display for AllocError {
 }
 
 impl core::error::Error for AllocError {}
+
+/// The result of an allocation in one register: its address or, instead of one of the lowest, which are nobody's, the
+/// number of an error. What the slow paths return to the fast ones, where it is looked at once.
+#[derive(Clone, Copy)]
+pub(crate) struct Answer(*mut u8);
+
+impl Answer {
+    const NO_MEMORY: usize = GfpError::ALL.len();
+    const CONTEXT: usize = GfpError::ALL.len() + 1;
+    /// Addresses from here on are addresses.
+    const FIRST: usize = 16;
+
+    /// That it was given.
+    #[inline(always)]
+    pub(crate) fn given(at: NonNull<u8>) -> Answer {
+        debug_assert!(at.addr().get() >= Answer::FIRST);
+        Answer(at.as_ptr())
+    }
+
+    #[inline(always)]
+    pub(crate) fn result(self) -> Result<NonNull<u8>, AllocError> {
+        match NonNull::new(self.0) {
+            Some(at) if at.addr().get() >= Answer::FIRST => Ok(at),
+            _ => Err(Answer::error(self.0.addr())),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn error(number: usize) -> AllocError {
+        match (number, GfpError::ALL.get(number)) {
+            (_, Some(e)) => AllocError::Invalid(*e),
+            (Answer::CONTEXT, _) => AllocError::Context,
+            _ => AllocError::NoMemory,
+        }
+    }
+}
+
+impl From<Result<NonNull<u8>, AllocError>> for Answer {
+    fn from(result: Result<NonNull<u8>, AllocError>) -> Answer {
+        let number = match result {
+            Ok(at) => return Answer::given(at),
+            Err(AllocError::Invalid(e)) => e as usize,
+            Err(AllocError::NoMemory) => Answer::NO_MEMORY,
+            Err(AllocError::Context) => Answer::CONTEXT,
+        };
+        Answer(ptr::without_provenance_mut(number))
+    }
+}
+
+const _: () = {
+    assert!(Answer::CONTEXT < Answer::FIRST);
+    let mut i = 0;
+    while i < GfpError::ALL.len() {
+        assert!(GfpError::ALL[i] as usize == i);
+        i += 1;
+    }
+};
 
 impl From<GfpError> for AllocError {
     fn from(e: GfpError) -> Self {

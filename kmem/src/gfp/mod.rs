@@ -136,6 +136,25 @@ pub enum GfpError {
     BadAlignment,
 }
 
+impl GfpError {
+    /// All of them, in numeric order.
+    pub(crate) const ALL: [GfpError; 10] = {
+        use GfpError::*;
+        [
+            TwoZones,
+            HighMemNeedsPage,
+            NofailCannotWait,
+            NofailOrder,
+            OrderTooLarge,
+            TwoMobilities,
+            NoSuchNode,
+            ForeignCache,
+            BadSize,
+            BadAlignment,
+        ]
+    };
+}
+
 impl core::fmt::Display for GfpError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(match self {

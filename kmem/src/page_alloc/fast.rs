@@ -140,12 +140,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         let r = self.plain(cpu, gfp, order)?;
         let list = ListId::small(order, r.mt)?;
-        self.own_idle(cpu, r.idle, Path::PcpAlloc, gfp.may_block());
+        let owned = self.own_idle(cpu, r.idle, Path::PcpAlloc, gfp.may_block());
         let pfn = r.to.pcp.pop_hot(list);
         if pfn.is_some() {
             r.to.pcp.count_allocs(list, 1);
         }
-        self.disown_idle(cpu, r.idle);
+        self.disown_idle(owned);
         pfn
     }
 

@@ -70,19 +70,19 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return self.free_general(page, order);
         };
         // From here on the block is this CPU's, and nobody else's.
-        self.own_idle(cpu, idle, Path::PcpFree, false);
+        let owned = self.own_idle(cpu, idle, Path::PcpFree, false);
         let place = ListId::small(order, pb.mt_index()).and_then(|list| {
             let pcp = self.data_of(cpu)?.pcps.get(pb.zone_index())?;
             Some((pcp, list, pcp.place(list)?))
         });
         let Some((pcp, list, place)) = place else {
-            self.disown_idle(cpu, idle);
+            self.disown_idle(owned);
             self.p.put_cpu(cpu);
             return self.free_placeless(pfn, order);
         };
         place.put(pfn);
         pcp.count_frees(list, 1);
-        self.disown_idle(cpu, idle);
+        self.disown_idle(owned);
         self.p.put_cpu(cpu);
         Ok(())
     }

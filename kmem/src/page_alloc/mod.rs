@@ -56,7 +56,7 @@ pub use owner::PageOwner;
 pub use slow::{Reclaim, ReclaimRequest};
 
 use crate::{
-    context::{Before, Context, Cpu, DEFER_PANIC, IdleWord, Path, Task},
+    context::{Before, Context, Cpu, DEFER_PANIC, Held, IdleWord, Path, Task},
     error::Misuse,
     fault::{Fault, FaultPlan, FaultSite},
     gfp::Gfp,
@@ -149,6 +149,15 @@ struct CpuData {
 pub(crate) struct Owned<'a> {
     cpu: &'a Cpu,
     before: Before,
+}
+
+impl Owned<'_> {
+    /// What the ownership gives access to.
+    #[inline(always)]
+    pub(crate) fn held(&self) -> Held<'_> {
+        // SAFETY: whoever made this took the lists of the CPU it runs on, and they are let go by its end.
+        unsafe { Held::new(self.cpu) }
+    }
 }
 
 /// A CPU's path is [marked](PageAllocator::mark).
@@ -379,6 +388,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         Some(Owned { cpu, before })
     }
 
+    /// The number of the machine, which no other has that matters.
+    #[inline(always)]
+    pub(crate) fn idle_word(&self) -> IdleWord {
+        self.idle
+    }
+
     /// Whether the lists of the CPU, which may be another machine's, may be taken by a fast path; with
     /// `process` only by a caller in process context.
     #[inline(always)]
@@ -388,19 +403,26 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Takes the lists of an idle CPU.
     #[inline(always)]
-    pub(crate) fn own_idle(&self, cpu: &Cpu, idle: Before, path: Path, process: bool) {
+    pub(crate) fn own_idle<'c>(
+        &self,
+        cpu: &'c Cpu,
+        idle: Before,
+        path: Path,
+        process: bool,
+    ) -> Owned<'c> {
         cpu.leave_idle(idle, path, process, P::PREEMPTIBLE);
         // As in `own`.
         compiler_fence(SeqCst);
+        Owned { cpu, before: idle }
     }
 
     /// Undoes [`own_idle`](Self::own_idle). The fast paths do not look at `deferred`: who waits for an answer kicks
     /// again. All others follow with [`do_deferred`](Self::do_deferred).
     #[inline(always)]
-    pub(crate) fn disown_idle(&self, cpu: &Cpu, idle: Before) {
+    pub(crate) fn disown_idle(&self, owned: Owned<'_>) {
         // An interrupt handler on this CPU must see every change of the lists before the flag falls.
         compiler_fence(SeqCst);
-        cpu.restore(idle);
+        owned.cpu.restore(owned.before);
     }
 
     /// The allocator's data for the CPU; `None` if the CPU is another allocator's.
@@ -430,8 +452,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Lets the CPU's lists go, and does what others left for that moment.
     #[inline(always)]
     pub(crate) fn disown(&self, owned: Owned<'_>) {
-        self.disown_idle(owned.cpu, owned.before);
-        self.do_deferred(owned.cpu);
+        let cpu = owned.cpu;
+        self.disown_idle(owned);
+        self.do_deferred(cpu);
     }
 
     /// Does what others left for a CPU, whose lists the caller has just let go.
@@ -463,7 +486,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let cpu = self.p.get_cpu_fast();
         let before = cpu.and_then(|cpu| self.idle(cpu, false));
         match (cpu, before) {
-            (Some(cpu), Some(idle)) => self.own_idle(cpu, idle, path, false),
+            (Some(cpu), Some(idle)) => {
+                cpu.leave_idle(idle, path, false, P::PREEMPTIBLE);
+                compiler_fence(SeqCst);
+            }
             _ => self.note_machine(),
         }
         Mark { p: &self.p, cpu, before }

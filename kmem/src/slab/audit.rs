@@ -18,10 +18,7 @@ use crate::{
     platform::{Level, Platform},
     types::Pfn,
 };
-use core::{
-    fmt, ptr,
-    sync::atomic::Ordering::{Acquire, Relaxed},
-};
+use core::{fmt, sync::atomic::Ordering::Relaxed};
 
 /// Live objects that a failing destroy names.
 const LISTED: u64 = 16;
@@ -170,12 +167,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         info
     }
 
-    /// Calls `f` with each magazine of the cache that a CPU has.
+    /// Calls `f` with each magazine of the cache that a CPU has. For a quiet machine.
     fn each_magazine(&self, d: &Descriptor, mut f: impl FnMut(&Magazine)) {
         let p = self.pages.platform();
         for cpu in (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id)) {
             if let Some(cc) = self.cpu_cache(cpu, d.id) {
-                f(self.loaded(cpu, d.id));
+                cc.loaded().settle(cpu.loaded_top(d.id));
+                f(cc.loaded());
                 f(cc.previous());
             }
         }
@@ -186,16 +184,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let p = self.pages.platform();
         let cpus = (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id));
         cpus.map(|cpu| {
-            let m = self.loaded(cpu, d.id);
-            let (nr, owner) = (m.seen(), m.owner.load(Acquire));
-            // What was read of a magazine that is not loaded any more is nothing: its memory may be
-            // somebody else's by now. The CPU's side of a pinned cache stays.
-            if !ptr::eq(m, self.loaded(cpu, d.id)) {
-                return 0;
-            }
-            // SAFETY: null, or the CPU's side of the cache: the magazine is its loaded one.
-            let previous = unsafe { owner.as_ref() }.map_or(0, |cc| cc.previous().seen());
-            u64::from(nr) + u64::from(previous)
+            // The CPU's side of a pinned cache stays, and what is read of magazines that do not is a number.
+            self.cpu_cache(cpu, d.id).map_or(0, |cc| {
+                let loaded = cc.loaded().nr_to(cpu.loaded_top(d.id));
+                u64::from(loaded + cc.previous().seen())
+            })
         })
         .sum()
     }
@@ -232,7 +225,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let Some(root) = self.root() else { return Ok(()) };
         let p = self.pages.platform();
         for cpu in (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id)) {
-            let left = |id: &u16| root.cache(*id).is_none() && self.loaded(cpu, *id).cap() != 0;
+            let left = |id: &u16| root.cache(*id).is_none() && self.cpu_cache(cpu, *id).is_some();
             if let Some(id) = (1..MAX_CACHES as u16).find(left) {
                 return Err(ObjectAuditError::Left(cpu.id(), id));
             }
@@ -305,7 +298,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     fn cached_right(&self, d: &'static Descriptor) -> bool {
         let mut right = true;
         self.each_magazine(d, |m| {
-            right &= m.is_of(d) && m.iter().all(|object| object.state.get() == state::CACHED);
+            right &= m.iter().all(|object| object.state.get() == state::CACHED);
         });
         right
     }

@@ -12,7 +12,7 @@ use super::{
     moving::Mover,
     node::Whose,
 };
-use crate::{error::Name, sync::IrqLock};
+use crate::{context::IdleWord, error::Name, sync::IrqLock};
 use core::{
     ops::Range,
     sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed},
@@ -27,6 +27,11 @@ pub type Ctor = fn(*mut u8);
 /// A cache.
 pub(crate) struct Descriptor {
     pub(super) id: u16,
+    /// Its number for a free of an object that is known to be its: 0, of which no CPU has a magazine, on machines
+    /// where such a free must look what node the object is from.
+    pub(super) owned_id: u16,
+    /// The machine that it is of.
+    pub(super) machine: IdleWord,
     pub(super) name: Name,
     /// Bytes that the user asked for.
     pub(super) size: u32,
@@ -181,7 +186,7 @@ impl Shelf {
 pub(crate) struct CpuCache {
     pub(super) cache: &'static Descriptor,
     pub(super) previous: AtomicPtr<Magazine>,
-    /// The loaded one, once the CPU gave the cache up.
+    /// The loaded one; once the CPU gave the cache up, the one that was.
     pub(super) loaded: AtomicPtr<Magazine>,
     /// Index into `MAGAZINES` of those it had first, and of those it asks for.
     pub(super) first: u32,
@@ -206,11 +211,20 @@ impl CpuCache {
         if self.busy() || small { Whose::Own } else { Whose::Few }
     }
 
+    /// The loaded magazine.
+    pub(super) fn loaded(&self) -> &'static Magazine {
+        // SAFETY: a magazine of the CPU's, which lives until another is put here.
+        unsafe { &*self.loaded.load(Relaxed) }
+    }
+
     pub(super) fn previous(&self) -> &'static Magazine {
         // SAFETY: a magazine of the CPU's, which lives until it is taken off here.
         unsafe { &*self.previous.load(Relaxed) }
     }
 }
+
+/// What magazines are aligned to: CPUs write to them.
+const CACHE_LINE: u32 = 64;
 
 /// The internal caches.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -244,10 +258,10 @@ impl Internal {
             Internal::Descriptors => "kmem_cache",
             Internal::Shelves => "kmem_cache_node",
             Internal::CpuCaches => "kmem_cache_cpu",
-            Internal::Magazines(0) => "kmem_magazine_4",
-            Internal::Magazines(1) => "kmem_magazine_12",
-            Internal::Magazines(2) => "kmem_magazine_28",
-            Internal::Magazines(_) => "kmem_magazine_60",
+            Internal::Magazines(0) => "kmem_magazine_6",
+            Internal::Magazines(1) => "kmem_magazine_14",
+            Internal::Magazines(2) => "kmem_magazine_30",
+            Internal::Magazines(_) => "kmem_magazine_62",
         }
     }
 
@@ -266,7 +280,7 @@ impl Internal {
             Internal::Descriptors => align_of::<Descriptor>() as u32,
             Internal::Shelves => align_of::<Shelf>() as u32,
             Internal::CpuCaches => align_of::<CpuCache>() as u32,
-            Internal::Magazines(_) => align_of::<Magazine>() as u32,
+            Internal::Magazines(_) => CACHE_LINE,
         }
     }
 }

@@ -15,12 +15,12 @@
 use super::{
     Objects,
     cache::{CpuCache, Descriptor, Internal, Lists, MAX_CACHES, NONE, Root, SWINGS},
-    magazine::{MAGAZINES, Magazine, NOTHING, Object, Room, first_class},
+    magazine::{MAGAZINES, Magazine, Object, Room, first_class},
     node::Whose,
     state,
 };
 use crate::{
-    context::{Cpu, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, Path},
+    context::{Cpu, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, Held, Path},
     gfp::Gfp,
     page_alloc::Reclaim,
     platform::Platform,
@@ -29,7 +29,7 @@ use core::{
     ptr,
     sync::atomic::{
         AtomicPtr, AtomicU32,
-        Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
+        Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
         fence,
     },
 };
@@ -82,37 +82,22 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Gives every CPU a table that has nothing, at bring-up.
     pub(crate) fn attach_cpus(&self) {
         let p = self.pages.platform();
-        let nothing = NOTHING.place();
-        let _ = nothing.expose_provenance();
         for cpu in (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id)) {
             cpu.set_equipped(false);
-            (0..MAX_CACHES as u16).for_each(|id| cpu.magazine(id).store(nothing.cast(), Relaxed));
+            // SAFETY: at bring-up nothing runs on it that has to do with this machine.
+            let held = unsafe { Held::new(cpu) };
+            for id in 0..MAX_CACHES as u16 {
+                held.loaded(id).strip();
+                cpu.side(id).store(ptr::null_mut(), Relaxed);
+            }
         }
     }
 
-    /// The loaded magazine of a cache; `NOTHING` where the CPU has none.
-    #[inline(always)]
-    pub(super) fn loaded(&self, cpu: &Cpu, id: u16) -> &'static Magazine {
-        // SAFETY: from `attach_cpus` on, which comes before any use, `NOTHING`, or a magazine of the CPU's,
-        // which lives until it is taken off.
-        unsafe { &*cpu.magazine(id).load(Relaxed).cast::<Magazine>() }
-    }
-
     /// The CPU's side of a cache; `None` if it has none.
-    pub(super) fn cpu_cache(&self, cpu: &Cpu, id: u16) -> Option<&'static CpuCache> {
-        self.side_of(self.loaded(cpu, id))
-    }
-
-    /// The CPU's side of the cache whose loaded magazine that is; `None` of `NOTHING`.
     #[inline]
-    fn side_of(&self, loaded: &Magazine) -> Option<&'static CpuCache> {
-        // SAFETY: null or the CPU's, which takes it off before it goes.
-        unsafe { loaded.owner.load(Relaxed).as_ref() }
-    }
-
-    fn load(&self, cpu: &Cpu, cc: &CpuCache, m: &'static Magazine) {
-        m.owner.store(ptr::from_ref(cc).cast_mut(), Relaxed);
-        cpu.magazine(cc.cache.id).store(m.place().cast(), Relaxed);
+    pub(super) fn cpu_cache(&self, cpu: &Cpu, id: u16) -> Option<&'static CpuCache> {
+        // SAFETY: null or the CPU's, which takes it off before it goes. Acquire pairs with the Release in `install`.
+        unsafe { cpu.side(id).load(Acquire).cast::<CpuCache>().as_ref() }
     }
 
     /// Makes magazines for a cache on the caller's CPU, and says whether that has them now. Nothing happens when
@@ -126,9 +111,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let p = self.pages.platform();
         let Some(id) = p.this_cpu().map(Cpu::id) else { return false };
         if let Some(cc) = Self::take_retired(d) {
-            // SAFETY: stored when a CPU gave it up, and its since.
-            let loaded = unsafe { cc.loaded.load(Relaxed).as_ref() };
-            let installed = loaded.is_some_and(|loaded| self.install(id, cc, loaded));
+            let installed = self.install(id, cc);
             if !installed {
                 Self::retire(d, cc);
             }
@@ -149,7 +132,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             at.write(CpuCache {
                 cache: d,
                 previous: AtomicPtr::new(previous.place()),
-                loaded: AtomicPtr::new(ptr::null_mut()),
+                loaded: AtomicPtr::new(loaded.place()),
                 first: class as u32,
                 class: AtomicU32::new(class as u32),
                 flushed: AtomicU32::new(0),
@@ -158,7 +141,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             });
             &*at
         };
-        let installed = self.install(id, cc, loaded);
+        let installed = self.install(id, cc);
         if !installed {
             self.free_magazine(root, loaded);
             self.free_magazine(root, previous);
@@ -168,7 +151,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Makes magazines those of the caller's CPU, if that is still `id` and has none.
-    fn install(&self, id: usize, cc: &'static CpuCache, loaded: &'static Magazine) -> bool {
+    fn install(&self, id: usize, cc: &'static CpuCache) -> bool {
         let p = self.pages.platform();
         let d = cc.cache;
         let mut installed = false;
@@ -184,7 +167,11 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 && let Some(owned) = self.pages.own(cpu, Path::ObjRefill)
             {
                 if self.cpu_cache(cpu, d.id).is_none() {
-                    self.load(cpu, cc, loaded);
+                    let several_nodes = self.pages.nr_nodes() > 1;
+                    let loaded = owned.held().loaded(d.id);
+                    loaded.equip(cc.loaded(), &d.layout, self.pages.map(), several_nodes);
+                    // Release: reports from other CPUs see it whole.
+                    cpu.side(d.id).store(ptr::from_ref(cc).cast_mut().cast(), Release);
                     installed = true;
                 }
                 self.pages.disown(owned);
@@ -229,143 +216,139 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         gfp: Gfp,
     ) -> Option<&'static Magazine> {
         let at = self.internal(root, Internal::Magazines(class), gfp).ok()?;
-        let several_nodes = self.pages.nr_nodes() > 1;
         // SAFETY: an object of the size of such a magazine, aligned to a cache line, just given to us.
-        Some(unsafe { Magazine::init(at, class, d, self.pages.map(), several_nodes) })
+        Some(unsafe { Magazine::init(at, class, d.layout.stride) })
     }
 
     /// Frees a magazine; its objects, if it has any, are lost sight of.
     pub(super) fn free_magazine(&self, root: &'static Root, m: &'static Magazine) {
-        self.internal_free(root, Internal::Magazines(m.class()), m.place().cast());
+        self.internal_free(root, Internal::Magazines(m.class()), m.memory());
     }
 
-    /// Takes an object by way of the CPU's magazines, if they or the shelves that the CPU takes from have any. The caller owns the
-    /// CPU's lists.
-    pub(super) fn pop_refilled(&self, cpu: &Cpu, d: &'static Descriptor) -> Option<Object> {
-        let loaded = self.loaded(cpu, d.id);
-        if let Some(object) = loaded.pop() {
+    /// Takes an object by way of the CPU's magazines, if they or the shelves that the CPU takes from have any.
+    pub(super) fn pop_refilled(&self, held: Held<'_>, d: &'static Descriptor) -> Option<Object> {
+        if let Some(object) = held.loaded(d.id).pop() {
             return Some(object);
         }
-        let _ = cpu.set_path(Path::ObjRefill);
-        self.pop_previous(cpu, loaded).or_else(|| self.refill(cpu, loaded))
+        let _ = held.cpu.set_path(Path::ObjRefill);
+        let cc = self.cpu_cache(held.cpu, d.id)?;
+        self.pop_previous(held, cc).or_else(|| self.refill(held, cc))
     }
 
-    /// As [`pop_refilled`](Self::pop_refilled), where a loaded magazine was found empty, if nothing has to be made for
-    /// the CPU on the way.
+    /// As [`pop_refilled`](Self::pop_refilled), where the loaded magazine of a cache was found empty, if nothing has to
+    /// be made for the CPU on the way.
     #[inline(never)]
-    pub(super) fn pop_warm(&self, cpu: &Cpu, loaded: &'static Magazine) -> Option<Object> {
-        if let Some(object) = self.pop_previous(cpu, loaded) {
+    pub(super) fn pop_warm(&self, held: Held<'_>, id: u16) -> Option<Object> {
+        let cc = self.cpu_cache(held.cpu, id)?;
+        if let Some(object) = self.pop_previous(held, cc) {
             return Some(object);
         }
-        let need = Need::of(cpu, self.side_of(loaded)?);
-        if matches!(need, Need::Nothing) { self.refill(cpu, loaded) } else { None }
+        if matches!(Need::of(held.cpu, cc), Need::Nothing) { self.refill(held, cc) } else { None }
     }
 
     /// Has a CPU whose magazines of a cache are empty exchange the loaded one for a full one, or fills it, and takes
-    /// an object. The caller owns the CPU's lists.
+    /// an object.
     #[inline]
-    fn refill(&self, cpu: &Cpu, loaded: &'static Magazine) -> Option<Object> {
-        let cc = self.side_of(loaded)?;
+    fn refill(&self, held: Held<'_>, cc: &CpuCache) -> Option<Object> {
         let d = cc.cache;
         let swung = cc.flushed.swap(0, Relaxed) != 0;
         if swung {
             cc.swings.store(cc.swings.load(Relaxed).saturating_add(1), Relaxed);
         }
         // Where frees come in between, half of it, so that the next one finds room.
-        let want = if swung { loaded.cap().div_ceil(2) } else { loaded.cap() };
-        let own = d.shelf_of(cpu.node(), cpu.id());
-        let _ = self.fill(cpu, cc, loaded, own, Whose::Any, want)
-            || self.fill_elsewhere(cpu, cc, loaded, own, want);
-        self.loaded(cpu, d.id).pop()
+        let cap = cc.loaded().cap();
+        let want = if swung { cap.div_ceil(2) } else { cap };
+        let own = d.shelf_of(held.cpu.node(), held.cpu.id());
+        let _ =
+            self.fill(held, cc, own, Whose::Any, want) || self.fill_elsewhere(held, cc, own, want);
+        held.loaded(d.id).pop()
+    }
+
+    /// The loaded magazine, with as many objects as it has by now.
+    #[inline]
+    fn settled(held: Held<'_>, cc: &CpuCache) -> &'static Magazine {
+        let m = cc.loaded();
+        m.settle(held.cpu.loaded_top(cc.cache.id));
+        m
+    }
+
+    #[inline]
+    fn load(held: Held<'_>, cc: &CpuCache, m: &'static Magazine) {
+        cc.loaded.store(m.place(), Relaxed);
+        held.loaded(cc.cache.id).load(m);
     }
 
     /// Exchanges an empty loaded magazine for a full one of a shelf's, or fills it there; says whether that had any.
     #[inline]
-    fn fill(
-        &self,
-        cpu: &Cpu,
-        cc: &CpuCache,
-        loaded: &'static Magazine,
-        shelf: usize,
-        whose: Whose,
-        want: u32,
-    ) -> bool {
+    fn fill(&self, held: Held<'_>, cc: &CpuCache, shelf: usize, whose: Whose, want: u32) -> bool {
         let d = cc.cache;
         let Some(shelf) = d.shelves.get(shelf) else { return false };
         let mut lists = shelf.lists.lock(self.pages.platform());
         if (whose != Whose::Own || lists.nr_full_magazines > DEPOT / 2)
             && let Some(full) = pop_full(&mut lists)
         {
-            push_empty(&mut lists, loaded);
-            self.load(cpu, cc, full);
+            push_empty(&mut lists, Self::settled(held, cc));
+            Self::load(held, cc, full);
             return true;
         }
-        let push = |object| {
-            loaded.push(object);
+        let loaded = held.loaded(d.id);
+        let push = |object: Object| {
+            if let Some(room) = loaded.room() {
+                room.put(object.at.as_ptr(), object.state);
+            }
         };
         self.take(d, &mut lists, whose, want, state::CACHED, push) > 0
     }
 
     #[cold]
-    fn fill_elsewhere(
-        &self,
-        cpu: &Cpu,
-        cc: &CpuCache,
-        loaded: &'static Magazine,
-        own: usize,
-        want: u32,
-    ) -> bool {
+    fn fill_elsewhere(&self, held: Held<'_>, cc: &CpuCache, own: usize, want: u32) -> bool {
         let whose = cc.whose();
-        let mut others = cc.cache.shelves_of(cpu.node()).filter(|at| *at != own);
-        others.any(|at| self.fill(cpu, cc, loaded, at, whose, want))
+        let mut others = cc.cache.shelves_of(held.cpu.node()).filter(|at| *at != own);
+        others.any(|at| self.fill(held, cc, at, whose, want))
     }
 
-    /// Takes an object off the previous magazine, which is then the loaded one. The caller owns the CPU's lists.
+    /// Takes an object off the previous magazine, which is then the loaded one.
     #[inline]
-    pub(super) fn pop_previous(&self, cpu: &Cpu, loaded: &'static Magazine) -> Option<Object> {
-        let cc = self.side_of(loaded)?;
-        let previous = cc.previous();
-        let object = previous.pop()?;
-        self.swap(cpu, cc, loaded, previous);
-        Some(object)
-    }
-
-    #[inline]
-    fn swap(
-        &self,
-        cpu: &Cpu,
-        cc: &CpuCache,
-        loaded: &'static Magazine,
-        previous: &'static Magazine,
-    ) {
-        cc.previous.store(loaded.place(), Relaxed);
-        self.load(cpu, cc, previous);
-    }
-
-    /// Puts a cached object in the CPU's magazines; `false` if it has none. The caller owns the CPU's lists.
-    pub(super) fn push_flushed(&self, cpu: &Cpu, d: &'static Descriptor, object: Object) -> bool {
-        let loaded = self.loaded(cpu, d.id);
-        if loaded.push(object) {
-            return true;
+    fn pop_previous(&self, held: Held<'_>, cc: &CpuCache) -> Option<Object> {
+        if cc.previous().nr() == 0 {
+            return None;
         }
-        let _ = cpu.set_path(Path::ObjFlush);
-        let room = self.room_flushed(cpu, loaded);
+        Self::swap(held, cc);
+        held.loaded(cc.cache.id).pop()
+    }
+
+    /// Exchanges the loaded and the previous magazine.
+    #[inline]
+    fn swap(held: Held<'_>, cc: &CpuCache) {
+        let previous = cc.previous();
+        cc.previous.store(Self::settled(held, cc).place(), Relaxed);
+        Self::load(held, cc, previous);
+    }
+
+    /// Puts a cached object in the CPU's magazines; `false` if it has none.
+    pub(super) fn push_flushed(
+        &self,
+        held: Held<'_>,
+        d: &'static Descriptor,
+        object: Object,
+    ) -> bool {
+        let room = held.loaded(d.id).room().or_else(|| {
+            let _ = held.cpu.set_path(Path::ObjFlush);
+            self.room_flushed(held, d.id)
+        });
         room.map(|room| room.put(object.at.as_ptr(), object.state)).is_some()
     }
 
-    /// A place in the CPU's magazines, where a loaded one was found full; `None` if it has none. The caller owns the
-    /// CPU's lists.
+    /// A place in the CPU's magazines, where the loaded one of a cache was found full; `None` if it has none.
     #[inline(never)]
-    pub(super) fn room_flushed(
-        &self,
-        cpu: &Cpu,
-        loaded: &'static Magazine,
-    ) -> Option<Room<'static>> {
-        let cc = self.side_of(loaded)?;
+    pub(super) fn room_flushed<'c>(&self, held: Held<'c>, id: u16) -> Option<Room<'c>> {
+        let cpu = held.cpu;
+        let cc = self.cpu_cache(cpu, id)?;
+        let loaded = held.loaded(id);
         let previous = cc.previous();
         if previous.nr() == 0 {
-            self.swap(cpu, cc, loaded, previous);
-            return previous.room();
+            Self::swap(held, cc);
+            return loaded.room();
         }
         let d = cc.cache;
         if cc.flushed.swap(1, Relaxed) == 0 {
@@ -380,15 +363,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             {
                 // The previous one is the older.
                 push_full(&mut lists, previous);
-                cc.previous.store(loaded.place(), Relaxed);
-                self.load(cpu, cc, empty);
-                return empty.room();
+                cc.previous.store(Self::settled(held, cc).place(), Relaxed);
+                Self::load(held, cc, empty);
+                return loaded.room();
             }
         }
         // The older half of the older magazine goes, and that is loaded.
         self.flush(d, previous, previous.nr().div_ceil(2));
-        self.swap(cpu, cc, loaded, previous);
-        previous.room()
+        Self::swap(held, cc);
+        loaded.room()
     }
 
     /// Gives the oldest objects of a magazine back to their slabs: those of one shelf after the other under
@@ -479,19 +462,19 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.free_magazine(root, spare);
     }
 
-    /// Empties all magazines of a CPU whose lists the caller owns. Those of dying caches, and of caches
-    /// that have to do without, go.
-    fn flush_owned(&self, cpu: &Cpu) {
+    /// Empties all magazines of a CPU. Those of dying caches, and of caches that have to do without, go.
+    fn flush_owned(&self, held: Held<'_>) {
         for id in 0..MAX_CACHES as u16 {
-            let loaded = self.loaded(cpu, id);
-            let Some(cc) = self.cpu_cache(cpu, id) else { continue };
+            let Some(cc) = self.cpu_cache(held.cpu, id) else { continue };
             let d = cc.cache;
+            let loaded = Self::settled(held, cc);
             self.flush(d, loaded, loaded.nr());
             self.flush(d, cc.previous(), cc.previous().nr());
+            Self::load(held, cc, loaded);
             // Acquire pairs with the Release of the destroyer.
             if d.dying.load(Acquire) != 0 || self.bare(d) {
-                cpu.magazine(id).store(NOTHING.place().cast(), Relaxed);
-                cc.loaded.store(loaded.place(), Relaxed);
+                held.loaded(id).strip();
+                held.cpu.side(id).store(ptr::null_mut(), Relaxed);
                 Self::retire(d, cc);
             }
         }
@@ -505,7 +488,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             // cache that its destroyer marked before the request is seen as dying.
             cpu.deferred.fetch_or(DEFER_OBJECTS_BUSY, AcqRel);
             cpu.deferred.fetch_and(!DEFER_OBJECTS, AcqRel);
-            self.flush_owned(cpu);
+            self.flush_owned(owned.held());
             self.pages.answered(owned, DEFER_OBJECTS_BUSY);
         }
     }

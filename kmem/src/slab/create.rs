@@ -250,6 +250,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let layout = Layout::new(areas.stride, align, 0, P::PAGE_SHIFT, max_order)?;
             Some(Descriptor {
                 id: i as u16 + 1,
+                owned_id: 0,
+                machine: self.pages.idle_word(),
                 name: Name::new(which.name())?,
                 size,
                 align,
@@ -398,10 +400,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 None => (FIRST_ORDINARY..usize::from(LEAVING)).find(free),
             };
             if let Some(id) = id {
+                let owned_id = if self.pages.nr_nodes() > 1 { 0 } else { id as u16 };
                 // SAFETY: an object of the size of a descriptor, just given to us.
                 unsafe {
                     d.write(Descriptor {
                         id: id as u16,
+                        owned_id,
+                        machine: self.pages.idle_word(),
                         name: wanted.name,
                         size: wanted.size,
                         align: wanted.align,
@@ -551,10 +556,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         while let Some(cc) = unsafe { next.as_ref::<'static>() } {
             let at = next;
             next = cc.next.load(Relaxed);
-            // SAFETY: stored when the CPU gave it up.
-            if let Some(loaded) = unsafe { cc.loaded.load(Relaxed).as_ref() } {
-                self.free_magazine(root, loaded);
-            }
+            self.free_magazine(root, cc.loaded());
             self.free_magazine(root, cc.previous());
             self.internal_free(root, Internal::CpuCaches, at.cast::<CpuCache>().cast());
         }

@@ -19,7 +19,7 @@ use super::{
     debug::Asked,
 };
 use crate::{
-    error::{AllocError, Misuse, Name},
+    error::{AllocError, Answer, Misuse, Name},
     gfp::Gfp,
     page::{Page, PageFlags},
     page_alloc::Reclaim,
@@ -85,20 +85,20 @@ const NAMES: [[&str; KMALLOC_SIZES.len()]; 3] = [
 const KIND_FLAGS: [SlabFlags; 3] =
     [SlabFlags::empty(), SlabFlags::CACHE_DMA, SlabFlags::RECLAIM_ACCOUNT];
 
-/// Index of the smallest cache size that holds `size` bytes, which is at most the largest. With a constant
-/// size it is a constant.
+/// Index of the smallest cache size that holds `size` bytes, which is at least 1 and at most the largest. With a
+/// constant size it is a constant.
 #[inline(always)]
 const fn class(size: usize) -> usize {
-    CLASSES[size.div_ceil(8)] as usize
+    CLASSES[size.wrapping_sub(1) / 8] as usize
 }
 
-/// What [`class`] is for a number of words.
+/// What [`class`] is for so many whole words and a part of one, or one.
 // Not a static, whose contents users of the crate would not see when they compile.
-const CLASSES: [u8; KMALLOC_MAX_CACHE_SIZE / 8 + 1] = {
-    let mut classes = [0; KMALLOC_MAX_CACHE_SIZE / 8 + 1];
+const CLASSES: [u8; KMALLOC_MAX_CACHE_SIZE / 8] = {
+    let mut classes = [0; KMALLOC_MAX_CACHE_SIZE / 8];
     let (mut words, mut class) = (0, 0);
     while words < classes.len() {
-        while (KMALLOC_SIZES[class] as usize) < words * 8 {
+        while (KMALLOC_SIZES[class] as usize) < (words + 1) * 8 {
             class += 1;
         }
         classes[words] = class as u8;
@@ -147,23 +147,18 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(always)]
     #[track_caller]
     pub(crate) fn kmalloc(self, size: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
-        if size == 0 {
-            return Ok(ZERO_SIZE_PTR);
+        // Of no bytes as well.
+        if size.wrapping_sub(1) >= KMALLOC_MAX_CACHE_SIZE {
+            return self.kmalloc_large(size, gfp, -1).result();
         }
-        if size > KMALLOC_MAX_CACHE_SIZE {
-            return self.kmalloc_large(size, gfp, -1);
-        }
-        let id = id(size, gfp);
-        let (at, gfp) = match self.take_hot::<false>(id, gfp - CHOSEN, |_| true) {
-            Some(object) => (object.at, gfp),
-            // It is zeroed there.
-            None => (self.kmalloc_warm(size, gfp)?, gfp - Gfp::ZERO),
+        let Some(object) = self.take_hot::<false>(id(size, gfp), gfp - CHOSEN, || true) else {
+            return self.kmalloc_warm(size, gfp).result();
         };
         if gfp.contains(Gfp::ZERO) {
             // SAFETY: just given to us.
-            unsafe { self.zero_usable(at, size) };
+            unsafe { self.zero_usable(object.at, size) };
         }
-        Ok(at)
+        Ok(object.at)
     }
 
     /// Zeroes what kmalloc returned for `size` bytes, as far as it may be used: krealloc may grow into it.
@@ -189,11 +184,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         node: i32,
     ) -> Result<NonNull<u8>, AllocError> {
         let Ok(n) = usize::try_from(node) else { return self.kmalloc(size, gfp) };
-        if size == 0 {
-            return Ok(ZERO_SIZE_PTR);
-        }
-        if size > KMALLOC_MAX_CACHE_SIZE {
-            return self.kmalloc_large(size, gfp, node);
+        if size.wrapping_sub(1) >= KMALLOC_MAX_CACHE_SIZE {
+            return self.kmalloc_large(size, gfp, node).result();
         }
         self.kmalloc_slow(size, gfp, Some(n))
     }
@@ -202,15 +194,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[cold]
     #[inline(never)]
     #[track_caller]
-    fn kmalloc_warm(self, size: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
-        let Some(object) = self.take_hot::<true>(id(size, gfp), gfp - CHOSEN, |_| true) else {
-            return self.kmalloc_slow(size, gfp, None);
+    fn kmalloc_warm(self, size: usize, gfp: Gfp) -> Answer {
+        let Some(object) = self.take_hot::<true>(id(size, gfp), gfp - CHOSEN, || true) else {
+            return self.kmalloc_slow(size, gfp, None).into();
         };
         if gfp.contains(Gfp::ZERO) {
             // SAFETY: just given to us.
             unsafe { self.zero_usable(object.at, size) };
         }
-        Ok(object.at)
+        Answer::given(object.at)
     }
 
     /// Allocates from the cache for a size, which is made if there is none, zeroed if that is asked for.
@@ -284,10 +276,19 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.make_cache(root, &wanted, gfp).ok().or_else(|| root.cache(number as u16))
     }
 
+    /// What no cache serves: a block of pages, or nothing.
     #[cold]
     #[inline(never)]
     #[track_caller]
-    fn kmalloc_large(self, size: usize, gfp: Gfp, node: i32) -> Result<NonNull<u8>, AllocError> {
+    fn kmalloc_large(self, size: usize, gfp: Gfp, node: i32) -> Answer {
+        if size == 0 {
+            return Answer::given(ZERO_SIZE_PTR);
+        }
+        self.kmalloc_pages(size, gfp, node).into()
+    }
+
+    #[track_caller]
+    fn kmalloc_pages(self, size: usize, gfp: Gfp, node: i32) -> Result<NonNull<u8>, AllocError> {
         if gfp.contains(Gfp::HIGHMEM) {
             return Err(self.pages.refuse(gfp, 0, crate::gfp::GfpError::HighMemNeedsPage));
         }

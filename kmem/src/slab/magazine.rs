@@ -7,36 +7,43 @@
 //! objects (Bonwick and Adams, Magazines and Vmem, 2001).
 //!
 //! # Implementation
-//! The head of a magazine is the one cache line that the fast paths work with: it repeats what of the
-//! cache's layout is needed to find an object's state byte. An entry is an object and its state byte, so that
-//! taking an object computes nothing. A CPU that has no magazine of a cache has [`NOTHING`] in its place, which
-//! is empty and full at once. Everything that changes is in atomics that are loaded and stored plainly: to
-//! the language an interrupt handler is another thread.
+//! ```text
+//!                   entries, the oldest first
+//!   ┌────────┬────────┬────────┬────────┬────────┬──────────┐
+//!   │ bottom │ object │ object │  ...   │  room  │ Magazine │
+//!   └────────┴────────┴────────┴────────┴────────┴──────────┘
+//!                              top               end
+//! ```
+//! An entry is an object and its state byte, so that taking an object computes nothing. What the fast paths must know of
+//! a CPU's loaded magazine is in the `Cpu` ([`Loaded`]), at a place that the cache's number tells: two addresses of the
+//! magazine's, and what of the cache's layout is needed to find an object's state byte. What is kept of a magazine lies
+//! behind its last place, so it is at `end`; an entry without an object lies before its first, so that taking one off an
+//! empty magazine gives none. A CPU that has no magazine of a cache has [`NOTHING`] loaded, which is empty and full at
+//! once.
 //!
 //! # Locking
 //! A CPU's magazines are touched by the CPU itself, while it owns its lists (see `page_alloc`); a
 //! depot's under its shelf's lock.
 
-use super::{
-    cache::{CpuCache, Descriptor},
-    state::State,
-};
-use crate::{memmap::MemMap, prefetch::prefetch};
+use super::{layout::Layout, state::State};
+use crate::{context::Loaded, memmap::MemMap, prefetch::prefetch};
 use core::{
-    mem,
     ptr::{self, NonNull},
-    sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering::Relaxed},
 };
 
 /// Objects of the magazine sizes. A magazine is a power of two of bytes.
-pub(super) const MAGAZINES: [u32; 4] = [4, 12, 28, 60];
+pub(super) const MAGAZINES: [u32; 4] = [6, 14, 30, 62];
+
+/// Objects of the largest.
+const MOST: u32 = MAGAZINES[MAGAZINES.len() - 1];
 
 /// Bytes of the objects that a CPU's first magazines of a cache hold at most, if that is more than one: with more
 /// the layer held more pages than Linux on the recorded traces.
-const FIRST_BYTES: u32 = 2048;
+const FIRST_BYTES: u32 = 1920;
 
 /// Bytes of the objects of those that it comes to when its traffic is heavy.
-const MOST_BYTES: u32 = 16384;
+const MOST_BYTES: u32 = 65536;
 
 /// Index into `MAGAZINES` of the first magazines for objects of `stride` bytes.
 pub(super) fn first_class(stride: u32) -> usize {
@@ -58,6 +65,8 @@ const _: () = {
         assert!(Magazine::bytes(MAGAZINES[class]).is_power_of_two());
         class += 1;
     }
+    // Alone at the end of its memory.
+    assert!(size_of::<Magazine>() <= size_of::<Slot>());
 };
 
 /// A free object.
@@ -88,151 +97,219 @@ impl Slot {
     }
 }
 
-const SLOT: u32 = size_of::<Slot>() as u32;
+const SLOT: usize = size_of::<Slot>();
 
-/// The head of a magazine; its slots follow.
-#[repr(C, align(64))]
+/// What is kept of a magazine, behind its places.
 pub(super) struct Magazine {
-    /// Objects and room, in bytes of slots, so that a slot is found by one addition.
-    top: AtomicU32,
-    limit: u32,
-    /// `limit` for objects of an owner's, or 0 where a free must look where the object is from.
-    limit_owned: u16,
-    /// Index into `MAGAZINES`.
-    class: u8,
-    /// Where state bytes are: see `Layout::states_place`.
-    states_shift: u8,
-    /// The layout's.
-    mask: u32,
-    /// The layout's, or 0 where a free must look at nodes.
-    reciprocal: u32,
-    /// The same: what is compared with needs no register this way.
-    bound: u32,
-    states_base: usize,
-    cache: *const Descriptor,
-    /// The CPU's side of the cache, while it has the magazine.
-    pub(super) owner: AtomicPtr<CpuCache>,
-    /// Null. Lies where the object below the first one would be, so that taking one off an empty magazine gives
-    /// none.
-    bottom: usize,
     /// The next one in the depot.
     pub(super) next: AtomicPtr<Magazine>,
+    /// Objects, while no CPU has it loaded.
+    nr: AtomicU8,
+    cap: u8,
+    /// Index into `MAGAZINES`.
+    class: u8,
 }
 
-const _: () = assert!(size_of::<Magazine>() == 64);
-const _: () = assert!(
-    mem::offset_of!(Magazine, bottom) + SLOT as usize
-        == size_of::<Magazine>() + mem::offset_of!(Slot, at)
-);
+/// The magazine without places.
+#[repr(C)]
+struct Nothing {
+    bottom: Slot,
+    magazine: Magazine,
+}
 
-// SAFETY: what changes is atomic; the cache outlives its magazines.
-unsafe impl Sync for Magazine {}
-
-/// What a CPU has that has no magazine of a cache.
-pub(super) static NOTHING: Magazine = Magazine {
-    top: AtomicU32::new(0),
-    limit: 0,
-    limit_owned: 0,
-    class: 0,
-    states_shift: 0,
-    mask: 0,
-    reciprocal: 0,
-    bound: 0,
-    states_base: 0,
-    cache: ptr::null(),
-    owner: AtomicPtr::new(ptr::null_mut()),
-    bottom: 0,
-    next: AtomicPtr::new(ptr::null_mut()),
+static NOTHING: Nothing = Nothing {
+    bottom: Slot { at: AtomicUsize::new(0), state: AtomicUsize::new(0) },
+    magazine: Magazine {
+        next: AtomicPtr::new(ptr::null_mut()),
+        nr: AtomicU8::new(0),
+        cap: 0,
+        class: 0,
+    },
 };
 
-/// A place in a magazine.
+/// What a CPU has loaded that has no magazine of a cache.
+fn nothing() -> &'static Magazine {
+    let _ = (&raw const NOTHING).expose_provenance();
+    &NOTHING.magazine
+}
+
+/// The slot that begins at an address.
+///
+/// # Safety
+/// The address is a slot's of a magazine, or of the bottom's before it.
+#[inline(always)]
+unsafe fn slot(at: usize) -> &'static Slot {
+    // SAFETY: `init` and `nothing` exposed all of it, and what lies there are atomics only.
+    unsafe { &*ptr::with_exposed_provenance::<Slot>(at) }
+}
+
+/// A place in the loaded magazine.
 pub(super) struct Room<'a> {
-    m: &'a Magazine,
-    top: u32,
+    of: Loaded<'a>,
+    top: usize,
 }
 
 impl Room<'_> {
     /// Puts an object there.
     #[inline(always)]
     pub(super) fn put(self, at: *mut u8, state: State) {
-        self.m.slot(self.top).write(at, state);
+        // SAFETY: `Loaded::room` found the end of the magazine's places behind it.
+        unsafe { slot(self.top) }.write(at, state);
         // Whoever is given it next writes to it, and the locked instruction of the free after that waits for the line.
         prefetch(at);
-        self.m.top.store(self.m.top.load(Relaxed).wrapping_add(SLOT), Relaxed);
+        self.of.top().store(self.top.wrapping_add(SLOT), Relaxed);
+    }
+}
+
+/// From `attach_cpus` on, which comes before any use, the addresses are those of one magazine, `NOTHING` or the
+/// CPU's, which lives until another is loaded: they change by these functions only.
+impl<'a> Loaded<'a> {
+    /// Makes the first magazine of a cache that the CPU has the loaded one. With `several_nodes` a free must look where
+    /// the object is from, and is left to the slow path.
+    pub(super) fn equip(
+        self,
+        m: &'static Magazine,
+        layout: &Layout,
+        map: &MemMap,
+        several_nodes: bool,
+    ) {
+        debug_assert!(layout.lead == 0, "such caches have no magazines");
+        let (states, shift) = layout.states_place(map);
+        self.set_states(states);
+        self.set_shift(shift as u8);
+        self.set_mask(layout.mask);
+        let reciprocal = if several_nodes { 0 } else { layout.reciprocal };
+        self.set_reciprocal(reciprocal);
+        self.set_bound(reciprocal);
+        self.load(m);
+    }
+
+    /// The CPU has no magazine of the cache any more.
+    pub(super) fn strip(self) {
+        self.set_reciprocal(0);
+        self.set_bound(0);
+        self.load(nothing());
+    }
+
+    /// The state byte of the object at an offset in the direct map, in a slab of the magazine's cache whose colour takes
+    /// an address `back` (see `colour_back`); `None` if no object begins there, or if that is for a slower
+    /// path to find out.
+    #[inline(always)]
+    pub(super) fn state_at(self, offset: usize, back: u32) -> Option<State> {
+        let behind = (offset as u32).wrapping_add(back) & self.mask();
+        let first = offset.wrapping_sub(behind as usize);
+        // See `Layout`.
+        let product = u64::from(behind) * u64::from(self.reciprocal());
+        if product as u32 >= self.bound() {
+            return None;
+        }
+        let states = self.states().wrapping_add((product >> 32) as usize);
+        let state = states.wrapping_add(first >> (u32::from(self.shift()) & (usize::BITS - 1)));
+        // SAFETY: the caller's frame is a slab's of this cache, and `offset` is `behind` bytes behind its first
+        // object, a multiple of the stride, which has a state byte: `Layout` has no colour for which an address
+        // before the first object would wrap around to one. Direct map and table were exposed.
+        Some(unsafe { State::new(ptr::with_exposed_provenance(state)) })
+    }
+
+    /// Takes the last object.
+    #[inline(always)]
+    pub(super) fn pop(self) -> Option<Object> {
+        let below = self.top().load(Relaxed).wrapping_sub(SLOT);
+        // SAFETY: the slot below the top of the loaded magazine: the bottom of an empty one.
+        let object = unsafe { slot(below) }.read()?;
+        self.top().store(below, Relaxed);
+        Some(object)
+    }
+
+    /// The place behind the last object, if there is one; good while nothing else is done to the magazine.
+    #[inline(always)]
+    pub(super) fn room(self) -> Option<Room<'a>> {
+        let top = self.top().load(Relaxed);
+        // They are never further apart than a magazine is large.
+        (top as u16 != self.end()).then_some(Room { of: self, top })
+    }
+
+    /// Makes a magazine the loaded one.
+    pub(super) fn load(self, m: &'static Magazine) {
+        let end = m.end();
+        self.top().store(end - (m.cap() - m.nr()) as usize * SLOT, Relaxed);
+        self.set_end(end as u16);
     }
 }
 
 impl Magazine {
     /// Bytes of a magazine for `cap` objects.
     pub(super) const fn bytes(cap: u32) -> u32 {
-        (size_of::<Magazine>() + cap as usize * size_of::<Slot>()) as u32
+        // The bottom, and what is kept of it.
+        (cap + 2) * SLOT as u32
     }
 
-    /// Makes an empty magazine of a cache. With `several_nodes` a free must look where the object is from, and
-    /// is left to the slow path.
+    /// Makes an empty magazine for objects of `stride` bytes.
     ///
     /// # Safety
     /// `at` points to `bytes(MAGAZINES[class])` bytes, aligned to a cache line, that are nobody else's for as
     /// long as the magazine is used.
-    pub(super) unsafe fn init(
-        at: *mut u8,
-        class: usize,
-        d: &'static Descriptor,
-        map: &MemMap,
-        several_nodes: bool,
-    ) -> &'static Magazine {
+    pub(super) unsafe fn init(at: *mut u8, class: usize, stride: u32) -> &'static Magazine {
         // Of large objects fewer than there are slots for.
         let slots = MAGAZINES[class];
-        let bytes = if class <= first_class(d.layout.stride) { FIRST_BYTES } else { MOST_BYTES };
-        let cap = slots.min((bytes / d.layout.stride).max(1));
-        debug_assert!(d.layout.lead == 0, "such caches have no magazines");
-        let reciprocal = if several_nodes { 0 } else { d.layout.reciprocal };
-        let (states_base, shift) = d.layout.states_place(map);
-        let head = Magazine {
-            top: AtomicU32::new(0),
-            limit: cap * SLOT,
-            limit_owned: if several_nodes { 0 } else { (cap * SLOT) as u16 },
-            class: class as u8,
-            states_shift: shift as u8,
-            mask: d.layout.mask,
-            reciprocal,
-            bound: reciprocal,
-            states_base,
-            cache: d,
-            owner: AtomicPtr::new(ptr::null_mut()),
-            bottom: 0,
-            next: AtomicPtr::new(ptr::null_mut()),
-        };
-        let m = at.cast::<Magazine>();
-        let _ = m.expose_provenance();
+        let bytes = if class <= first_class(stride) { FIRST_BYTES } else { MOST_BYTES };
+        let cap = slots.min((bytes / stride).max(1));
+        let _ = at.expose_provenance();
         // SAFETY: by the contract the memory is large enough, aligned and ours; the slots, two words each,
         // are zeroed and from then on only used as atomics.
         unsafe {
-            m.write(head);
-            m.add(1).cast::<u8>().write_bytes(0, slots as usize * size_of::<Slot>());
+            at.write_bytes(0, Magazine::bytes(slots) as usize);
+            let m = at.add((cap as usize + 1) * SLOT).cast::<Magazine>();
+            m.write(Magazine {
+                next: AtomicPtr::new(ptr::null_mut()),
+                nr: AtomicU8::new(0),
+                cap: cap as u8,
+                class: class as u8,
+            });
             &*m
         }
     }
 
     /// As a pointer for the places that magazines are kept in.
-    #[inline(always)]
     pub(super) fn place(&'static self) -> *mut Magazine {
         ptr::from_ref(self).cast_mut()
     }
 
-    #[inline(always)]
+    /// The memory that `init` was given.
+    pub(super) fn memory(&'static self) -> *mut u8 {
+        ptr::with_exposed_provenance_mut(self.end() - (usize::from(self.cap) + 1) * SLOT)
+    }
+
+    /// The address behind its last place, which is its own.
+    fn end(&self) -> usize {
+        ptr::from_ref(self).addr()
+    }
+
+    /// Takes note of where its last object ends, when it was loaded until now.
+    #[inline]
+    pub(super) fn settle(&self, top: usize) {
+        self.nr.store(self.nr_to(top) as u8, Relaxed);
+    }
+
+    /// Objects, of a loaded one whose last object ends at `top`. For others than the CPU a number of objects, whatever the
+    /// CPU does meanwhile.
+    pub(super) fn nr_to(&self, top: usize) -> u32 {
+        let room = self.end().wrapping_sub(top) / SLOT;
+        usize::from(self.cap).saturating_sub(room).min(MOST as usize) as u32
+    }
+
+    /// Objects, of one that no CPU has loaded.
     pub(super) fn nr(&self) -> u32 {
-        self.top.load(Relaxed) / SLOT
+        self.nr.load(Relaxed).into()
     }
 
     /// As [`nr`](Self::nr), for others than the owner: whatever the memory is by now, a number of objects.
     pub(super) fn seen(&self) -> u32 {
-        self.nr().min(MAGAZINES[MAGAZINES.len() - 1])
+        self.nr().min(MOST)
     }
 
-    #[inline(always)]
     pub(super) fn cap(&self) -> u32 {
-        self.limit / SLOT
+        self.cap.into()
     }
 
     /// Index into `MAGAZINES`.
@@ -240,94 +317,39 @@ impl Magazine {
         self.class as usize
     }
 
-    /// Whether it holds objects of the cache.
+    /// Its place number `i` of those that it has.
     #[inline(always)]
-    pub(super) fn is_of(&self, d: &Descriptor) -> bool {
-        ptr::eq(self.cache, d)
+    fn place_at(&self, first: usize, i: u32) -> &'static Slot {
+        debug_assert!(i < self.cap());
+        // SAFETY: as many lie before what is kept of it as it has places, from `first` on.
+        unsafe { slot(first + i as usize * SLOT) }
     }
 
-    /// As `room`, if what is freed here may stay here.
-    #[inline(always)]
-    pub(super) fn room_for_owned(&self) -> Option<Room<'_>> {
-        let top = self.top.load(Relaxed);
-        (top < self.limit_owned.into()).then_some(Room { m: self, top })
-    }
-
-    /// The place behind the last object, if there is one; good while nothing else is done to the magazine.
-    #[inline(always)]
-    pub(super) fn room(&self) -> Option<Room<'_>> {
-        let top = self.top.load(Relaxed);
-        (top < self.limit).then_some(Room { m: self, top })
-    }
-
-    /// The slot that begins `at` bytes behind the head.
-    #[inline(always)]
-    fn slot(&self, at: u32) -> &Slot {
-        debug_assert!(at < self.limit && at.is_multiple_of(SLOT));
-        let slots = ptr::from_ref(self).addr() + size_of::<Magazine>();
-        // SAFETY: by `init`'s contract the slots of a magazine lie behind its head, up to `limit`; callers (in
-        // this module) pass multiples of a slot below `limit`. `init` exposed the memory.
-        unsafe { &*ptr::with_exposed_provenance::<Slot>(slots + at as usize) }
-    }
-
-    /// The slot that ends `at` bytes behind the head; the end of the head itself for 0.
-    #[inline(always)]
-    fn below(&self, at: u32) -> &Slot {
-        let first = ptr::from_ref(self).addr() + size_of::<Magazine>() - SLOT as usize;
-        // SAFETY: as in `slot`, with multiples up to `limit`. The end of the head is two words, of which
-        // `bottom` is null for ever. `NOTHING`, which has nothing behind its head, was exposed by `attach_cpus`.
-        unsafe { &*ptr::with_exposed_provenance::<Slot>(first + at as usize) }
-    }
-
-    /// Takes the last object.
-    #[inline(always)]
-    pub(super) fn pop(&self) -> Option<Object> {
-        let object = self.below(self.top.load(Relaxed)).read()?;
-        self.top.store(self.top.load(Relaxed).wrapping_sub(SLOT), Relaxed);
-        Some(object)
-    }
-
-    /// Puts an object behind the last one; `false` if there is no room.
-    #[inline(always)]
-    pub(super) fn push(&self, object: Object) -> bool {
-        self.room().map(|room| room.put(object.at.as_ptr(), object.state)).is_some()
+    /// Where its first place is.
+    fn first(&self) -> usize {
+        self.end() - self.cap() as usize * SLOT
     }
 
     /// The objects, oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = Object> + '_ {
-        (0..self.nr()).filter_map(|i| self.slot(i * SLOT).read())
+        let first = self.first();
+        (0..self.nr().min(self.cap())).filter_map(move |i| self.place_at(first, i).read())
     }
 
     /// Takes the oldest `n` objects out, and gives each to `f`.
-    pub(super) fn drain_oldest(&self, n: u32, f: impl FnMut(Object)) {
-        let nr = self.nr();
+    pub(super) fn drain_oldest(&self, n: u32, mut f: impl FnMut(Object)) {
+        let (first, nr) = (self.first(), self.nr().min(self.cap()));
         let n = n.min(nr);
-        self.iter().take(n as usize).for_each(f);
-        for i in n..nr {
-            if let Some(object) = self.slot(i * SLOT).read() {
-                self.slot((i - n) * SLOT).write(object.at.as_ptr(), object.state);
+        for i in 0..n {
+            if let Some(object) = self.place_at(first, i).read() {
+                f(object);
             }
         }
-        self.top.store((nr - n) * SLOT, Relaxed);
-    }
-
-    /// The state byte of the object at an offset in the direct map, in a slab of the magazine's cache whose colour takes
-    /// an address `back` (see `colour_back`); `None` if no object begins there, or if that is for a slower
-    /// path to find out.
-    #[inline(always)]
-    pub(super) fn state_at(&self, offset: usize, back: u32) -> Option<State> {
-        let behind = (offset as u32).wrapping_add(back) & self.mask;
-        let first = offset.wrapping_sub(behind as usize);
-        // See `Layout`.
-        let product = u64::from(behind) * u64::from(self.reciprocal);
-        if product as u32 >= self.bound {
-            return None;
+        for i in n..nr {
+            let (from, to) = (self.place_at(first, i), self.place_at(first, i - n));
+            to.at.store(from.at.load(Relaxed), Relaxed);
+            to.state.store(from.state.load(Relaxed), Relaxed);
         }
-        let states = self.states_base.wrapping_add(first >> (self.states_shift & 63));
-        let state = states.wrapping_add((product >> 32) as usize);
-        // SAFETY: the caller's frame is a slab's of this cache, and `offset` is `behind` bytes behind its first
-        // object, a multiple of the stride, which has a state byte: `Layout` has no colour for which an address
-        // before the first object would wrap around to one. Direct map and table were exposed.
-        Some(unsafe { State::new(ptr::with_exposed_provenance(state)) })
+        self.nr.store((nr - n) as u8, Relaxed);
     }
 }

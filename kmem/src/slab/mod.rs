@@ -23,7 +23,7 @@
 //! ```text
 //!   address ──> frame ──> owner: cache number, colour        (memmap, dense, two bytes a frame)
 //!                            │
-//!     CPU ──> table ─────────┴──> loaded magazine of (object, state byte), previous magazine
+//!     CPU ──> table ─────────┴──> loaded magazine of (object, state byte), where state bytes are
 //!                                    │ empty / full
 //!                                    ▼
 //!                   shelf: depot of magazines, lists of slabs (lock)
@@ -81,7 +81,7 @@ use crate::{
     platform::Platform,
     sync::IrqLock,
 };
-use cache::{Descriptor, Root};
+use cache::{Descriptor, MAX_CACHES, Root};
 use core::{
     ptr::NonNull,
     sync::atomic::{
@@ -246,7 +246,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Calls `f` with every cache, the youngest first, internal ones last; each stays for as long as that takes.
     fn each(&self, mut f: impl FnMut(&'static Root, &'static Descriptor)) {
         let Some(root) = self.root() else { return };
-        for id in (1..cache::MAX_CACHES as u16).rev() {
+        for id in (1..MAX_CACHES as u16).rev() {
             if let Some(d) = self.pin(root, id) {
                 f(root, d);
                 // Release pairs with the Acquire of the destroyer.

@@ -14,13 +14,13 @@ use super::{
     KmemCache, Objects,
     cache::{CpuCache, Descriptor, Root},
     cpu::Need,
-    magazine::{Magazine, Object},
+    magazine::Object,
     node::{Slab, Whose, colour_back, number},
     state,
 };
 use crate::{
     context::Path,
-    error::{AllocError, Misuse},
+    error::{AllocError, Answer, Misuse},
     gfp::{Gfp, GfpError},
     page_alloc::Reclaim,
     platform::Platform,
@@ -36,25 +36,6 @@ const ZONES: Gfp =
     Gfp::DMA_ZONE.union(Gfp::DMA32).union(Gfp::HIGHMEM).union(Gfp::MOVABLE).union(Gfp::RECLAIMABLE);
 
 impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
-    /// Allocates an object of a cache, from the CPU's loaded magazine if that `is_right`.
-    #[inline(always)]
-    #[track_caller]
-    fn alloc(
-        self,
-        d: &'static Descriptor,
-        gfp: Gfp,
-        is_right: impl FnOnce(&Magazine) -> bool,
-    ) -> Result<Object, AllocError> {
-        let object = match self.take_hot::<false>(d.id, gfp, is_right) {
-            Some(object) => object,
-            None => self.alloc_warm(d, gfp)?,
-        };
-        if gfp.contains(Gfp::ZERO) {
-            self.zero(d, object.at);
-        }
-        Ok(object)
-    }
-
     #[inline(never)]
     pub(super) fn zero(&self, d: &Descriptor, at: NonNull<u8>) {
         // SAFETY: the object has `size` bytes and was just given to the caller.
@@ -62,13 +43,13 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     }
 
     /// Takes an object off the CPU's loaded magazine of a cache, if there is nothing unusual about the request
-    /// and its caller, and the magazine `is_right`. With `WARM` an empty one is filled.
+    /// and its caller, and the cache `is_right`. With `WARM` an empty one is filled.
     #[inline(always)]
     pub(super) fn take_hot<const WARM: bool>(
         self,
         id: u16,
         gfp: Gfp,
-        is_right: impl FnOnce(&Magazine) -> bool,
+        is_right: impl FnOnce() -> bool,
     ) -> Option<Object> {
         if gfp.intersects(ZONES) {
             return None;
@@ -80,16 +61,18 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             // From here on no interrupt exchanges the magazine.
             let (path, process) =
                 if WARM { (Path::ObjRefill, false) } else { (Path::ObjAlloc, gfp.may_block()) };
-            self.pages.own_idle(cpu, idle, path, process);
-            let m = self.loaded(cpu, id);
-            if is_right(m)
-                && let Some(object) =
-                    m.pop().or_else(|| if WARM { self.pop_warm(cpu, m) } else { None })
+            let owned = self.pages.own_idle(cpu, idle, path, process);
+            let held = owned.held();
+            if is_right()
+                && let Some(object) = held
+                    .loaded(id)
+                    .pop()
+                    .or_else(|| if WARM { self.pop_warm(held, id) } else { None })
             {
                 object.state.set(state::LIVE);
                 taken = Some(object);
             }
-            self.pages.disown_idle(cpu, idle);
+            self.pages.disown_idle(owned);
             if WARM {
                 self.pages.do_deferred(cpu);
             }
@@ -102,7 +85,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(always)]
     #[track_caller]
     pub(crate) fn alloc_from(self, cache: &KmemCache, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
-        self.alloc(cache.0, gfp, |m| m.is_of(cache.0)).map(|object| object.at)
+        let d = cache.0;
+        let Some(object) = self.take_hot::<false>(d.id, gfp, || self.is_own(d)) else {
+            return self.alloc_warm(d, gfp).result();
+        };
+        if gfp.contains(Gfp::ZERO) {
+            self.zero(d, object.at);
+        }
+        Ok(object.at)
     }
 
     /// As `alloc_from`, for the owner of a cache of this machine, who frees by
@@ -110,7 +100,20 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     #[inline(always)]
     #[track_caller]
     pub(crate) fn alloc_owned(self, cache: &KmemCache, gfp: Gfp) -> Result<Object, AllocError> {
-        self.alloc(cache.0, gfp, |_| true)
+        let d = cache.0;
+        let Some(object) = self.take_hot::<false>(d.id, gfp, || true) else {
+            return self.alloc_owned_warm(d, gfp);
+        };
+        if gfp.contains(Gfp::ZERO) {
+            self.zero(d, object.at);
+        }
+        Ok(object)
+    }
+
+    /// Whether a cache is one of this machine's.
+    #[inline(always)]
+    fn is_own(&self, d: &Descriptor) -> bool {
+        d.machine == self.pages.idle_word()
     }
 
     /// `kmem_cache_alloc_node`.
@@ -171,15 +174,26 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         self.free(at.as_ptr(), Some(cache.0))
     }
 
-    /// The end of a `kmem_cache_alloc` that found the loaded magazine empty.
+    /// The end of a `kmem_cache_alloc` that found the loaded magazine empty, zeroed if that is asked for.
     #[cold]
     #[inline(never)]
     #[track_caller]
-    fn alloc_warm(self, d: &'static Descriptor, gfp: Gfp) -> Result<Object, AllocError> {
-        match self.take_hot::<true>(d.id, gfp, |m| m.is_of(d)) {
-            Some(object) => Ok(object),
-            None => self.alloc_cold(d, gfp, None),
+    fn alloc_warm(self, d: &'static Descriptor, gfp: Gfp) -> Answer {
+        self.alloc_owned_warm(d, gfp).map(|object| object.at).into()
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn alloc_owned_warm(self, d: &'static Descriptor, gfp: Gfp) -> Result<Object, AllocError> {
+        let object = match self.take_hot::<true>(d.id, gfp, || self.is_own(d)) {
+            Some(object) => object,
+            None => self.alloc_cold(d, gfp, None)?,
+        };
+        if gfp.contains(Gfp::ZERO) {
+            self.zero(d, object.at);
         }
+        Ok(object)
     }
 
     /// The end of a `kmem_cache_alloc` that the fast paths do not serve.
@@ -287,7 +301,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             // Before the magazines are filled, which takes up what a free left word of.
             let need = self.need(cpu, d);
             let whose = self.cpu_cache(cpu, d.id).map_or(Whose::Few, CpuCache::whose);
-            let object = self.pop_refilled(cpu, d);
+            let object = self.pop_refilled(owned.held(), d);
             if let Some(object) = &object {
                 object.state.set(state::LIVE);
             }
@@ -321,16 +335,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if let Some(cpu) = p.get_cpu_fast() {
             let mut done = false;
             if let Some(idle) = self.pages.idle(cpu, true) {
-                self.pages.own_idle(cpu, idle, Path::ObjFree, true);
+                let owned = self.pages.own_idle(cpu, idle, Path::ObjFree, true);
                 // Nobody else frees it, so a look is enough; that somebody did is found out all the same.
-                if let Some(room) = self.loaded(cpu, cache.0.id).room_for_owned()
+                if let Some(room) = owned.held().loaded(cache.0.owned_id).room()
                     && object.state.get() == state::LIVE
                 {
                     object.state.set(state::CACHED);
                     room.put(object.at.as_ptr(), object.state);
                     done = true;
                 }
-                self.pages.disown_idle(cpu, idle);
+                self.pages.disown_idle(owned);
             }
             p.put_cpu(cpu);
             if done {
@@ -359,13 +373,15 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         {
             // From here on no interrupt exchanges the magazine.
             let path = if WARM { Path::ObjFlush } else { Path::ObjFree };
-            self.pages.own_idle(cpu, idle, path, process);
+            let owned = self.pages.own_idle(cpu, idle, path, process);
+            let held = owned.held();
             let of = owner.load(Relaxed);
-            let m = self.loaded(cpu, number(of));
-            if cache.is_none_or(|d| m.is_of(d))
+            let id = number(of);
+            let m = held.loaded(id);
+            if cache.is_none_or(|d| d.id == id && self.is_own(d))
                 && let Some(state) = m.state_at(offset, colour_back(of))
                 && let Some(room) =
-                    m.room().or_else(|| if WARM { self.room_flushed(cpu, m) } else { None })
+                    m.room().or_else(|| if WARM { self.room_flushed(held, id) } else { None })
                 && state.free()
             {
                 done = owner.load(Relaxed) == of;
@@ -376,7 +392,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     state.set(state::LIVE);
                 }
             }
-            self.pages.disown_idle(cpu, idle);
+            self.pages.disown_idle(owned);
             if WARM {
                 self.pages.do_deferred(cpu);
             }
@@ -451,7 +467,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let local = self.node_of(slab.head) == cpu.node();
             let mut put = false;
             if local && let Some(owned) = self.pages.own(cpu, Path::ObjFree) {
-                put = self.push_flushed(cpu, d, object);
+                put = self.push_flushed(owned.held(), d, object);
                 self.pages.disown(owned);
             }
             p.put_cpu(cpu);
