@@ -48,26 +48,48 @@ fn take<B: Bytes>(b: &mut B, size: usize) -> *mut u8 {
     at
 }
 
-/// 64 bytes taken and given back, in memory where an object of that size is in use.
+/// Objects in use beside [`Pair`]'s at most.
+const HELD: usize = 1024;
+
+/// 64 bytes taken and given back, in memory where objects of that size are in use. Before each run there are a few more
+/// of those, so that it is at another place: processors confuse places whose addresses end alike, and no contender is to
+/// be lucky or unlucky for long.
 pub struct Pair<B: Bytes> {
     bytes: B,
-    held: *mut u8,
+    held: Vec<*mut u8>,
+    rng: fastrand::Rng,
 }
 
 // SAFETY: an allocator's memory may be freed by whatever thread.
 unsafe impl<B: Bytes + Send> Send for Pair<B> {}
 
 impl<B: Bytes> Pair<B> {
-    /// Takes the object that stays in use.
-    pub fn new(mut bytes: B) -> Pair<B> {
-        let held = take(&mut bytes, PAIR);
-        Pair { bytes, held }
+    /// Takes nothing yet.
+    pub fn new(bytes: B) -> Pair<B> {
+        let held = Vec::with_capacity(HELD);
+        Pair { bytes, held, rng: fastrand::Rng::with_seed(SEED) }
+    }
+
+    fn move_on(&mut self) {
+        let more = self.rng.usize(1..=HELD / 16);
+        if self.held.len() + more > HELD {
+            self.let_go();
+        }
+        self.held.extend((0..more).map(|_| take(&mut self.bytes, PAIR)));
+    }
+
+    fn let_go(&mut self) {
+        for at in self.held.drain(..) {
+            // SAFETY: taken by `move_on`, and not used again.
+            unsafe { self.bytes.free(at, PAIR) };
+        }
     }
 }
 
 impl<B: Bytes + Send> Work for Pair<B> {
     #[inline(never)]
     fn run(&mut self, n: u64) -> Duration {
+        self.move_on();
         timed(|| {
             for _ in 0..n {
                 let at = take(&mut self.bytes, PAIR);
@@ -78,8 +100,7 @@ impl<B: Bytes + Send> Work for Pair<B> {
     }
 
     fn end(mut self: Box<Self>) {
-        // SAFETY: taken by `new`, and not used again.
-        unsafe { self.bytes.free(self.held, PAIR) };
+        self.let_go();
     }
 }
 
