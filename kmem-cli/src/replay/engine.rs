@@ -18,6 +18,9 @@
 //! at which the last of an order is taken does too, and the frees that merge into another are a few events ahead.
 //! Linux's reclaim needs no replaying: what it freed are events of the recording.
 //!
+//! Once a recorded second each CPU does its housekeeping (`vmstat_update`), as Linux's CPUs do by a timer that no event
+//! tells of.
+//!
 //! # Locking
 //! The table's words are written once each (release) and read by waiters (acquire). A waiter gives its CPU
 //! up now and then, so that more threads than CPUs still make progress; the operation with the smallest position
@@ -52,6 +55,8 @@ use std::{
 const ABSENT: u32 = 0;
 /// When no thread has come further for so long, none will.
 const STUCK: Duration = Duration::from_millis(500);
+/// Recorded nanoseconds between two of a CPU's housekeeping: Linux's `vm.stat_interval`.
+const STAT_INTERVAL: u64 = 1_000_000_000;
 /// After so many failures the machine is too small, and nobody is waited for.
 const HOPELESS: u32 = 8;
 /// Its allocation failed.
@@ -131,6 +136,8 @@ struct Shared<'a> {
     samples: Mutex<Vec<Sample>>,
     began: Instant,
     paced: bool,
+    /// When the recording ends.
+    end: u64,
     damaged: AtomicBool,
     /// A thread has panicked; nobody is to wait for what it had still to do.
     broken: AtomicBool,
@@ -178,6 +185,7 @@ pub fn run(
         samples: Mutex::new(Vec::with_capacity(SAMPLES as usize + 2)),
         began: Instant::now(),
         paced: args.speed == Speed::Recorded,
+        end: times.iter().filter_map(|times| times.iter().max()).max().copied().unwrap_or(0),
         damaged: AtomicBool::new(false),
         broken: AtomicBool::new(false),
         hopeless: AtomicU32::new(0),
@@ -310,8 +318,10 @@ impl Shared<'_> {
             refused_frees: 0,
             skipped: 0,
         };
+        let mut second = 0;
         for (op, time) in ops.iter().zip(times) {
             self.at[index].store(op.seq.into(), Release);
+            self.keep_house(&mut second, *time);
             if self.paced {
                 self.wait_until(*time, process);
             }
@@ -336,8 +346,19 @@ impl Shared<'_> {
                 self.sample(seq);
             }
         }
+        self.keep_house(&mut second, self.end);
         self.at[index].store(u64::MAX, Release);
         c
+    }
+
+    /// What a CPU does by its timer up to a recorded time. `done` are the seconds that it has done.
+    fn keep_house(&self, done: &mut u64, time: u64) {
+        let due = (time / STAT_INTERVAL).saturating_sub(*done);
+        *done += due;
+        // Where nothing happened in between the second gives back all that is left.
+        for _ in 0..due.min(2) {
+            self.machine.vmstat_update();
+        }
     }
 
     fn wait_until(&self, time_ns: u64, process: &mut Process) {

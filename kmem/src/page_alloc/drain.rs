@@ -2,7 +2,8 @@
 //!
 //! # Concepts
 //! A list that runs over spills a batch from its cold end. A CPU that goes offline, and everyone when
-//! memory is short, drains all lists.
+//! memory is short, drains all lists. About once a second a CPU gives back what rests on its lists: what lies
+//! there cannot merge, and a CPU whose traffic has ceased comes by none of the others.
 //!
 //! # Locking
 //! Ownership of the CPU's lists, then an area's lock, held for all blocks of a chunk that belong there.
@@ -250,6 +251,30 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             && let Some(owned) = self.own(cpu, Path::Drain)
         {
             frames = self.drain_owned(cpu);
+            self.disown(owned);
+        }
+        self.p.put_cpu(cpu);
+        frames
+    }
+
+    /// Housekeeping of the CPU that the caller runs on, for the platform's timer, about once a second as the kernel's
+    /// (`vm.stat_interval`): gives back the blocks that rest on the CPU's lists, which are those that it had no use for
+    /// since the last time. Returns the number of frames; 0 when the caller runs on no CPU or its lists are owned
+    /// beneath it. Any context but NMI \[P3\].
+    ///
+    /// See [`stat_interval`](https://docs.kernel.org/admin-guide/sysctl/vm.html#stat-interval).
+    pub fn vmstat_update(&self) -> u64 {
+        let Some(cpu) = self.p.get_cpu() else { return 0 };
+        let mut frames = 0;
+        if !cpu.context().in_nmi()
+            && let Some(owned) = self.own(cpu, Path::Drain)
+        {
+            for zone in self.zones {
+                let Some(pcp) = self.pcp_of(cpu.id(), zone.slot) else { continue };
+                for list in ListId::all() {
+                    frames += self.give_back(zone, pcp, list, pcp.resting(list));
+                }
+            }
             self.disown(owned);
         }
         self.p.put_cpu(cpu);

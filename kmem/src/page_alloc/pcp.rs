@@ -11,7 +11,7 @@
 //! a pageblock's order have lists, one per mobility. How many blocks a list may hold (`high`) tunes
 //! itself: a refill that follows a spill says that the traffic swings wider than the list, so it grows;
 //! pressure on the zone puts it back to half of its smallest, since what lies on lists then keeps the
-//! last large blocks from being whole. The ring goes round in no more places than that takes, so that a
+//! last large blocks from being whole. What rests on it is given back from time to time (`vmstat_update`). The ring goes round in no more places than that takes, so that a
 //! list costs few cache lines; its size changes when it is empty, which it is when it is refilled.
 //!
 //! # Locking
@@ -167,6 +167,8 @@ pub(crate) struct Pcp {
     last: AtomicU32,
     /// Blocks that the fast paths took straight from the buddy.
     direct: AtomicU64,
+    /// Of each list, how many blocks had been taken when it was last looked through for what rests.
+    looked: [AtomicU32; PCP_LISTS],
     rings: [[AtomicU32; CAPACITY as usize]; PCP_LISTS],
 }
 
@@ -402,6 +404,13 @@ impl Pcp {
     #[inline(always)]
     pub(crate) fn count_allocs(&self, list: ListId, n: u64) {
         bump(&self.list(list).allocs, n);
+    }
+
+    /// Blocks that lie on a list for no use: more than were taken off it since this was asked last.
+    pub(crate) fn resting(&self, list: ListId) -> u32 {
+        let now = self.list(list).allocs.load(Relaxed) as u32;
+        let taken = now.wrapping_sub(self.looked[list.0].swap(now, Relaxed));
+        self.len(list).saturating_sub(taken)
     }
 
     /// Counts `n` blocks put by frees.

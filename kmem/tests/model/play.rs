@@ -156,6 +156,7 @@ pub enum Op {
     FreeBulk { near: u16, count: u8 },
     At { near: u16, order: u32, gfp: Gfp },
     DrainHere,
+    KeepHouse,
     DrainAll,
     SetMobility { near: u16, to: MigrateType },
     RunOn { cpu: usize },
@@ -183,6 +184,7 @@ impl Op {
             28 => Op::Bulk { gfp, places: c, context },
             29 => Op::FreeBulk { near, count: c },
             30 => Op::At { near, order, gfp: if c & 0x40 == 0 { Gfp::KERNEL } else { Gfp::COMP } },
+            31 if a & 1 == 1 => Op::KeepHouse,
             31 => Op::DrainHere,
             32 => Op::DrainAll,
             33 => Op::SetMobility { near, to: MigrateType::ALL[usize::from(c) % 6] },
@@ -497,6 +499,15 @@ impl Game {
             Op::At { near, order, gfp } => self.at(near, order, gfp),
             Op::DrainHere => {
                 self.machine.drain_this_cpu();
+            }
+            Op::KeepHouse => {
+                let runs = self.before().interrupts;
+                self.machine.vmstat_update();
+                self.machine.vmstat_update();
+                let left = self.machine.vmstat_update();
+                if self.before().interrupts == runs {
+                    assert_eq!(left, 0, "all that rested went");
+                }
             }
             Op::DrainAll => {
                 let runs = self.before().interrupts;

@@ -142,8 +142,11 @@ impl<'a> Worker<'a> {
             870..=889 => self.split(),
             890..=909 => self.references(),
             910..=979 => self.exchange(),
-            980..=989 => {
+            980..=984 => {
                 self.kmem.drain_this_cpu();
+            }
+            985..=989 => {
+                self.kmem.vmstat_update();
             }
             990..=991 => self.kmem.drain_all_pages(),
             992..=993 => self.mobility(),

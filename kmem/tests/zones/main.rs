@@ -3,6 +3,7 @@
 mod fallback;
 mod layouts;
 mod nodes;
+mod resting;
 
 use kmem::{AllocError, Gfp, Page, Pfn, context::Task};
 use kmem_test_support::Rig;

@@ -1,0 +1,86 @@
+//! What rests on a CPU's lists goes back to the buddy \[P3\].
+
+use kmem::Gfp;
+use kmem_test_support::Rig;
+
+/// More than a list starts with, fewer than it may hold.
+const BURST: usize = 24;
+
+/// Takes that many single pages and gives them back.
+fn burst(rig: &Rig, n: usize) {
+    let pages: Vec<_> = (0..n).map(|_| rig.alloc_page(Gfp::KERNEL).unwrap()).collect();
+    pages.into_iter().for_each(|page| rig.__free_page(page).unwrap());
+}
+
+fn on_lists(rig: &Rig) -> u64 {
+    rig.audit().unwrap().pcp
+}
+
+#[test]
+fn what_was_used_stays_and_what_rests_goes() {
+    let rig = Rig::flat();
+    rig.run(|_| {
+        burst(&rig, BURST);
+        let held = on_lists(&rig);
+        assert!(held > 0, "the lists are in use");
+        // As many were taken as lie there.
+        assert_eq!((rig.vmstat_update(), on_lists(&rig)), (0, held));
+        burst(&rig, 2);
+        assert_eq!(on_lists(&rig), held);
+        assert_eq!((rig.vmstat_update(), on_lists(&rig)), (held - 2, 2));
+        assert_eq!((rig.vmstat_update(), on_lists(&rig)), (2, 0));
+        assert_eq!(rig.vmstat_update(), 0);
+        // The lists are as good as before.
+        burst(&rig, BURST);
+        assert_eq!(on_lists(&rig), held);
+    });
+}
+
+#[test]
+fn the_hot_end_stays() {
+    let rig = Rig::flat();
+    rig.run(|_| {
+        burst(&rig, BURST);
+        rig.vmstat_update();
+        let page = rig.alloc_page(Gfp::KERNEL).unwrap();
+        let hot = rig.page_to_pfn(page);
+        rig.__free_page(page).unwrap();
+        rig.vmstat_update();
+        assert_eq!(on_lists(&rig), 1);
+        let page = rig.alloc_page(Gfp::KERNEL).unwrap();
+        assert_eq!(rig.page_to_pfn(page), hot);
+        rig.__free_page(page).unwrap();
+    });
+}
+
+#[test]
+fn each_list_is_looked_at_by_itself() {
+    let rig = Rig::pc();
+    rig.run(|_| {
+        let take = |gfp, order| {
+            let page = rig.alloc_pages(gfp, order).unwrap();
+            rig.__free_pages(page, order).unwrap();
+        };
+        let all = [(Gfp::KERNEL, 0), (Gfp::HIGHUSER_MOVABLE, 0), (Gfp::KERNEL, 1), (Gfp::DMA, 0)];
+        all.iter().for_each(|(gfp, order)| take(*gfp, *order));
+        rig.vmstat_update();
+        take(Gfp::KERNEL, 1);
+        rig.vmstat_update();
+        assert_eq!(on_lists(&rig), 2, "the block of order 1 that was in use");
+    });
+}
+
+#[test]
+fn the_other_cpus_lists_are_their_own() {
+    let rig = Rig::flat();
+    let on = |cpu, f: &dyn Fn() -> u64| rig.run_on(Some(cpu), None, |_| f()).unwrap();
+    on(0, &|| {
+        burst(&rig, BURST);
+        rig.vmstat_update()
+    });
+    let held = on_lists(&rig);
+    assert_eq!((on(1, &|| rig.vmstat_update()), on_lists(&rig)), (0, held));
+    assert_eq!((on(0, &|| rig.vmstat_update()), on_lists(&rig)), (held, 0));
+    // On no CPU there is nothing to look at.
+    assert_eq!(rig.vmstat_update(), 0);
+}
