@@ -730,3 +730,52 @@ fn an_area_that_is_looked_at_is_freed_once() {
     check_random(run, schedules(1500));
     assert!(seen.load(SeqCst) > 100, "the area was there now and then");
 }
+
+/// Reports and audits look at the magazines of a CPU that is busy with them: they may see what was, and change nothing.
+#[test]
+fn magazines_are_looked_at_while_they_are_exchanged() {
+    let run = || {
+        let kmem = machine();
+        let made = on_cpu(
+            &kmem,
+            0,
+            0,
+            || true,
+            |k| {
+                let c = cache(k, "seen", 64);
+                cycle(k, &c, 3);
+                c
+            },
+        );
+        let c = Arc::new(made);
+        let (mine, seen) = (Arc::clone(&c), Arc::clone(&c));
+        let busy: Work = Box::new(move |k| {
+            for n in [29, 3, 30, 28, 14, 29] {
+                let held: Vec<_> =
+                    (0..n).map(|_| k.kmem_cache_alloc(&mine, Gfp::NOWAIT).unwrap()).collect();
+                let mut all: Vec<_> = held.iter().map(|at| at.addr()).collect();
+                all.sort_unstable();
+                all.dedup();
+                assert_eq!(all.len(), held.len(), "given out twice");
+                for at in held {
+                    // SAFETY: allocated above, and not used again.
+                    unsafe { k.kmem_cache_free(&mine, at) }.unwrap();
+                }
+            }
+        });
+        let reports: Work = Box::new(move |k| {
+            (0..3).for_each(|_| {
+                let _ = k.kmem_cache_info(&seen);
+            });
+        });
+        let audits: Work = Box::new(|k| {
+            (0..4).for_each(|_| {
+                let _ = k.audit_objects();
+            });
+        });
+        at_once(&kmem, 0, [busy, reports, audits]);
+        let audit = kmem.audit_objects().unwrap();
+        assert_eq!(audit.live, 0);
+    };
+    check_random(run, schedules(500));
+}

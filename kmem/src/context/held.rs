@@ -34,7 +34,7 @@ impl<'a> Held<'a> {
     /// The CPU's loaded magazine of a cache.
     #[inline(always)]
     pub(crate) fn loaded(self, id: u16) -> Loaded<'a> {
-        Loaded { all: &self.cpu.loaded, i: usize::from(id) % MAX_CACHES }
+        Loaded { held: self, i: usize::from(id) % MAX_CACHES }
     }
 }
 
@@ -115,7 +115,7 @@ impl Magazines {
 /// A held CPU's loaded magazine of one cache.
 #[derive(Clone, Copy)]
 pub(crate) struct Loaded<'a> {
-    all: &'a Magazines,
+    held: Held<'a>,
     i: usize,
 }
 
@@ -125,13 +125,13 @@ macro_rules! own_value {
         #[inline(always)]
         pub(crate) fn $get(self) -> $type {
             // SAFETY: a `Held` made this, so the caller is alone with it.
-            unsafe { (*self.all.$array[self.i].0.get()) $(.$field)? }
+            unsafe { (*self.held.cpu.loaded.$array[self.i].0.get()) $(.$field)? }
         }
 
         #[inline(always)]
         pub(crate) fn $set(self, value: $type) {
             // SAFETY: as above, and nobody is given a reference.
-            unsafe { (*self.all.$array[self.i].0.get()) $(.$field)? = value };
+            unsafe { (*self.held.cpu.loaded.$array[self.i].0.get()) $(.$field)? = value };
         }
     )*};
 }
@@ -140,7 +140,7 @@ impl<'a> Loaded<'a> {
     /// Where the last object ends. Reports look at it too.
     #[inline(always)]
     pub(crate) fn top(self) -> &'a AtomicUsize {
-        &self.all.tops[self.i]
+        &self.held.cpu.loaded.tops[self.i]
     }
 
     own_value! {

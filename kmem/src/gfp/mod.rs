@@ -140,6 +140,11 @@ impl GfpError {
     /// All of them, in numeric order.
     pub(crate) const ALL: [GfpError; 10] = {
         use GfpError::*;
+        // Whoever adds one here adds it below.
+        match TwoZones {
+            TwoZones | HighMemNeedsPage | NofailCannotWait | NofailOrder | OrderTooLarge
+            | TwoMobilities | NoSuchNode | ForeignCache | BadSize | BadAlignment => {}
+        }
         [
             TwoZones,
             HighMemNeedsPage,

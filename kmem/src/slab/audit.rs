@@ -8,7 +8,8 @@ use super::{
     Objects, SlabFlags,
     cache::{Descriptor, List, MAX_CACHES, NONE},
     layout::OUTSIDE,
-    magazine::Magazine,
+    magazine::{Magazine, nr_between},
+    node::number,
     state,
 };
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     platform::{Level, Platform},
     types::Pfn,
 };
-use core::{fmt, sync::atomic::Ordering::Relaxed};
+use core::{fmt, ptr::NonNull, sync::atomic::Ordering::Relaxed};
 
 /// Live objects that a failing destroy names.
 const LISTED: u64 = 16;
@@ -167,14 +168,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         info
     }
 
-    /// Calls `f` with each magazine of the cache that a CPU has. For a quiet machine.
-    fn each_magazine(&self, d: &Descriptor, mut f: impl FnMut(&Magazine)) {
+    /// Calls `f` with each magazine of the cache that a CPU has, and how many objects it holds. For a quiet machine: of
+    /// another what it sees is out of date, no more.
+    fn each_magazine(&self, d: &Descriptor, mut f: impl FnMut(&Magazine, u32)) {
         let p = self.pages.platform();
         for cpu in (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id)) {
             if let Some(cc) = self.cpu_cache(cpu, d.id) {
-                cc.loaded().settle(cpu.loaded_top(d.id));
-                f(cc.loaded());
-                f(cc.previous());
+                f(cc.loaded(), nr_between(cc.loaded().first(), cpu.loaded_top(d.id)));
+                f(cc.previous(), cc.previous().seen());
             }
         }
     }
@@ -186,7 +187,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         cpus.map(|cpu| {
             // The CPU's side of a pinned cache stays, and what is read of magazines that do not is a number.
             self.cpu_cache(cpu, d.id).map_or(0, |cc| {
-                let loaded = cc.loaded().nr_to(cpu.loaded_top(d.id));
+                let loaded = nr_between(cc.first_place.load(Relaxed), cpu.loaded_top(d.id));
                 u64::from(loaded + cc.previous().seen())
             })
         })
@@ -297,10 +298,22 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Whether every object in the CPUs' magazines is marked as cached.
     fn cached_right(&self, d: &'static Descriptor) -> bool {
         let mut right = true;
-        self.each_magazine(d, |m| {
-            right &= m.iter().all(|object| object.state.get() == state::CACHED);
+        self.each_magazine(d, |m, nr| {
+            right &= m.first_objects(nr).all(|object| self.is_cached(d, object.at));
         });
         right
+    }
+
+    /// Whether an object of the cache begins at an address, marked as cached. Any address may be asked about: on a machine
+    /// that is not quiet a magazine's memory may be another's by now.
+    fn is_cached(&self, d: &Descriptor, at: NonNull<u8>) -> bool {
+        let map = self.pages.map();
+        let offset = map.direct_offset(at.addr().get());
+        number(map.owner_at(offset, P::PAGE_SHIFT)) == d.id
+            && map
+                .owned_frame(offset, P::PAGE_SHIFT)
+                .and_then(|pfn| self.object_at(d, pfn, at))
+                .is_some_and(|(_, object)| object.state.get() == state::CACHED)
     }
 
     /// Reports the live objects of a cache, the first few by address and with their users if those are noted, and returns how many there are.

@@ -15,7 +15,10 @@ use super::{
 use crate::{context::IdleWord, error::Name, sync::IrqLock};
 use core::{
     ops::Range,
-    sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
+        Ordering::{Acquire, Relaxed},
+    },
 };
 
 /// Caches a machine may have; their numbers fit nine bits of a frame's owner.
@@ -188,6 +191,8 @@ pub(crate) struct CpuCache {
     pub(super) previous: AtomicPtr<Magazine>,
     /// The loaded one; once the CPU gave the cache up, the one that was.
     pub(super) loaded: AtomicPtr<Magazine>,
+    /// Where that one's first place is, for reports: it may be gone by the time they look.
+    pub(super) first_place: AtomicUsize,
     /// Index into `MAGAZINES` of those it had first, and of those it asks for.
     pub(super) first: u32,
     pub(super) class: AtomicU32,
@@ -211,7 +216,14 @@ impl CpuCache {
         if self.busy() || small { Whose::Own } else { Whose::Few }
     }
 
-    /// The loaded magazine.
+    /// Makes a magazine the loaded one, as far as this knows of it.
+    #[inline]
+    pub(super) fn set_loaded(&self, m: &'static Magazine) {
+        self.loaded.store(m.place(), Relaxed);
+        self.first_place.store(m.first(), Relaxed);
+    }
+
+    /// The loaded magazine, for who owns the CPU's lists, and on a quiet machine.
     pub(super) fn loaded(&self) -> &'static Magazine {
         // SAFETY: a magazine of the CPU's, which lives until another is put here.
         unsafe { &*self.loaded.load(Relaxed) }
@@ -304,7 +316,7 @@ pub(super) struct Root {
     pub(super) internal: [Descriptor; NR_INTERNAL],
     /// Held by whoever creates, merges or destroys.
     pub(super) registry: IrqLock<()>,
-    /// Frames of the root itself and of the CPUs' tables.
+    /// Frames of the root itself.
     pub(super) frames: AtomicU64,
 }
 

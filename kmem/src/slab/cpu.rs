@@ -28,7 +28,7 @@ use crate::{
 use core::{
     ptr,
     sync::atomic::{
-        AtomicPtr, AtomicU32,
+        AtomicPtr, AtomicU32, AtomicUsize,
         Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
         fence,
     },
@@ -84,11 +84,14 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let p = self.pages.platform();
         for cpu in (0..p.nr_cpu_ids()).filter_map(|id| p.cpu(id)) {
             cpu.set_equipped(false);
-            // SAFETY: at bring-up nothing runs on it that has to do with this machine.
+            // SAFETY: the machine has just claimed the CPU, and is nobody's yet: nothing that runs there gets to here.
             let held = unsafe { Held::new(cpu) };
             for id in 0..MAX_CACHES as u16 {
                 held.loaded(id).strip();
-                cpu.side(id).store(ptr::null_mut(), Relaxed);
+                // Only what another machine has left: a fresh page stays untouched.
+                if !cpu.side(id).load(Relaxed).is_null() {
+                    cpu.side(id).store(ptr::null_mut(), Relaxed);
+                }
             }
         }
     }
@@ -133,6 +136,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                 cache: d,
                 previous: AtomicPtr::new(previous.place()),
                 loaded: AtomicPtr::new(loaded.place()),
+                first_place: AtomicUsize::new(loaded.first()),
                 first: class as u32,
                 class: AtomicU32::new(class as u32),
                 flushed: AtomicU32::new(0),
@@ -170,7 +174,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
                     let several_nodes = self.pages.nr_nodes() > 1;
                     let loaded = owned.held().loaded(d.id);
                     loaded.equip(cc.loaded(), &d.layout, self.pages.map(), several_nodes);
-                    // Release: reports from other CPUs see it whole.
+                    // Release: reports from other CPUs see the CPU's side whole.
                     cpu.side(d.id).store(ptr::from_ref(cc).cast_mut().cast(), Release);
                     installed = true;
                 }
@@ -274,7 +278,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
 
     #[inline]
     fn load(held: Held<'_>, cc: &CpuCache, m: &'static Magazine) {
-        cc.loaded.store(m.place(), Relaxed);
+        cc.set_loaded(m);
         held.loaded(cc.cache.id).load(m);
     }
 

@@ -143,6 +143,11 @@ unsafe fn slot(at: usize) -> &'static Slot {
     unsafe { &*ptr::with_exposed_provenance::<Slot>(at) }
 }
 
+/// Objects between a magazine's first place and where its last object ends. Whatever those are, a number of objects.
+pub(super) fn nr_between(first: usize, top: usize) -> u32 {
+    (top.wrapping_sub(first) / SLOT).min(MOST as usize) as u32
+}
+
 /// A place in the loaded magazine.
 pub(super) struct Room<'a> {
     of: Loaded<'a>,
@@ -153,6 +158,11 @@ impl Room<'_> {
     /// Puts an object there.
     #[inline(always)]
     pub(super) fn put(self, at: *mut u8, state: State) {
+        debug_assert_eq!(
+            self.of.top().load(Relaxed),
+            self.top,
+            "the magazine was exchanged meanwhile"
+        );
         // SAFETY: `Loaded::room` found the end of the magazine's places behind it.
         unsafe { slot(self.top) }.write(at, state);
         // Whoever is given it next writes to it, and the locked instruction of the free after that waits for the line.
@@ -226,6 +236,7 @@ impl<'a> Loaded<'a> {
     pub(super) fn room(self) -> Option<Room<'a>> {
         let top = self.top().load(Relaxed);
         // They are never further apart than a magazine is large.
+        debug_assert!(self.end().wrapping_sub(top as u16) <= (MOST as usize * SLOT) as u16);
         (top as u16 != self.end()).then_some(Room { of: self, top })
     }
 
@@ -288,14 +299,7 @@ impl Magazine {
     /// Takes note of where its last object ends, when it was loaded until now.
     #[inline]
     pub(super) fn settle(&self, top: usize) {
-        self.nr.store(self.nr_to(top) as u8, Relaxed);
-    }
-
-    /// Objects, of a loaded one whose last object ends at `top`. For others than the CPU a number of objects, whatever the
-    /// CPU does meanwhile.
-    pub(super) fn nr_to(&self, top: usize) -> u32 {
-        let room = self.end().wrapping_sub(top) / SLOT;
-        usize::from(self.cap).saturating_sub(room).min(MOST as usize) as u32
+        self.nr.store(nr_between(self.first(), top) as u8, Relaxed);
     }
 
     /// Objects, of one that no CPU has loaded.
@@ -326,14 +330,14 @@ impl Magazine {
     }
 
     /// Where its first place is.
-    fn first(&self) -> usize {
+    pub(super) fn first(&self) -> usize {
         self.end() - self.cap() as usize * SLOT
     }
 
-    /// The objects, oldest first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Object> + '_ {
+    /// The first `nr` objects, as many of them as there can be, oldest first.
+    pub(super) fn first_objects(&self, nr: u32) -> impl Iterator<Item = Object> + '_ {
         let first = self.first();
-        (0..self.nr().min(self.cap())).filter_map(move |i| self.place_at(first, i).read())
+        (0..nr.min(self.cap())).filter_map(move |i| self.place_at(first, i).read())
     }
 
     /// Takes the oldest `n` objects out, and gives each to `f`.
