@@ -145,8 +145,8 @@ struct List {
     head: AtomicU32,
     /// Hot end; free-running.
     tail: AtomicU32,
-    /// Blocks the list may hold now; 0 switches it off.
-    high: AtomicU32,
+    /// Where the tail may get to: what the list may hold behind the head, and never below the tail.
+    limit: AtomicU32,
     /// Places of the ring that are in use, less one: below `CAPACITY`, which only this module can break.
     mask: AtomicU32,
     /// Blocks ever taken for an allocation.
@@ -167,6 +167,8 @@ pub(crate) struct Pcp {
     last: AtomicU32,
     /// Blocks that the fast paths took straight from the buddy.
     direct: AtomicU64,
+    /// Of each list, how many blocks it may hold now; 0 switches it off.
+    high: [AtomicU32; PCP_LISTS],
     /// Of each list, how many blocks had been taken when it was last looked through for what rests.
     looked: [AtomicU32; PCP_LISTS],
     rings: [[AtomicU32; CAPACITY as usize]; PCP_LISTS],
@@ -256,7 +258,8 @@ impl Drop for HotEnd<'_> {
 /// The cold end of a list, good while the caller owns the lists and changes nothing else. What was put
 /// counts once it is dropped.
 pub(crate) struct ColdEnd<'a> {
-    list: &'a List,
+    pcp: &'a Pcp,
+    list: ListId,
     ring: Ring<'a>,
     head: u32,
 }
@@ -273,7 +276,7 @@ impl ColdEnd<'_> {
 impl Drop for ColdEnd<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.list.head.store(self.head, Relaxed);
+        self.pcp.set_head(self.list, self.head);
     }
 }
 
@@ -342,8 +345,25 @@ impl Pcp {
             return None;
         }
         let pfn = self.ring(list).slot(head).load(Relaxed);
-        l.head.store(head.wrapping_add(1), Relaxed);
+        self.set_head(list, head.wrapping_add(1));
         Some(pfn)
+    }
+
+    #[inline]
+    fn set_head(&self, list: ListId, head: u32) {
+        self.list(list).head.store(head, Relaxed);
+        self.set_limit(list);
+    }
+
+    /// Sets the limit, after the head or what the list may hold have changed. A list that holds more, since that was
+    /// lowered, takes no more.
+    #[inline]
+    fn set_limit(&self, list: ListId) {
+        let l = self.list(list);
+        let tail = l.tail.load(Relaxed);
+        let limit = l.head.load(Relaxed).wrapping_add(self.high(list));
+        let over = limit.wrapping_sub(tail) > CAPACITY;
+        l.limit.store(if over { tail } else { limit }, Relaxed);
     }
 
     /// Takes blocks off the cold end into `to`, as many as there are; says how many.
@@ -354,7 +374,7 @@ impl Pcp {
         for (i, at) in to[..n].iter_mut().enumerate() {
             *at = ring.slot(head.wrapping_add(i as u32)).load(Relaxed);
         }
-        l.head.store(head.wrapping_add(n as u32), Relaxed);
+        self.set_head(list, head.wrapping_add(n as u32));
         n
     }
 
@@ -363,8 +383,11 @@ impl Pcp {
     pub(crate) fn place(&self, list: ListId) -> Option<Place<'_>> {
         let l = self.list(list);
         let tail = l.tail.load(Relaxed);
-        let grows = tail.wrapping_sub(l.head.load(Relaxed)) < l.high.load(Relaxed);
-        grows.then_some(Place { list: l, slot: self.ring(list).slot(tail), tail })
+        (tail != l.limit.load(Relaxed)).then_some(Place {
+            list: l,
+            slot: self.ring(list).slot(tail),
+            tail,
+        })
     }
 
     /// The hot end, to take several blocks from.
@@ -379,11 +402,7 @@ impl Pcp {
     #[inline(always)]
     pub(crate) fn hot_end(&self, list: ListId) -> HotEnd<'_> {
         let l = self.list(list);
-        let tail = l.tail.load(Relaxed);
-        let limit = l.head.load(Relaxed).wrapping_add(l.high.load(Relaxed));
-        // A list above its limit (it was lowered) takes no more.
-        let over = limit.wrapping_sub(tail) > CAPACITY;
-        let limit = if over { tail } else { limit };
+        let (tail, limit) = (l.tail.load(Relaxed), l.limit.load(Relaxed));
         HotEnd { list: l, ring: self.ring(list), from: tail, tail, limit }
     }
 
@@ -397,7 +416,7 @@ impl Pcp {
     #[inline(always)]
     pub(crate) fn cold_end(&self, list: ListId) -> ColdEnd<'_> {
         let l = self.list(list);
-        ColdEnd { list: l, ring: self.ring(list), head: l.head.load(Relaxed) }
+        ColdEnd { pcp: self, list, ring: self.ring(list), head: l.head.load(Relaxed) }
     }
 
     /// Counts `n` blocks taken for allocations.
@@ -470,7 +489,7 @@ impl Pcp {
     /// Blocks the list may hold now; 0 means that it is off.
     #[inline(always)]
     pub(crate) fn high(&self, list: ListId) -> u32 {
-        self.list(list).high.load(Relaxed)
+        self.high[list.0].load(Relaxed)
     }
 
     /// Sets every list to its smallest size.
@@ -488,7 +507,8 @@ impl Pcp {
             let places = high.clamp(1, CAPACITY).next_power_of_two();
             l.mask.store(places - 1, Relaxed);
         }
-        l.high.store(high.min(l.mask.load(Relaxed) + 1), Relaxed);
+        self.high[list.0].store(high.min(l.mask.load(Relaxed) + 1), Relaxed);
+        self.set_limit(list);
     }
 
     /// Notes that the list ran empty; it grows if it also ran over since.
