@@ -11,8 +11,10 @@
 //! a pageblock's order have lists, one per mobility. How many blocks a list may hold (`high`) tunes
 //! itself: a refill that follows a spill says that the traffic swings wider than the list, so it grows;
 //! pressure on the zone puts it back to half of its smallest, since what lies on lists then keeps the
-//! last large blocks from being whole. What rests on it is given back from time to time (`vmstat_update`). The ring goes round in no more places than that takes, so that a
-//! list costs few cache lines; its size changes when it is empty, which it is when it is refilled.
+//! last large blocks from being whole. What rests on it is given back from time to time (`vmstat_update`). The
+//! ring goes round in no more places than that takes, so that a list costs few cache lines; its size changes
+//! when it is empty, which it is when it is refilled. Where the tail may get to is kept beside the ends: one
+//! comparison says whether a list takes more.
 //!
 //! # Locking
 //! A list is touched by its own CPU only, and only while [`Cpu::path`](crate::context::Cpu::path) says
