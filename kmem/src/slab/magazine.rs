@@ -196,8 +196,11 @@ impl<'a> Loaded<'a> {
 
     /// The CPU has no magazine of the cache any more.
     pub(super) fn strip(self) {
-        self.set_reciprocal(0);
-        self.set_bound(0);
+        // At bring-up there was none before: pages that nobody has written to stay so.
+        if self.reciprocal() != 0 {
+            self.set_reciprocal(0);
+            self.set_bound(0);
+        }
         self.load(nothing());
     }
 
