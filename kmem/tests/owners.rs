@@ -119,6 +119,27 @@ fn slots_go_back_to_their_cache() {
 }
 
 #[test]
+fn slots_go_home_to_their_node() {
+    let rig = Rig::new(Shape::numa(2, 64 * MIB), Config::default());
+    let node_of = |at: &u64| {
+        let (pfn, _) = rig.place(rig.virt_to_page(std::ptr::from_ref(at).cast()).unwrap());
+        rig.page_zone(pfn).unwrap().node()
+    };
+    let cache = rig.run(|_| Cache::new(&rig, "homes", SlabFlags::NO_MERGE).unwrap());
+    let take = |n: u64| (0..n).map(|i| cache.alloc(i, Gfp::KERNEL).unwrap()).collect::<Vec<_>>();
+    // CPUs 0 and 1 are on node 0, 2 and 3 on node 1.
+    let far = rig.run_on(Some(2), None, |_| take(50)).unwrap();
+    assert!(far.iter().all(|slot| node_of(slot) == 1));
+    rig.run(|_| {
+        // This CPU has magazines of the cache when the others come.
+        drop(take(50));
+        drop(far);
+        assert!(take(50).iter().all(|slot| node_of(slot) == 0));
+    });
+    rig.run(|_| drop(cache));
+}
+
+#[test]
 fn a_cache_with_forgotten_slots_stays_and_says_so() {
     let rig = Rig::flat();
     rig.run(|_| {
