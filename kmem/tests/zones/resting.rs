@@ -1,6 +1,6 @@
 //! What rests on a CPU's lists goes back to the buddy \[P3\].
 
-use kmem::Gfp;
+use kmem::{Gfp, vmstat::VmEvent};
 use kmem_test_support::Rig;
 
 /// More than a list starts with, fewer than it may hold.
@@ -83,4 +83,12 @@ fn the_other_cpus_lists_are_their_own() {
     assert_eq!((on(0, &|| rig.vmstat_update()), on_lists(&rig)), (held, 0));
     // On no CPU there is nothing to look at.
     assert_eq!(rig.vmstat_update(), 0);
+}
+
+#[test]
+fn a_list_that_never_held_anything_takes_what_it_may() {
+    let rig = Rig::flat();
+    let page = rig.run(|_| rig.take(Gfp::KERNEL, 0).unwrap());
+    rig.run_on(Some(1), None, |_| rig.release([page])).unwrap();
+    assert_eq!(rig.vm_event(VmEvent::PcpSpill), 0);
 }
