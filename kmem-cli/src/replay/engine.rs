@@ -321,10 +321,10 @@ impl Shared<'_> {
         let mut second = 0;
         for (op, time) in ops.iter().zip(times) {
             self.at[index].store(op.seq.into(), Release);
-            self.keep_house(&mut second, *time);
             if self.paced {
                 self.wait_until(*time, process);
             }
+            self.keep_house(&mut second, *time);
             match op.what {
                 What::Alloc => self.alloc(index, op, process, &mut c),
                 What::Free => {

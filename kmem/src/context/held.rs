@@ -65,31 +65,26 @@ pub(super) struct Magazines {
 
 /// Keeps what belongs to one cache, or to caches with near numbers, at different places within a page: processors that
 /// compare the lower parts of addresses first take a load for one of what was just stored at the same place of another.
-#[expect(dead_code, reason = "nobody reads it")]
-struct Apart([u8; 1024]);
-
-impl Apart {
-    const NEW: Apart = Apart([0; 1024]);
-}
+type Apart = [u8; 1024];
 
 /// How a slab is cut into objects.
 #[derive(Clone, Copy)]
-pub(crate) struct Span {
+struct Span {
     /// The slab's size less one.
-    pub(crate) mask: u32,
+    mask: u32,
     /// Of the objects' stride.
-    pub(crate) reciprocal: u32,
+    reciprocal: u32,
 }
 
 /// What others are compared with.
 #[derive(Clone, Copy)]
-pub(crate) struct Bound {
+struct Bound {
     /// The reciprocal once more, where it need not be in a register.
-    pub(crate) reciprocal: u32,
+    reciprocal: u32,
     /// Where the last place ends: the lower part of an address.
-    pub(crate) end: u16,
+    end: u16,
     /// What an offset is shifted right by, to find states.
-    pub(crate) shift: u8,
+    shift: u8,
 }
 
 impl Magazines {
@@ -97,11 +92,11 @@ impl Magazines {
     pub(super) const fn new() -> Magazines {
         Magazines {
             tops: [const { AtomicUsize::new(0) }; MAX_CACHES],
-            _1: Apart::NEW,
+            _1: [0; 1024],
             states: [const { Own::new(0) }; MAX_CACHES],
-            _2: Apart::NEW,
+            _2: [0; 1024],
             spans: [const { Own::new(Span { mask: 0, reciprocal: 0 }) }; MAX_CACHES],
-            _3: Apart::NEW,
+            _3: [0; 1024],
             bounds: [const { Own::new(Bound { reciprocal: 0, end: 0, shift: 0 }) }; MAX_CACHES],
         }
     }

@@ -111,70 +111,50 @@ bitflags::bitflags! {
     }
 }
 
-/// What is wrong with a mask or an order \[G3\].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum GfpError {
-    /// Two zones were asked for at once.
-    TwoZones,
-    /// High memory was asked for where an address is returned.
-    HighMemNeedsPage,
-    /// `__GFP_NOFAIL` without `__GFP_DIRECT_RECLAIM`.
-    NofailCannotWait,
-    /// `__GFP_NOFAIL` with an order above 1.
-    NofailOrder,
-    /// The order is above the machine's MAX_ORDER.
-    OrderTooLarge,
-    /// Both mobility flags at once.
-    TwoMobilities,
-    /// The node does not exist.
-    NoSuchNode,
-    /// The cache belongs to another machine.
-    ForeignCache,
-    /// Nothing, or more than there is of one piece.
-    BadSize,
-    /// The alignment is not a power of two, or more than a frame.
-    BadAlignment,
-}
-
-impl GfpError {
-    /// All of them, in numeric order.
-    pub(crate) const ALL: [GfpError; 10] = {
-        use GfpError::*;
-        // Whoever adds one here adds it below.
-        match TwoZones {
-            TwoZones | HighMemNeedsPage | NofailCannotWait | NofailOrder | OrderTooLarge
-            | TwoMobilities | NoSuchNode | ForeignCache | BadSize | BadAlignment => {}
+macro_rules! gfp_errors {
+    ($($(#[$doc:meta])* $name:ident: $text:literal,)*) => {
+        /// What is wrong with a mask or an order \[G3\].
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum GfpError {
+            $($(#[$doc])* $name,)*
         }
-        [
-            TwoZones,
-            HighMemNeedsPage,
-            NofailCannotWait,
-            NofailOrder,
-            OrderTooLarge,
-            TwoMobilities,
-            NoSuchNode,
-            ForeignCache,
-            BadSize,
-            BadAlignment,
-        ]
+
+        impl GfpError {
+            /// All of them, in numeric order.
+            pub(crate) const ALL: &[GfpError] = &[$(GfpError::$name,)*];
+        }
+
+        impl core::fmt::Display for GfpError {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                f.write_str(match self {
+                    $(GfpError::$name => $text,)*
+                })
+            }
+        }
     };
 }
 
-impl core::fmt::Display for GfpError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(match self {
-            GfpError::TwoZones => "two zone modifiers in one mask",
-            GfpError::HighMemNeedsPage => "__GFP_HIGHMEM where an address is returned",
-            GfpError::NofailCannotWait => "__GFP_NOFAIL without __GFP_DIRECT_RECLAIM",
-            GfpError::NofailOrder => "__GFP_NOFAIL with an order above 1",
-            GfpError::OrderTooLarge => "order above MAX_ORDER",
-            GfpError::TwoMobilities => "__GFP_MOVABLE and __GFP_RECLAIMABLE in one mask",
-            GfpError::NoSuchNode => "no such node",
-            GfpError::ForeignCache => "a cache of another machine",
-            GfpError::BadSize => "illegal size",
-            GfpError::BadAlignment => "illegal alignment",
-        })
-    }
+gfp_errors! {
+    /// Two zones were asked for at once.
+    TwoZones: "two zone modifiers in one mask",
+    /// High memory was asked for where an address is returned.
+    HighMemNeedsPage: "__GFP_HIGHMEM where an address is returned",
+    /// `__GFP_NOFAIL` without `__GFP_DIRECT_RECLAIM`.
+    NofailCannotWait: "__GFP_NOFAIL without __GFP_DIRECT_RECLAIM",
+    /// `__GFP_NOFAIL` with an order above 1.
+    NofailOrder: "__GFP_NOFAIL with an order above 1",
+    /// The order is above the machine's MAX_ORDER.
+    OrderTooLarge: "order above MAX_ORDER",
+    /// Both mobility flags at once.
+    TwoMobilities: "__GFP_MOVABLE and __GFP_RECLAIMABLE in one mask",
+    /// The node does not exist.
+    NoSuchNode: "no such node",
+    /// The cache belongs to another machine.
+    ForeignCache: "a cache of another machine",
+    /// Nothing, or more than there is of one piece.
+    BadSize: "illegal size",
+    /// The alignment is not a power of two, or more than a frame.
+    BadAlignment: "illegal alignment",
 }
 
 impl core::error::Error for GfpError {}

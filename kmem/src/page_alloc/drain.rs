@@ -229,32 +229,37 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.trace(&Event::PagePcpuDrain { pfn: Pfn(pfn), order, migratetype });
     }
 
-    /// Drains all lists of a CPU that the caller owns.
-    fn drain_owned(&self, cpu: &Cpu) -> u64 {
+    /// Gives `nr` blocks of each list of a CPU back. The caller owns the lists.
+    fn give_owned(&self, cpu: &Cpu, nr: impl Fn(&Pcp, ListId) -> u32) -> u64 {
         let _ = cpu.set_path(Path::Drain);
         let mut frames = 0;
         for zone in self.zones {
             let Some(pcp) = self.pcp_of(cpu.id(), zone.slot) else { continue };
             for list in ListId::all() {
-                frames += self.give_back(zone, pcp, list, pcp.len(list));
+                frames += self.give_back(zone, pcp, list, nr(pcp, list));
             }
         }
+        frames
+    }
+
+    /// As [`give_owned`](Self::give_owned), of the CPU that the caller runs on, if its lists can be had.
+    fn give_here(&self, nr: impl Fn(&Pcp, ListId) -> u32) -> u64 {
+        let Some(cpu) = self.p.get_cpu() else { return 0 };
+        let mut frames = 0;
+        if !cpu.context().in_nmi()
+            && let Some(owned) = self.own(cpu, Path::Drain)
+        {
+            frames = self.give_owned(cpu, nr);
+            self.disown(owned);
+        }
+        self.p.put_cpu(cpu);
         frames
     }
 
     /// Drains the lists of the CPU the caller runs on and returns the number of frames; 0 when it runs
     /// on none or the lists are owned beneath it. Any context but NMI.
     pub fn drain_this_cpu(&self) -> u64 {
-        let Some(cpu) = self.p.get_cpu() else { return 0 };
-        let mut frames = 0;
-        if !cpu.context().in_nmi()
-            && let Some(owned) = self.own(cpu, Path::Drain)
-        {
-            frames = self.drain_owned(cpu);
-            self.disown(owned);
-        }
-        self.p.put_cpu(cpu);
-        frames
+        self.give_here(Pcp::len)
     }
 
     /// Housekeeping of the CPU that the caller runs on, for the platform's timer, about once a second as the kernel's
@@ -264,21 +269,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     ///
     /// See [`stat_interval`](https://docs.kernel.org/admin-guide/sysctl/vm.html#stat-interval).
     pub fn vmstat_update(&self) -> u64 {
-        let Some(cpu) = self.p.get_cpu() else { return 0 };
-        let mut frames = 0;
-        if !cpu.context().in_nmi()
-            && let Some(owned) = self.own(cpu, Path::Drain)
-        {
-            for zone in self.zones {
-                let Some(pcp) = self.pcp_of(cpu.id(), zone.slot) else { continue };
-                for list in ListId::all() {
-                    frames += self.give_back(zone, pcp, list, pcp.resting(list));
-                }
-            }
-            self.disown(owned);
-        }
-        self.p.put_cpu(cpu);
-        frames
+        self.give_here(Pcp::resting)
     }
 
     /// Does what others left for this CPU, now that its lists are let go.
@@ -296,7 +287,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         while cpu.deferred.load(Acquire) & DEFER_DRAIN != 0 {
             let Some(owned) = self.own(cpu, Path::Drain) else { return };
-            self.drain_owned(cpu);
+            self.give_owned(cpu, Pcp::len);
             self.answered(owned, DEFER_DRAIN);
         }
         let mut asked = cpu.deferred.load(Acquire) & (DEFER_SAMPLE | DEFER_RECALL);

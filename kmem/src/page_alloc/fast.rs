@@ -15,12 +15,12 @@
 //! Ownership of the CPU's lists; an area's lock during a refill.
 
 use super::{
-    PageAllocator,
+    Idle, PageAllocator,
     pcp::{ListId, PCP_MAX_SMALL, Pcp},
     slow::Reclaim,
 };
 use crate::{
-    context::{Before, Cpu, Path},
+    context::{Cpu, Path},
     error::AllocError,
     gfp::Gfp,
     page::{Page, PageFlags, PageState},
@@ -62,8 +62,8 @@ pub(super) struct Preferred<'a> {
 }
 
 /// A plain request, decided.
-pub(super) struct Plain {
-    idle: Before,
+pub(super) struct Plain<'c> {
+    idle: Idle<'c>,
     pub(super) to: Preferred<'static>,
     pub(super) mt: usize,
     /// Frames it may take from the zone.
@@ -117,7 +117,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// What the request comes to, if there is nothing unusual about it, its caller or the machine.
     #[inline(always)]
-    pub(super) fn plain(&self, cpu: &Cpu, gfp: Gfp, order: u32) -> Option<Plain> {
+    pub(super) fn plain<'c>(&self, cpu: &'c Cpu, gfp: Gfp, order: u32) -> Option<Plain<'c>> {
         if gfp.bits() & UNUSUAL != 0 || self.gate.load(Relaxed) != 0 {
             return None;
         }
@@ -140,7 +140,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         let r = self.plain(cpu, gfp, order)?;
         let list = ListId::small(order, r.mt)?;
-        let owned = self.own_idle(cpu, r.idle, Path::PcpAlloc, gfp.may_block());
+        let owned = self.own_idle(r.idle, Path::PcpAlloc, gfp.may_block());
         let pfn = r.to.pcp.pop_hot(list);
         if pfn.is_some() {
             r.to.pcp.count_allocs(list, 1);
@@ -184,7 +184,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     /// A plain request that the list's blocks at hand do not answer.
-    fn alloc_plain(&self, cpu: &Cpu, r: Plain, gfp: Gfp, order: u32) -> Option<&Page> {
+    fn alloc_plain(&self, cpu: &Cpu, r: Plain<'_>, gfp: Gfp, order: u32) -> Option<&Page> {
         let Preferred { zone, pcp } = r.to;
         if let Some(list) = ListId::of(order, r.mt)
             && pcp.high(list) > 0

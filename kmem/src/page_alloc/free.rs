@@ -70,7 +70,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return self.free_general(page, order);
         };
         // From here on the block is this CPU's, and nobody else's.
-        let owned = self.own_idle(cpu, idle, Path::PcpFree, false);
+        let owned = self.own_idle(idle, Path::PcpFree, false);
         let place = ListId::small(order, pb.mt_index()).and_then(|list| {
             let pcp = self.data_of(cpu)?.pcps.get(pb.zone_index())?;
             Some((pcp, list, pcp.place(list)?))

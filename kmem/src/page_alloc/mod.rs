@@ -145,6 +145,12 @@ struct CpuData {
     pcps: &'static [Pcp],
 }
 
+/// A CPU of the machine's whose lists nobody owned when it was looked at: an interrupt that came since has let them go again.
+pub(crate) struct Idle<'a> {
+    cpu: &'a Cpu,
+    before: Before,
+}
+
 /// Ownership of a CPU's lists.
 pub(crate) struct Owned<'a> {
     cpu: &'a Cpu,
@@ -155,7 +161,9 @@ impl Owned<'_> {
     /// What the ownership gives access to.
     #[inline(always)]
     pub(crate) fn held(&self) -> Held<'_> {
-        // SAFETY: whoever made this took the lists of the CPU it runs on, and they are let go by its end.
+        // SAFETY: `own` and `own_idle` alone make this, of a CPU that the platform said its caller is on and whose lists
+        // nobody owned, once they have put its word on an owner's path. Until that is restored, by whoever ends this, an
+        // interrupt on the CPU finds the lists owned, and no other CPU takes them.
         unsafe { Held::new(self.cpu) }
     }
 }
@@ -377,6 +385,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Takes the CPU's lists, if nobody beneath the caller owns them.
     #[inline(always)]
     pub(crate) fn own<'a>(&self, cpu: &'a Cpu, path: Path) -> Option<Owned<'a>> {
+        debug_assert!(path as u8 >= Path::FIRST_OWNER);
         if cpu.path_raw() >= Path::FIRST_OWNER {
             return None;
         }
@@ -397,23 +406,19 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Whether the lists of the CPU, which may be another machine's, may be taken by a fast path; with
     /// `process` only by a caller in process context.
     #[inline(always)]
-    pub(crate) fn idle(&self, cpu: &Cpu, process: bool) -> Option<Before> {
-        cpu.idle(&self.idle, process, P::PREEMPTIBLE)
+    pub(crate) fn idle<'c>(&self, cpu: &'c Cpu, process: bool) -> Option<Idle<'c>> {
+        cpu.idle(&self.idle, process, P::PREEMPTIBLE).map(|before| Idle { cpu, before })
     }
 
     /// Takes the lists of an idle CPU.
     #[inline(always)]
-    pub(crate) fn own_idle<'c>(
-        &self,
-        cpu: &'c Cpu,
-        idle: Before,
-        path: Path,
-        process: bool,
-    ) -> Owned<'c> {
-        cpu.leave_idle(idle, path, process, P::PREEMPTIBLE);
+    pub(crate) fn own_idle<'c>(&self, idle: Idle<'c>, path: Path, process: bool) -> Owned<'c> {
+        debug_assert!(path as u8 >= Path::FIRST_OWNER);
+        let Idle { cpu, before } = idle;
+        cpu.leave_idle(before, path, process, P::PREEMPTIBLE);
         // As in `own`.
         compiler_fence(SeqCst);
-        Owned { cpu, before: idle }
+        Owned { cpu, before }
     }
 
     /// Undoes [`own_idle`](Self::own_idle). The fast paths do not look at `deferred`: who waits for an answer kicks
@@ -484,7 +489,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[inline(always)]
     pub(crate) fn mark(&self, path: Path) -> Mark<'_, P> {
         let cpu = self.p.get_cpu_fast();
-        let before = cpu.and_then(|cpu| self.idle(cpu, false));
+        let before = cpu.and_then(|cpu| cpu.idle(&self.idle, false, P::PREEMPTIBLE));
         match (cpu, before) {
             (Some(cpu), Some(idle)) => {
                 cpu.leave_idle(idle, path, false, P::PREEMPTIBLE);

@@ -9,7 +9,6 @@ use super::{
     cache::{Descriptor, List, MAX_CACHES, NONE},
     layout::OUTSIDE,
     magazine::{Magazine, nr_between},
-    node::number,
     state,
 };
 use crate::{
@@ -307,13 +306,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     /// Whether an object of the cache begins at an address, marked as cached. Any address may be asked about: on a machine
     /// that is not quiet a magazine's memory may be another's by now.
     fn is_cached(&self, d: &Descriptor, at: NonNull<u8>) -> bool {
-        let map = self.pages.map();
-        let offset = map.direct_offset(at.addr().get());
-        number(map.owner_at(offset, P::PAGE_SHIFT)) == d.id
-            && map
-                .owned_frame(offset, P::PAGE_SHIFT)
-                .and_then(|pfn| self.object_at(d, pfn, at))
-                .is_some_and(|(_, object)| object.state.get() == state::CACHED)
+        self.in_slab(at.as_ptr())
+            .is_some_and(|(of, object)| of.id == d.id && object.state.get() == state::CACHED)
     }
 
     /// Reports the live objects of a cache, the first few by address and with their users if those are noted, and returns how many there are.

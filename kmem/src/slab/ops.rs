@@ -61,7 +61,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             // From here on no interrupt exchanges the magazine.
             let (path, process) =
                 if WARM { (Path::ObjRefill, false) } else { (Path::ObjAlloc, gfp.may_block()) };
-            let owned = self.pages.own_idle(cpu, idle, path, process);
+            let owned = self.pages.own_idle(idle, path, process);
             let held = owned.held();
             if is_right()
                 && let Some(object) = held
@@ -335,7 +335,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         if let Some(cpu) = p.get_cpu_fast() {
             let mut done = false;
             if let Some(idle) = self.pages.idle(cpu, true) {
-                let owned = self.pages.own_idle(cpu, idle, Path::ObjFree, true);
+                let owned = self.pages.own_idle(idle, Path::ObjFree, true);
                 // Nobody else frees it, so a look is enough; that somebody did is found out all the same.
                 if let Some(room) = owned.held().loaded(cache.0.owned_id).room()
                     && object.state.get() == state::LIVE
@@ -373,7 +373,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         {
             // From here on no interrupt exchanges the magazine.
             let path = if WARM { Path::ObjFlush } else { Path::ObjFree };
-            let owned = self.pages.own_idle(cpu, idle, path, process);
+            let owned = self.pages.own_idle(idle, path, process);
             let held = owned.held();
             let of = owner.load(Relaxed);
             let id = number(of);
