@@ -243,6 +243,25 @@ impl IdleWord {
     }
 }
 
+/// What the fast paths of a machine compare a CPU's word with that are to be shut now and then: its [`IdleWord`], or
+/// one that no CPU's word is equal to.
+pub(crate) struct Gated(AtomicU64);
+
+impl Gated {
+    pub(crate) fn open(idle: IdleWord) -> Gated {
+        Gated(AtomicU64::new(idle.0))
+    }
+
+    pub(crate) fn set(&self, idle: IdleWord, open: bool) {
+        self.0.store(if open { idle.0 } else { NOBODYS }, Relaxed);
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self) -> IdleWord {
+        IdleWord(self.0.load(Relaxed))
+    }
+}
+
 /// In place of a machine's number: it is to stay unknown. No machine has it.
 const FORGOTTEN: u64 = ((1 << 24) - 1) << 8;
 

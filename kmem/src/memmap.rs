@@ -21,7 +21,10 @@ use crate::{
     prefetch::prefetch,
     types::{PAGEBLOCK_FRAMES, PAGEBLOCK_ORDER, Pfn},
 };
-use core::sync::atomic::{AtomicU8, AtomicU16, Ordering::Relaxed};
+use core::{
+    ptr,
+    sync::atomic::{AtomicU8, AtomicU16, Ordering::Relaxed},
+};
 
 /// Bytes of memory, as a power of two, that one byte of the table of large objects' states is for.
 pub(crate) const STATE_SHIFT: u32 = 10;
@@ -166,15 +169,17 @@ impl MemMap {
         &self.pages[pfn.wrapping_sub(self.base) as usize]
     }
 
-    /// The frame of a page and the flags of its pageblock; `None` when the page is not of this map.
+    /// A page as one of the map's, and the flags of its pageblock; `None` when it is not of this map.
     #[inline(always)]
-    pub(crate) fn locate(&self, page: &Page) -> Option<(u32, PbFlags)> {
+    pub(crate) fn locate(&self, page: &Page) -> Option<(&'static Page, PbFlags)> {
         let pfn = self.pfn(page)?;
         let i = ((pfn - self.base) >> PAGEBLOCK_ORDER) as usize;
         // SAFETY: `pfn` returned a frame of the map, and by the check in `new` `blocks` has an entry for
         // the pageblock of every one.
         let block = unsafe { self.blocks.get_unchecked(i) };
-        Some((pfn, block.flags()))
+        // SAFETY: it lies among `pages`, which are there as long as anything.
+        let page = unsafe { &*ptr::from_ref(page) };
+        Some((page, block.flags()))
     }
 
     /// The frame of a page; `None` when the page is not of this map.

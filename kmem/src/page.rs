@@ -325,10 +325,20 @@ impl Page {
     /// Acquire sees the writes of those who dropped their references in `put`.
     #[inline(always)]
     pub(crate) fn try_free(&self, order: u32) -> bool {
-        let now = self.state.load(Ordering::Relaxed);
-        PageState(now).freeable(order)
-            && self.unmapped()
-            && self.state.compare_exchange(now, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        self.freeable(order).is_some_and(|seen| self.free_from(seen))
+    }
+
+    /// The first half of [`try_free`](Self::try_free): the state, if nothing speaks against freeing the block.
+    #[inline(always)]
+    pub(crate) fn freeable(&self, order: u32) -> Option<PageState> {
+        let now = self.state();
+        (now.freeable(order) && self.unmapped()).then_some(now)
+    }
+
+    /// The second half: frees the block if it is still in that state.
+    #[inline(always)]
+    pub(crate) fn free_from(&self, seen: PageState) -> bool {
+        self.state.compare_exchange(seen.0, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Whether neither a page table nor an address space knows the page.

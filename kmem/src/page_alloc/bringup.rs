@@ -16,12 +16,12 @@ use super::{
     CpuData, PageAllocator,
     fast::Preferred,
     owner::Owners,
-    pcp::{Limits, Pcp},
+    pcp::{Limits, List, Pcp, Places, ROW, Rows},
     slow::Reclaim,
 };
 use crate::{
     buddy::{AreaLists, MAX_REGION_SHIFT, Region},
-    context::{Cpu, IdleWord},
+    context::{Cpu, Gated, IdleWord},
     fault::Fault,
     gfp::Gfp,
     kfence::{KfenceConfig, KfenceError},
@@ -450,8 +450,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         // SAFETY: every element was initialised by the loop above: the plans are `nr_zones` long.
         let zones: &'static [Zone] =
             unsafe { core::slice::from_raw_parts(zone_slots.as_ptr().cast(), nr_zones) };
-        // SAFETY: lists are atomics; zero is an empty list that is off.
-        let pcps = unsafe { tables.zeroed::<Pcp>(nr_zones * cpus)? };
+        // A row for each zone, and one for holes.
+        // SAFETY: lists are atomics; zero is one that takes nothing.
+        let rows = unsafe { tables.zeroed::<[List; ROW]>((nr_zones + 1) * cpus)? };
+        // SAFETY: places are atomics; zero is an empty one.
+        let places = unsafe { tables.zeroed::<Places>(nr_zones * cpus)? };
+        let pcps = tables.made(nr_zones * cpus, |i| {
+            Pcp::new(&rows[i / nr_zones * (nr_zones + 1) + i % nr_zones + 1], &places[i])
+        })?;
         // SAFETY: counters are atomics; zero is zero.
         let counters = unsafe { tables.zeroed::<VmCounters>(cpus + 1)? };
         // SAFETY: rows are atomics; zero is zero.
@@ -534,12 +540,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         for (id, at) in data_slots.iter_mut().enumerate() {
             let node = p.cpu(id).map_or(0, Cpu::node);
             let pcps = &pcps[id * nr_zones..(id + 1) * nr_zones];
+            let rows = &rows[id * (nr_zones + 1)..(id + 1) * (nr_zones + 1)];
             let mut preferred = [None; 8];
             for (highest, place) in preferred.iter_mut().enumerate().take(MAX_NR_ZONES) {
                 let zone = zones.get(lists.first_slot(node, highest));
-                *place = zone.map(|zone| Preferred { zone, pcp: &pcps[zone.slot] });
+                let pcp = |zone: &Zone| &pcps[zone.slot];
+                *place = zone.map(|zone| Preferred { zone, row: pcp(zone).row(), pcp: pcp(zone) });
             }
-            at.write(CpuData { preferred, pcps });
+            at.write(CpuData { preferred, rows: Rows::new(rows.as_flattened()) });
         }
         // SAFETY: every element was written just now.
         let cpu_data: &'static [CpuData] =
@@ -566,6 +574,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         zone::reserve(zones, &config.lowmem_reserve_ratio);
         let (stray, counters) = counters.split_last().ok_or(BringUpError::Cpus(0))?;
         let sites = sites.first().map_or(ptr::null_mut(), |s| ptr::from_ref(s).cast_mut());
+        let idle = IdleWord::unique();
         let pages = PageAllocator {
             p,
             map,
@@ -586,7 +595,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             max_order: config.max_order,
             min_free_kbytes: AtomicU64::new(min_free),
             watermark_scale: AtomicU64::new(config.watermark_scale_factor.min(3000)),
-            idle: IdleWord::unique(),
+            idle,
+            plain: Gated::open(idle),
             fault: Fault::new(),
             tracer: IrqLock::new(None),
             panic_on_misuse: AtomicBool::new(false),

@@ -9,7 +9,7 @@
 
 use super::{
     PageAllocator,
-    fast::{Plain, Preferred},
+    fast::Plain,
     pcp::{ListId, Pcp},
     slow::Reclaim,
 };
@@ -23,7 +23,7 @@ use crate::{
     platform::Platform,
     trace::Event,
     types::Pfn,
-    zone::AllocFlags,
+    zone::{AllocFlags, Zone},
 };
 use core::sync::atomic::Ordering::Relaxed;
 
@@ -67,7 +67,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 {
                     let state = Self::initial_state(&r);
                     let room = || zone.room(r.highest, flags);
-                    self.fill(cpu, Preferred { zone, pcp }, list, state, room, &mut pages[at..end]);
+                    self.fill(cpu, (zone, pcp), list, state, room, &mut pages[at..end]);
                     self.disown(owned);
                 }
                 self.p.put_cpu(cpu);
@@ -104,7 +104,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             && let Some(owned) = self.own(cpu, Path::Bulk)
         {
             let room = || to.zone.room_above_low(self.lists.served_by(highest));
-            full = self.fill(cpu, to, list, Self::plain_state(gfp, 0), room, pages);
+            full = self.fill(cpu, (to.zone, to.pcp), list, Self::plain_state(gfp, 0), room, pages);
             self.disown(owned);
         }
         self.p.put_cpu(cpu);
@@ -117,7 +117,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     fn fill<'a>(
         &'a self,
         cpu: &Cpu,
-        Preferred { zone, pcp }: Preferred<'_>,
+        (zone, pcp): (&Zone, &Pcp),
         list: ListId,
         state: PageState,
         room: impl Fn() -> i64,
@@ -126,11 +126,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let mut at = 0;
         let mut damaged = false;
         loop {
-            let (n, bad) = take_alike(&self.map, pcp, list, state, &mut places[at..]);
+            let (n, bad) = take_alike(pcp, list, state, &mut places[at..]);
             at += n;
-            if let Some(pfn) = bad {
+            if let Some(page) = bad {
                 // A frame found damaged leaves its place to the general path.
-                self.bad_page(pfn, self.map.page_in_map(pfn));
+                self.bad_page(page);
                 damaged = true;
                 at += 1;
                 continue;
@@ -145,9 +145,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let need = places.len() - at;
             let refilled = self.refill(cpu, zone, pcp, list, room - 1, need);
             let _ = cpu.set_path(Path::Bulk);
-            let Some(pfn) = refilled else { return false };
+            let Some(page) = refilled else { return false };
             pcp.count_allocs(list, 1);
-            places[at] = self.dress(pfn, state);
+            places[at] = self.dress(page, state);
             damaged |= places[at].is_none();
             at += 1;
         }
@@ -185,11 +185,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Puts a freed page where its list has no place for it; `more` are to come. The caller owns the lists.
     #[cold]
     #[inline(never)]
-    pub(super) fn spill_freed(&self, cpu: &Cpu, pb: PbFlags, pfn: u32, more: usize) {
+    pub(super) fn spill_freed(&self, cpu: &Cpu, pb: PbFlags, page: &'static Page, more: usize) {
         if let (Some(slot), Some(list)) = (pb.zone_slot(), ListId::small(0, pb.mt_index()))
             && let Some(pcp) = self.pcp_of(cpu.id(), slot)
         {
-            self.spill(cpu, slot, list, pfn, more);
+            self.spill(cpu, slot, list, page, more);
             pcp.count_frees(list, 1);
             let _ = cpu.set_path(Path::Bulk);
         }
@@ -205,9 +205,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let pcp = self.pcp_of(cpu.id(), kind.zone_slot()?)?;
         let (n, over) = put_alike(&self.map, pcp, list, kind, &mut pages[first..]);
         let mut done = first + n;
-        if let Some(pfn) = over {
+        if let Some(page) = over {
             done += 1;
-            self.spill_freed(cpu, kind, pfn, pages.len() - done);
+            self.spill_freed(cpu, kind, page, pages.len() - done);
         }
         (done > 0).then_some(done)
     }
@@ -233,26 +233,23 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
 /// Fills empty places from the front with pages off the hot end of a list. Returns how many places it
 /// dealt with: all, those before the one that the list has no page for, or those before the one whose page
-/// is damaged, and its frame.
+/// is damaged, and that one.
 ///
 /// On its own, so that what the loop uses stays in registers.
 #[inline(never)]
-fn take_alike<'a>(
-    map: &'a MemMap,
+fn take_alike(
     pcp: &Pcp,
     list: ListId,
     state: PageState,
-    places: &mut [Option<&'a Page>],
-) -> (usize, Option<u32>) {
-    let map = *map;
+    places: &mut [Option<&Page>],
+) -> (usize, Option<&'static Page>) {
     let mut hot = pcp.hot_blocks(list);
     let mut done = 0;
     for place in places {
         if place.is_none() {
-            let Some(pfn) = hot.next() else { break };
-            let page = map.page_in_map(pfn);
+            let Some(page) = hot.next() else { break };
             if page.state() != PageState::FREE {
-                return (done, Some(pfn));
+                return (done, Some(page));
             }
             page.set_allocated(state);
             *place = Some(page);
@@ -273,19 +270,19 @@ fn put_alike(
     list: ListId,
     kind: PbFlags,
     pages: &mut [Option<&Page>],
-) -> (usize, Option<u32>) {
+) -> (usize, Option<&'static Page>) {
     let map = *map;
     let mut end = pcp.hot_end(list);
     let mut done = 0;
     for place in pages {
         if let Some(page) = *place {
-            let Some((pfn, pb)) = map.locate(page) else { break };
+            let Some((page, pb)) = map.locate(page) else { break };
             if pb != kind || !page.try_free(0) {
                 break;
             }
             *place = None;
-            if !end.put(pfn) {
-                return (done, Some(pfn));
+            if !end.put(page) {
+                return (done, Some(page));
             }
         }
         done += 1;

@@ -20,6 +20,7 @@ use crate::{
         DEFER_SAMPLE, Path,
     },
     error::Misuse,
+    page::Page,
     platform::Platform,
     trace::Event,
     types::{PAGEBLOCK_ORDER, Pfn},
@@ -112,11 +113,18 @@ const PATIENCE: u32 = 20_000;
 const KICK_EVERY: u32 = 256;
 
 impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
-    /// Makes room on a full list for `pfn`, and `more` that are to come, and puts it there; to the buddy if the list is
+    /// Makes room on a full list for a block, and `more` that are to come, and puts it there; to the buddy if the list is
     /// off. The caller owns the lists.
     #[cold]
     #[inline(never)]
-    pub(super) fn spill(&self, cpu: &Cpu, slot: usize, list: ListId, pfn: u32, more: usize) {
+    pub(super) fn spill(
+        &self,
+        cpu: &Cpu,
+        slot: usize,
+        list: ListId,
+        page: &'static Page,
+        more: usize,
+    ) {
         let before = cpu.set_path(Path::Drain);
         if let (Some(zone), Some(pcp)) = (self.zones.get(slot), self.pcp_of(cpu.id(), slot)) {
             let limits = &self.limits[slot];
@@ -128,7 +136,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 self.counters_of(cpu).owned(VmEvent::PcpSpill, 1);
             }
             self.give_back(zone, pcp, list, batch);
-            if !pcp.push_hot(list, pfn) {
+            if !pcp.push_hot(list, page)
+                && let Some(pfn) = self.map.pfn(page)
+            {
                 // The free is counted by the list.
                 self.give_uncounted(zone, pfn, list.order(), || ());
             }
@@ -143,7 +153,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let mut frames = 0;
         let mut left = n as usize;
         while left > 0 {
-            let got = pcp.pop_cold_many(list, &mut chunk[..left.min(CHUNK)]);
+            let got = pcp.pop_cold_many(list, &self.map, &mut chunk[..left.min(CHUNK)]);
             if got == 0 {
                 break;
             }

@@ -16,21 +16,21 @@
 
 use super::{
     Idle, PageAllocator,
-    pcp::{ListId, PCP_MAX_SMALL, Pcp},
+    pcp::{ListId, PCP_MAX_SMALL, Pcp, Row},
     slow::Reclaim,
 };
 use crate::{
     context::{Cpu, Path},
-    error::AllocError,
+    error::{AllocError, Answer},
     gfp::Gfp,
     page::{Page, PageFlags, PageState},
     platform::Platform,
     prefetch::prefetch,
-    types::{MigrateType, PAGEBLOCK_ORDER},
+    types::{MigrateType, PAGEBLOCK_ORDER, Pfn},
     vmstat::VmEvent,
     zone::Zone,
 };
-use core::sync::atomic::Ordering::Relaxed;
+use core::{marker::PhantomData, ptr::NonNull};
 
 /// Flags that need the general path.
 const UNUSUAL: u32 = Gfp::ZERO.union(Gfp::COLD).union(Gfp::THISNODE).union(Gfp::NOFAIL).bits();
@@ -58,6 +58,7 @@ const KEYS: [u8; 32] = {
 #[derive(Clone, Copy)]
 pub(super) struct Preferred<'a> {
     pub(super) zone: &'a Zone,
+    pub(super) row: Row,
     pub(super) pcp: &'a Pcp,
 }
 
@@ -68,6 +69,24 @@ pub(super) struct Plain<'c> {
     pub(super) mt: usize,
     /// Frames it may take from the zone.
     room: i64,
+}
+
+/// The result of a slower path, in one register.
+struct Given<'a>(Answer, PhantomData<&'a Page>);
+
+impl<'a> Given<'a> {
+    #[inline(always)]
+    fn result(self) -> Result<&'a Page, AllocError> {
+        // SAFETY: made of such a result, so it is the address of a page for as long.
+        self.0.result().map(|page| unsafe { page.cast::<Page>().as_ref() })
+    }
+}
+
+impl<'a> From<Result<&'a Page, AllocError>> for Given<'a> {
+    #[inline(always)]
+    fn from(result: Result<&'a Page, AllocError>) -> Given<'a> {
+        Given(result.map(|page| NonNull::from(page).cast()).into(), PhantomData)
+    }
 }
 
 impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
@@ -103,13 +122,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[inline(always)]
     #[track_caller]
     fn alloc_hot(&self, gfp: Gfp, order: u32) -> Result<&Page, AllocError> {
-        let Some(cpu) = self.p.get_cpu_fast() else { return self.alloc_medium(gfp, order) };
+        let Some(cpu) = self.p.get_cpu_fast() else {
+            return self.alloc_medium(gfp, order).result();
+        };
         let taken = self.take_hot(cpu, gfp, order);
         self.p.put_cpu(cpu);
-        let Some(pfn) = taken else { return self.alloc_medium(gfp, order) };
-        let page = self.map.page_in_map(pfn);
+        let Some(page) = taken else { return self.alloc_medium(gfp, order).result() };
         if page.state() != PageState::FREE {
-            return self.alloc_doubtful(pfn, gfp, order);
+            return self.alloc_doubtful(page, gfp, order).result();
         }
         page.set_allocated(Self::plain_state(gfp, order));
         Ok(page)
@@ -118,15 +138,15 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// What the request comes to, if there is nothing unusual about it, its caller or the machine.
     #[inline(always)]
     pub(super) fn plain<'c>(&self, cpu: &'c Cpu, gfp: Gfp, order: u32) -> Option<Plain<'c>> {
-        if gfp.bits() & UNUSUAL != 0 || self.gate.load(Relaxed) != 0 {
+        if gfp.bits() & UNUSUAL != 0 {
             return None;
         }
-        let idle = self.idle(cpu, gfp.may_block())?;
+        let idle = self.idle_plain(cpu, gfp.may_block())?;
         if cpu.task_is_special() {
             return None;
         }
         let key = usize::from(KEYS[(gfp.bits() & 0x1f) as usize]);
-        let to = self.data_of(cpu)?.preferred[key & 0x7]?;
+        let to = self.data_of(&idle).preferred[key & 0x7]?;
         let room = to.zone.room_above_low(key & 0x7) - (1 << order);
         // A contradictory mask has a key whose mobility has no list.
         (room > 0).then_some(Plain { idle, to, mt: key >> 4, room })
@@ -134,19 +154,19 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Takes a block of a plain request off its list.
     #[inline(always)]
-    fn take_hot(&self, cpu: &Cpu, gfp: Gfp, order: u32) -> Option<u32> {
+    fn take_hot(&self, cpu: &Cpu, gfp: Gfp, order: u32) -> Option<&'static Page> {
         if order > PCP_MAX_SMALL {
             return None;
         }
         let r = self.plain(cpu, gfp, order)?;
         let list = ListId::small(order, r.mt)?;
         let owned = self.own_idle(r.idle, Path::PcpAlloc, gfp.may_block());
-        let pfn = r.to.pcp.pop_hot(list);
-        if pfn.is_some() {
-            r.to.pcp.count_allocs(list, 1);
+        let page = r.to.row.pop_hot(list);
+        if page.is_some() {
+            r.to.row.count_allocs(list, 1);
         }
         self.disown_idle(owned);
-        pfn
+        page
     }
 
     #[inline(always)]
@@ -159,14 +179,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[cold]
     #[inline(never)]
     #[track_caller]
-    fn alloc_doubtful(&self, pfn: u32, gfp: Gfp, order: u32) -> Result<&Page, AllocError> {
-        self.bad_page(pfn, self.map.page_in_map(pfn));
+    fn alloc_doubtful(&self, page: &Page, gfp: Gfp, order: u32) -> Given<'_> {
+        self.bad_page(page);
         self.alloc_medium(gfp, order)
     }
 
     #[inline(never)]
     #[track_caller]
-    fn alloc_medium(&self, gfp: Gfp, order: u32) -> Result<&Page, AllocError> {
+    fn alloc_medium(&self, gfp: Gfp, order: u32) -> Given<'_> {
         if order <= self.max_order
             && let Some(cpu) = self.p.get_cpu()
         {
@@ -177,57 +197,57 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let page = plain.and_then(|r| self.alloc_plain(cpu, r, gfp, order));
             self.p.put_cpu(cpu);
             if let Some(page) = page {
-                return Ok(page);
+                return Ok(page).into();
             }
         }
-        self.alloc_general(gfp, order, None)
+        self.alloc_general(gfp, order, None).into()
     }
 
     /// A plain request that the list's blocks at hand do not answer.
     fn alloc_plain(&self, cpu: &Cpu, r: Plain<'_>, gfp: Gfp, order: u32) -> Option<&Page> {
-        let Preferred { zone, pcp } = r.to;
+        let Preferred { zone, pcp, .. } = r.to;
         if let Some(list) = ListId::of(order, r.mt)
             && pcp.high(list) > 0
         {
             let owned = self.own(cpu, Path::PcpAlloc)?;
-            let pfn = match pcp.pop_hot(list) {
-                Some(pfn) => Some(pfn),
+            let page = match pcp.pop_hot(list) {
+                Some(page) => Some(page),
                 None => self.refill(cpu, zone, pcp, list, r.room, 1),
             };
-            pcp.count_allocs(list, u64::from(pfn.is_some()));
+            pcp.count_allocs(list, u64::from(page.is_some()));
             self.disown(owned);
-            return self.dress(pfn?, Self::plain_state(gfp, order));
+            return self.dress(page?, Self::plain_state(gfp, order));
         }
         let mt = *MigrateType::ALL.get(r.mt)?;
         let counters = self.counters_of(cpu);
         let before = cpu.set_path(Path::BuddyAlloc);
         let first = Self::first_area(zone, pcp);
-        let pfn = zone.areas_from(first).find_map(|n| {
+        let page = zone.areas_from(first).find_map(|n| {
             zone.with_area(&self.p, &self.map, n, |area| {
                 let pfn = if order >= PAGEBLOCK_ORDER {
                     area.take_whole(order, mt)?
                 } else {
                     area.take(order, mt)?
                 };
-                prefetch(self.map.page_in_map(pfn));
+                let page = self.map.page_in_map(pfn);
+                prefetch(page);
                 // Interrupts are masked here, so nobody else counts on this CPU.
                 counters.owned(VmEvent::pgalloc(zone.zone_type()), 1 << order);
                 pcp.count_direct();
                 pcp.note_area(n);
-                Some(pfn)
+                Some(page)
             })
         });
         cpu.restore(before);
-        self.dress(pfn?, Self::plain_state(gfp, order))
+        self.dress(page?, Self::plain_state(gfp, order))
     }
 
     /// Turns a frame taken off a list into the head of a live block. `None`, after a report, if the
     /// frame's state says that it was not free: it is then left alone for ever.
     #[inline(always)]
-    pub(super) fn dress(&self, pfn: u32, state: PageState) -> Option<&Page> {
-        let page = self.map.page_in_map(pfn);
+    pub(super) fn dress(&self, page: &'static Page, state: PageState) -> Option<&'static Page> {
         if page.state() != PageState::FREE {
-            self.bad_page(pfn, page);
+            self.bad_page(page);
             return None;
         }
         page.set_allocated(state);
@@ -236,8 +256,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     #[cold]
     #[inline(never)]
-    pub(super) fn bad_page(&self, pfn: u32, page: &Page) {
-        let owner = self.owner_story(Some(crate::types::Pfn(pfn)));
+    pub(super) fn bad_page(&self, page: &Page) {
+        let pfn = self.map.pfn(page).unwrap_or_default();
+        let owner = self.owner_story(Some(Pfn(pfn)));
         self.p.report(
             crate::platform::Level::Bug,
             format_args!("BUG: Bad page state in free list: pfn:{pfn:#x} {page:?}{owner}"),

@@ -68,8 +68,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             loop {
                 let (n, bad) = take_frames(&self.map, to.pcp, list, state, &frames[at..]);
                 at += n;
-                if let Some(pfn) = bad {
-                    self.bad_page(pfn, self.map.page_in_map(pfn));
+                if let Some(page) = bad {
+                    self.bad_page(page);
                     continue;
                 }
                 let room = to.zone.room_above_low(self.lists.served_by(highest));
@@ -79,9 +79,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 let need = frames.len() - at;
                 let refilled = self.refill(cpu, to.zone, to.pcp, list, room - 1, need);
                 let _ = cpu.set_path(Path::Bulk);
-                let Some(pfn) = refilled else { break };
+                let Some(page) = refilled else { break };
                 to.pcp.count_allocs(list, 1);
-                if self.dress(pfn, state).is_some() {
+                if self.dress(page, state).is_some()
+                    && let Some(pfn) = self.map.pfn(page)
+                {
                     frames[at].store(pfn, Relaxed);
                     at += 1;
                 }
@@ -143,9 +145,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let list = ListId::small(0, kind.mt_index())?;
         let pcp = self.pcp_of(cpu.id(), kind.zone_slot()?)?;
         let (mut done, over) = put_frames(&self.map, pcp, list, kind, frames);
-        if let Some(pfn) = over {
+        if let Some(page) = over {
             done += 1;
-            self.spill_freed(cpu, kind, pfn, frames.len() - done);
+            self.spill_freed(cpu, kind, page, frames.len() - done);
         }
         (done > 0).then_some(done)
     }
@@ -162,15 +164,16 @@ fn take_frames(
     list: ListId,
     state: PageState,
     places: &[AtomicU32],
-) -> (usize, Option<u32>) {
+) -> (usize, Option<&'static Page>) {
     let map = *map;
     let mut hot = pcp.hot_blocks(list);
     let mut done = 0;
     for place in places {
-        let Some(pfn) = hot.next() else { break };
-        let page = map.page_in_map(pfn);
+        let Some((page, pfn)) = hot.next().and_then(|page| Some((page, map.pfn(page)?))) else {
+            break;
+        };
         if page.state() != PageState::FREE {
-            return (done, Some(pfn));
+            return (done, Some(page));
         }
         page.set_allocated(state);
         place.store(pfn, Relaxed);
@@ -190,7 +193,7 @@ fn put_frames(
     list: ListId,
     kind: PbFlags,
     frames: &[AtomicU32],
-) -> (usize, Option<u32>) {
+) -> (usize, Option<&'static Page>) {
     let map = *map;
     let mut end = pcp.hot_end(list);
     let mut left = frames;
@@ -207,11 +210,12 @@ fn put_frames(
             if pfn >> PAGEBLOCK_ORDER != block {
                 continue 'blocks;
             }
-            if !pages[(pfn % PAGEBLOCK_FRAMES) as usize].try_free(0) {
+            let page = &pages[(pfn % PAGEBLOCK_FRAMES) as usize];
+            if !page.try_free(0) {
                 break 'blocks;
             }
-            if !end.put(pfn) {
-                over = Some(pfn);
+            if !end.put(page) {
+                over = Some(page);
                 break 'blocks;
             }
             left = before;

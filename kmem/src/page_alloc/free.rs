@@ -60,39 +60,33 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[track_caller]
     fn free_hot(&self, page: &Page, order: u32) -> Result<(), Misuse> {
         let Some(cpu) = self.p.get_cpu_fast() else { return self.free_medium(page, order) };
-        let plain = order <= PCP_MAX_SMALL && self.gate.load(Relaxed) == 0;
-        let Some(idle) = self.idle(cpu, false).filter(|_| plain) else {
+        let small = order <= PCP_MAX_SMALL;
+        let Some(idle) = self.idle_plain(cpu, false).filter(|_| small) else {
             self.p.put_cpu(cpu);
             return self.free_medium(page, order);
         };
-        let Some((pfn, pb)) = self.map.locate(page).filter(|_| page.try_free(order)) else {
+        let found =
+            self.map.locate(page).and_then(|(page, pb)| Some((page, pb, page.freeable(order)?)));
+        let Some((page, pb, seen)) = found else {
             self.p.put_cpu(cpu);
             return self.free_general(page, order);
         };
-        // From here on the block is this CPU's, and nobody else's.
+        let data = self.data_of(&idle);
         let owned = self.own_idle(idle, Path::PcpFree, false);
-        let place = ListId::small(order, pb.mt_index()).and_then(|list| {
-            let pcp = self.data_of(cpu)?.pcps.get(pb.zone_index())?;
-            Some((pcp, list, pcp.place(list)?))
-        });
-        let Some((pcp, list, place)) = place else {
+        // All that is to be read is read before the locked instruction, which holds up what comes after it.
+        // SAFETY: the flags are those of a pageblock of the map, and the order is small.
+        let place = unsafe { data.rows.place(pb, order) };
+        if let Some(place) = place
+            && page.free_from(seen)
+        {
+            place.put_freed(page);
             self.disown_idle(owned);
             self.p.put_cpu(cpu);
-            return self.free_placeless(pfn, order);
-        };
-        place.put(pfn);
-        pcp.count_frees(list, 1);
+            return Ok(());
+        }
         self.disown_idle(owned);
         self.p.put_cpu(cpu);
-        Ok(())
-    }
-
-    /// The end of a plain free whose list is full or off.
-    #[cold]
-    #[inline(never)]
-    fn free_placeless(&self, pfn: u32, order: u32) -> Result<(), Misuse> {
-        self.free_frames(pfn, order);
-        Ok(())
+        self.free_medium(page, order)
     }
 
     /// A plain free of an order without lists, or by a caller the fast path does not serve.
@@ -101,12 +95,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     fn free_medium(&self, page: &Page, order: u32) -> Result<(), Misuse> {
         if self.gate.load(Relaxed) == 0
             && order <= self.max_order
-            && let Some((pfn, pb)) = self.map.locate(page)
+            && let Some((page, pb)) = self.map.locate(page)
             && let Some(cpu) = self.p.get_cpu()
         {
             let done = !cpu.context().in_nmi() && page.try_free(order);
             if done {
-                self.free_plain(cpu, pfn, pb, order);
+                self.free_plain(cpu, page, pb, order);
             }
             self.p.put_cpu(cpu);
             if done {
@@ -117,13 +111,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     /// Gives frames whose page is already in the free state to a list.
-    fn free_plain(&self, cpu: &Cpu, pfn: u32, pb: PbFlags, order: u32) {
+    fn free_plain(&self, cpu: &Cpu, page: &'static Page, pb: PbFlags, order: u32) {
         let Some(zone) = pb.zone_slot().and_then(|s| self.zones.get(s)) else { return };
         if let Some(list) = ListId::of(order, pb.mt_index())
-            && self.free_to_pcp(cpu, zone, list, pfn)
+            && self.free_to_pcp(cpu, zone, list, page)
         {
             return;
         }
+        let Some(pfn) = self.map.pfn(page) else { return };
         let free = cpu.path_raw() < Path::FIRST_OWNER;
         let before = free.then(|| cpu.set_path(Path::BuddyFree));
         self.give(zone, pfn, order, Some(self.counters_of(cpu)));
@@ -222,21 +217,21 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     pub(super) fn free_frames(&self, pfn: u32, order: u32) {
         let pb = self.map.flags_of(pfn);
         if let Some(cpu) = self.p.get_cpu() {
-            self.free_plain(cpu, pfn, pb, order);
+            self.free_plain(cpu, self.map.page_in_map(pfn), pb, order);
             self.p.put_cpu(cpu);
         } else if let Some(zone) = pb.zone_slot().and_then(|s| self.zones.get(s)) {
             self.give(zone, pfn, order, None);
         }
     }
 
-    fn free_to_pcp(&self, cpu: &Cpu, zone: &Zone, list: ListId, pfn: u32) -> bool {
+    fn free_to_pcp(&self, cpu: &Cpu, zone: &Zone, list: ListId, page: &'static Page) -> bool {
         let Some(pcp) = self.pcp_of(cpu.id(), zone.slot) else { return false };
         if pcp.high(list) == 0 {
             return false;
         }
         let Some(owned) = self.own(cpu, Path::PcpFree) else { return false };
-        if !pcp.push_hot(list, pfn) {
-            self.spill(cpu, zone.slot, list, pfn, 0);
+        if !pcp.push_hot(list, page) {
+            self.spill(cpu, zone.slot, list, page, 0);
         }
         pcp.count_frees(list, 1);
         self.disown(owned);

@@ -254,7 +254,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             }
             loop {
                 let pfn = self.rmqueue(zone, r, flags, room)?;
-                if let Some(page) = self.dress(pfn, Self::initial_state(r)) {
+                if let Some(page) = self.dress(self.map.page_in_map(pfn), Self::initial_state(r)) {
                     self.count_numa(zone, r);
                     return Some(page);
                 }
@@ -337,15 +337,15 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return None;
         }
         let owned: Owned<'_> = self.own(cpu, Path::PcpAlloc)?;
-        let pfn = if r.gfp.contains(Gfp::COLD) { pcp.pop_cold(list) } else { pcp.pop_hot(list) };
+        let page = if r.gfp.contains(Gfp::COLD) { pcp.pop_cold(list) } else { pcp.pop_hot(list) };
         // `room` above zero means a block; what is left of it then is one less.
-        let pfn = pfn.or_else(|| self.refill(cpu, zone, pcp, list, room - 1, 1));
-        if pfn.is_some() {
+        let page = page.or_else(|| self.refill(cpu, zone, pcp, list, room - 1, 1));
+        if page.is_some() {
             self.counters_of(cpu).owned(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
             self.counters_of(cpu).owned(VmEvent::PcpHit, 1);
         }
         self.disown(owned);
-        Some(pfn)
+        Some(page.and_then(|page| self.map.pfn(page)))
     }
 
     /// Refills a list that ran empty, and takes one block of it. The caller owns the lists, and is about to take
@@ -361,7 +361,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         list: ListId,
         room: i64,
         need: usize,
-    ) -> Option<u32> {
+    ) -> Option<&'static Page> {
         let _ = cpu.set_path(Path::Refill);
         let order = list.order();
         let mt = list.migratetype();
@@ -378,11 +378,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let first = Self::first_area(zone, pcp);
         for n in zone.areas_from(first) {
             got = zone.with_area(&self.p, &self.map, n, |area| {
-                let mut end = pcp.cold_end(list);
+                let mut end = pcp.refill(list, want);
                 let mut put = |pfn: u32, n: u32| {
                     // Its state is about to change; those of the others lie behind it.
                     prefetch(self.map.page_in_map(pfn));
-                    (0..n).for_each(|i| end.put(pfn + (i << order)));
+                    (0..n).for_each(|i| end.put(self.map.page_in_map(pfn + (i << order))));
                 };
                 if order == PAGEBLOCK_ORDER {
                     let taken = (0..want).map_while(|_| area.take_whole(order, mt));
@@ -398,11 +398,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         if got == 0 && order < PAGEBLOCK_ORDER {
             let stolen = self.steal(zone, first, order, mt);
-            stolen.into_iter().for_each(|pfn| pcp.cold_end(list).put(pfn));
+            let stolen = stolen.map(|pfn| self.map.page_in_map(pfn));
+            stolen.into_iter().for_each(|page| pcp.refill(list, 1).put(page));
         }
         counters.owned(VmEvent::PcpRefill, 1);
         if self.tracing() {
-            for (l, pfn) in pcp.blocks().filter(|(l, _)| *l == list) {
+            let taken = pcp.blocks().filter(|(l, _)| *l == list);
+            for (l, pfn) in taken.filter_map(|(l, page)| Some((l, self.map.pfn(page)?))) {
                 self.trace(&Event::PageAllocZoneLocked {
                     pfn: Pfn(pfn),
                     order: l.order(),

@@ -56,7 +56,7 @@ pub use owner::PageOwner;
 pub use slow::{Reclaim, ReclaimRequest};
 
 use crate::{
-    context::{Before, Context, Cpu, DEFER_PANIC, Held, IdleWord, Path, Task},
+    context::{Before, Context, Cpu, DEFER_PANIC, Gated, Held, IdleWord, Path, Task},
     error::Misuse,
     fault::{Fault, FaultPlan, FaultSite},
     gfp::Gfp,
@@ -76,11 +76,11 @@ use core::{
     ptr::NonNull,
     sync::atomic::Ordering::SeqCst,
     sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence,
+        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence, fence,
     },
 };
 use owner::Owners;
-use pcp::{Limits, ListId, Pcp};
+use pcp::{Limits, ListId, Pcp, Rows};
 
 /// Reasons for the gate to be closed.
 const GATE_BOOT_MASK: u32 = 1;
@@ -99,7 +99,8 @@ pub struct PageAllocator<P: Platform, R> {
     // What every request looks at comes first.
     /// What a CPU's word says while a fast path may take its lists.
     idle: IdleWord,
-    gate: AtomicU32,
+    /// The same for plain requests, which a closed gate shuts out.
+    plain: Gated,
     map: MemMap,
     p: P,
     zones: &'static [Zone],
@@ -119,6 +120,7 @@ pub struct PageAllocator<P: Platform, R> {
     zone_stats: &'static [StatRow<NR_ZONE_STATS>],
     /// By CPU, with one more.
     system_stats: &'static [StatRow<NR_SYSTEM_STATS>],
+    gate: AtomicU32,
     allowed: AtomicU32,
     max_order: u32,
     min_free_kbytes: AtomicU64,
@@ -141,8 +143,8 @@ pub struct PageAllocator<P: Platform, R> {
 struct CpuData {
     /// By highest zone: the zone a plain request prefers, and the CPU's lists there.
     preferred: [Option<fast::Preferred<'static>>; 8],
-    /// The CPU's lists by zone slot.
-    pcps: &'static [Pcp],
+    /// The CPU's lists.
+    rows: Rows,
 }
 
 /// A CPU of the machine's whose lists nobody owned when it was looked at: an interrupt that came since has let them go again.
@@ -410,6 +412,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         cpu.idle(&self.idle, process, P::PREEMPTIBLE).map(|before| Idle { cpu, before })
     }
 
+    /// As [`idle`](Self::idle), for plain requests: `None` while the gate is closed.
+    #[inline(always)]
+    fn idle_plain<'c>(&self, cpu: &'c Cpu, process: bool) -> Option<Idle<'c>> {
+        cpu.idle(&self.plain.get(), process, P::PREEMPTIBLE).map(|before| Idle { cpu, before })
+    }
+
     /// Takes the lists of an idle CPU.
     #[inline(always)]
     pub(crate) fn own_idle<'c>(&self, idle: Idle<'c>, path: Path, process: bool) -> Owned<'c> {
@@ -430,12 +438,15 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         owned.cpu.restore(owned.before);
     }
 
-    /// The allocator's data for the CPU; `None` if the CPU is another allocator's.
+    /// The allocator's data for an idle CPU.
     #[inline(always)]
-    fn data_of(&self, cpu: &Cpu) -> Option<&CpuData> {
-        // SAFETY: a CPU is tied to data by `bring_up` only, which ties every CPU of its platform or
-        // fails, to a CpuData in memory kept as long as the platform, and `drop` unties it.
-        unsafe { cpu.data().cast::<CpuData>().as_ref() }
+    fn data_of<'c>(&self, idle: &Idle<'c>) -> &'c CpuData {
+        let data = idle.cpu.data().cast::<CpuData>();
+        debug_assert!(!data.is_null());
+        // SAFETY: the CPU's word had this machine's number, which is noted by callers on the CPUs of its platform only.
+        // Those are tied to a CpuData each before the machine is whole, in memory kept as long as the platform, until
+        // it is dropped; being tied to another takes the number off.
+        unsafe { &*data }
     }
 
     /// Has a CPU know its machine again that was to forget it.
@@ -528,6 +539,17 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             self.gate.fetch_or(bit, Relaxed);
         } else {
             self.gate.fetch_and(!bit, Relaxed);
+        }
+        loop {
+            // Of two that change it at once, who looked first may store last. The fences pair with each other: he
+            // then finds the other's change here, and does it again.
+            fence(SeqCst);
+            let seen = self.gate.load(Relaxed);
+            self.plain.set(self.idle, seen == 0);
+            fence(SeqCst);
+            if self.gate.load(Relaxed) == seen {
+                return;
+            }
         }
     }
 

@@ -164,7 +164,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.count(VmEvent::pgalloc(zone.zone_type()), 1 << order);
         let head = order > 0 && gfp.contains(Gfp::COMP);
         let flags = if head { PageFlags::HEAD } else { PageFlags::empty() };
-        let page = self.dress(pfn.0, PageState::allocated(order, flags));
+        let page = self.dress(self.map.page_in_map(pfn.0), PageState::allocated(order, flags));
         if page.is_some() && gfp.contains(Gfp::ZERO) {
             self.p.zero_frames(pfn, 1 << order);
         }

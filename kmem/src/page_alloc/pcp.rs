@@ -7,22 +7,37 @@
 //! back to the buddy, a batch at a time.
 //!
 //! # Implementation
-//! A list is a ring of 32-bit frame numbers; two free-running counters are its ends. Orders 0 to 3 and
-//! a pageblock's order have lists, one per mobility. How many blocks a list may hold (`high`) tunes
+//! A list is a stack of pages in an array, with an empty place below its coldest block: taking from a list that has
+//! none finds nothing. `top` is the place behind the hottest block, `limit` how far it may get: one comparison says whether
+//! a list takes more. What leaves at the cold end leaves places free there; once that are half as many as the list
+//! may hold the others move down. A refill, which finds the list empty, begins at the bottom again, so that a list costs
+//! few cache lines.
+//!
+//! Orders 0 to 3 and a pageblock's order have lists, one per mobility. The lists of a CPU in a zone are a row of places in
+//! one table, and a pageblock's descriptor says which row and which mobility in one number: a free comes from its page
+//! to its list by two loads and a shift. Mobilities without lists, and holes, have places there whose lists are full and empty
+//! at once.
+//!
+//! How many blocks a list may hold (`high`) tunes
 //! itself: a refill that follows a spill says that the traffic swings wider than the list, so it grows;
 //! pressure on the zone puts it back to half of its smallest, since what lies on lists then keeps the
-//! last large blocks from being whole. What rests on it is given back from time to time (`vmstat_update`). The
-//! ring goes round in no more places than that takes, so that a list costs few cache lines; its size changes
-//! when it is empty, which it is when it is refilled. Where the tail may get to is kept beside the ends: one
-//! comparison says whether a list takes more.
+//! last large blocks from being whole. What rests on it is given back from time to time (`vmstat_update`).
 //!
 //! # Locking
 //! A list is touched by its own CPU only, and only while [`Cpu::path`](crate::context::Cpu::path) says
 //! so (the ownership flag): an interrupt that lands in between takes the locked path instead. Interrupts
 //! nest strictly, so plain loads and stores suffice. Reports read the counters from anywhere.
 
-use crate::types::{MIGRATE_PCPTYPES, MigrateType, PAGEBLOCK_ORDER};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::{
+    memmap::MemMap,
+    page::Page,
+    pageblock::PbFlags,
+    types::{MIGRATE_PCPTYPES, MIGRATE_TYPES, MigrateType, PAGEBLOCK_ORDER},
+};
+use core::{
+    ptr,
+    sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed},
+};
 
 /// Largest of the small orders with lists.
 pub(crate) const PCP_MAX_SMALL: u32 = 3;
@@ -31,18 +46,64 @@ pub(crate) const PCP_ORDERS: usize = PCP_MAX_SMALL as usize + 2;
 /// Lists per CPU and zone.
 pub(crate) const PCP_LISTS: usize = PCP_ORDERS * MIGRATE_PCPTYPES;
 
-/// Blocks a list's ring has place for: a power of two.
-const CAPACITY: u32 = 256;
-const _: () = assert!(CAPACITY.is_power_of_two() && PCP_LISTS <= 32);
+/// Blocks that a list may hold at most, by order: of large ones fewer are worth keeping.
+const CAPACITY: [u32; PCP_ORDERS] = [256, 128, 64, 32, 2];
 
-/// Names a list: below `PCP_LISTS`, which only this module can break.
+/// Places of a CPU's table for its lists in a zone.
+pub(crate) const ROW: usize = 1 << PbFlags::ROW_SHIFT;
+/// Of them, those of an order.
+const MOBILITIES: usize = PbFlags::MOBILITIES;
+const _: () = assert!(MOBILITIES * (PCP_MAX_SMALL as usize + 1) == ROW && ROW <= 32);
+
+/// The places in a row of the lists of pageblocks, by mobility: some that no pageblock's descriptor names.
+const WHOLE: [u8; MIGRATE_PCPTYPES] = [6, 7, 14];
+const _: () = assert!(MIGRATE_TYPES <= 6);
+
+/// What the list at a place in a row is.
+#[derive(Clone, Copy)]
+struct Kind {
+    /// Index into [`Limits`].
+    class: u8,
+    mt: u8,
+    /// Where its places are among those of the row.
+    at: u16,
+    /// How many.
+    nr: u16,
+}
+
+const KINDS: [Kind; ROW] = {
+    let mut kinds = [Kind { class: 0, mt: 0, at: 0, nr: 0 }; ROW];
+    let mut class = 0;
+    let mut at = 0;
+    while class < PCP_ORDERS {
+        let nr = places(class) as u16;
+        let mut mt = 0;
+        while mt < MIGRATE_PCPTYPES {
+            let i =
+                if class < PCP_ORDERS - 1 { class * MOBILITIES + mt } else { WHOLE[mt] as usize };
+            kinds[i] = Kind { class: class as u8, mt: mt as u8, at, nr };
+            at += nr;
+            mt += 1;
+        }
+        class += 1;
+    }
+    kinds
+};
+
+/// The order of a class of lists.
+const fn order_of(class: usize) -> u32 {
+    if class < PCP_ORDERS - 1 { class as u32 } else { PAGEBLOCK_ORDER }
+}
+
+/// Names a list: its place in a row, which only this module can break.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ListId(usize);
+pub(crate) struct ListId(u8);
 
 impl ListId {
-    /// All lists.
+    /// All lists, by order and mobility.
     pub(crate) fn all() -> impl Iterator<Item = ListId> {
-        (0..PCP_LISTS).map(ListId)
+        (0..PCP_LISTS)
+            .filter_map(|i| ListId::of(order_of(i / MIGRATE_PCPTYPES), i % MIGRATE_PCPTYPES))
     }
 
     /// The list of a small order and a mobility; `None` for other orders and for mobilities without
@@ -50,7 +111,7 @@ impl ListId {
     #[inline(always)]
     pub(crate) const fn small(order: u32, mt: usize) -> Option<ListId> {
         if order <= PCP_MAX_SMALL && mt < MIGRATE_PCPTYPES {
-            Some(ListId(order as usize * MIGRATE_PCPTYPES + mt))
+            Some(ListId((order as usize * MOBILITIES + mt) as u8))
         } else {
             None
         }
@@ -60,23 +121,24 @@ impl ListId {
     #[inline(always)]
     pub(crate) const fn of(order: u32, mt: usize) -> Option<ListId> {
         if order == PAGEBLOCK_ORDER && mt < MIGRATE_PCPTYPES {
-            Some(ListId((PCP_ORDERS - 1) * MIGRATE_PCPTYPES + mt))
+            Some(ListId(WHOLE[mt]))
         } else {
             ListId::small(order, mt)
         }
     }
 
+    fn kind(self) -> Kind {
+        KINDS[usize::from(self.0) % ROW]
+    }
+
     /// The order of the list's blocks.
-    pub(crate) const fn order(self) -> u32 {
-        match self.0 / MIGRATE_PCPTYPES {
-            o if o < PCP_ORDERS - 1 => o as u32,
-            _ => PAGEBLOCK_ORDER,
-        }
+    pub(crate) fn order(self) -> u32 {
+        order_of(self.class())
     }
 
     /// The mobility of the list's blocks.
-    pub(crate) const fn migratetype(self) -> MigrateType {
-        MigrateType::ALL[self.0 % MIGRATE_PCPTYPES]
+    pub(crate) fn migratetype(self) -> MigrateType {
+        MigrateType::ALL[usize::from(self.kind().mt)]
     }
 
     const fn bit(self) -> u32 {
@@ -84,8 +146,8 @@ impl ListId {
     }
 
     /// Index into [`Limits`].
-    pub(crate) const fn class(self) -> usize {
-        self.0 / MIGRATE_PCPTYPES
+    pub(crate) fn class(self) -> usize {
+        self.kind().class.into()
     }
 }
 
@@ -113,14 +175,14 @@ impl Limits {
         let per_cpu = managed / 64 / cpus.max(1) as u64;
         let mut spare = per_cpu;
         for (o, (batch, worth, shortest)) in SIZES.into_iter().enumerate() {
-            let order = ListId(o * MIGRATE_PCPTYPES).order();
-            let (share, most) = match o {
-                0 => (per_cpu / 2 / MIGRATE_PCPTYPES as u64, CAPACITY),
+            let order = order_of(o);
+            let share = match o {
+                0 => per_cpu / 2 / MIGRATE_PCPTYPES as u64,
                 // One mobility at a time asks for pageblocks, so a list may have the whole share.
-                _ if order == PAGEBLOCK_ORDER => (per_cpu, 2),
-                _ => (per_cpu / 2 / (PCP_ORDERS as u64 - 1) / MIGRATE_PCPTYPES as u64, CAPACITY),
+                _ if order == PAGEBLOCK_ORDER => per_cpu,
+                _ => per_cpu / 2 / (PCP_ORDERS as u64 - 1) / MIGRATE_PCPTYPES as u64,
             };
-            let mut blocks = (share >> order).min(u64::from(most)) as u32;
+            let mut blocks = (share >> order).min(u64::from(CAPACITY[o])) as u32;
             if blocks < worth {
                 let lists = (u64::from(shortest) << order) * MIGRATE_PCPTYPES as u64;
                 let Some(left) = spare.checked_sub(lists) else { continue };
@@ -140,27 +202,55 @@ impl Limits {
     }
 }
 
-/// One list's ends, tuning and counts.
-#[repr(C, align(32))]
-struct List {
-    /// Cold end; free-running.
-    head: AtomicU32,
-    /// Hot end; free-running.
-    tail: AtomicU32,
-    /// Where the tail may get to: what the list may hold behind the head, and never below the tail.
-    limit: AtomicU32,
-    /// Places of the ring that are in use, less one: below `CAPACITY`, which only this module can break.
-    mask: AtomicU32,
+/// A place for a block.
+type Place = AtomicPtr<Page>;
+
+/// One list: its ends, counts and tuning.
+#[repr(C, align(64))]
+pub(crate) struct List {
+    /// Behind the hottest block.
+    top: AtomicPtr<Place>,
+    /// Where that may get to: what the list may hold behind the coldest block, and never below the top.
+    limit: AtomicPtr<Place>,
     /// Blocks ever taken for an allocation.
     allocs: AtomicU64,
     /// Blocks ever put by a free.
     frees: AtomicU64,
+    /// Number of the coldest block's place; below it is an empty one.
+    first: AtomicU32,
+    /// How many blocks it may hold now; 0 switches it off.
+    high: AtomicU32,
+    /// How many blocks had been taken when it was last looked through for what rests.
+    looked: AtomicU32,
 }
+
+/// Number of the lowest place that a block may be in.
+const BASE: usize = 1;
+
+/// Places of a list: for as many as it can hold, for those that have left at the cold end, and the empty one.
+const fn places(class: usize) -> usize {
+    BASE + CAPACITY[class] as usize + slack(CAPACITY[class])
+}
+
+/// Places that may be free at the cold end of a list that holds so many.
+const fn slack(high: u32) -> usize {
+    (high / 2) as usize
+}
+
+/// The places of the lists of one CPU in one zone.
+#[repr(C, align(64))]
+pub(crate) struct Places([Place; PLACES]);
+
+const PLACES: usize = {
+    let last = KINDS[WHOLE[MIGRATE_PCPTYPES - 1] as usize];
+    (last.at + last.nr) as usize
+};
 
 /// The lists of one CPU in one zone.
 #[repr(C, align(64))]
 pub(crate) struct Pcp {
-    lists: [List; PCP_LISTS],
+    row: Row,
+    places: &'static Places,
     /// Lists, by bit, of which blocks were spilled since the last refill.
     spilled: AtomicU32,
     /// The zone's area that the CPU takes from as long as it has something.
@@ -169,26 +259,81 @@ pub(crate) struct Pcp {
     last: AtomicU32,
     /// Blocks that the fast paths took straight from the buddy.
     direct: AtomicU64,
-    /// Of each list, how many blocks it may hold now; 0 switches it off.
-    high: [AtomicU32; PCP_LISTS],
-    /// Of each list, how many blocks had been taken when it was last looked through for what rests.
-    looked: [AtomicU32; PCP_LISTS],
-    rings: [[AtomicU32; CAPACITY as usize]; PCP_LISTS],
+}
+
+/// A CPU's lists in all zones: a row for holes, and one by zone slot.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows(&'static [List]);
+
+impl Rows {
+    /// Those of a CPU in a machine with as many zones as there are rows behind the first.
+    pub(crate) fn new(lists: &'static [List]) -> Rows {
+        Rows(lists)
+    }
+
+    /// The hot end of the list for a free block in a pageblock, if that may grow.
+    ///
+    /// # Safety
+    /// The pageblock is one of the machine's, in a zone or a hole; the order is a small one.
+    #[inline(always)]
+    pub(crate) unsafe fn place(self, pb: PbFlags, order: u32) -> Option<HotPlace<'static>> {
+        let i = pb.list() + order as usize * MOBILITIES;
+        debug_assert!(i < self.0.len());
+        // SAFETY: by the contract the number is below that of the first list behind the last zone's row.
+        unsafe { self.0.get_unchecked(i) }.place()
+    }
+}
+
+/// A CPU's lists in a zone, which have their places.
+#[derive(Clone, Copy)]
+pub(crate) struct Row(&'static [List; ROW]);
+
+impl Row {
+    #[inline(always)]
+    fn list(self, list: ListId) -> &'static List {
+        // SAFETY: a ListId is below ROW: its constructors check, and its field is private.
+        unsafe { self.0.get_unchecked(usize::from(list.0)) }
+    }
+
+    /// Takes the hottest block.
+    #[inline(always)]
+    pub(crate) fn pop_hot(self, list: ListId) -> Option<&'static Page> {
+        let l = self.list(list);
+        let below = l.top.load(Relaxed).wrapping_sub(1);
+        // SAFETY: `Pcp::new`, which alone makes rows, gave each list that has an id its places, and the top is above the
+        // empty one below the coldest block.
+        let page = unsafe { block_at(below) }?;
+        l.top.store(below, Relaxed);
+        Some(page)
+    }
+
+    /// Counts `n` blocks taken for allocations.
+    #[inline(always)]
+    pub(crate) fn count_allocs(self, list: ListId, n: u64) {
+        bump(&self.list(list).allocs, n);
+    }
 }
 
 /// A place at the hot end of a list, good while the caller owns the lists and changes nothing else.
-pub(crate) struct Place<'a> {
+pub(crate) struct HotPlace<'a> {
     list: &'a List,
-    slot: &'a AtomicU32,
-    tail: u32,
+    top: *mut Place,
 }
 
-impl Place<'_> {
+impl HotPlace<'_> {
     /// Puts a block there.
     #[inline(always)]
-    pub(crate) fn put(self, pfn: u32) {
-        self.slot.store(pfn, Relaxed);
-        self.list.tail.store(self.tail.wrapping_add(1), Relaxed);
+    fn put(self, page: &'static Page) {
+        // SAFETY: `place` found the list's limit above it, so it is one of the list's places.
+        unsafe { &*self.top }.store(ptr::from_ref(page).cast_mut(), Relaxed);
+        self.list.top.store(self.top.wrapping_add(1), Relaxed);
+    }
+
+    /// Puts one there that its owner has freed, and counts that.
+    #[inline(always)]
+    pub(crate) fn put_freed(self, page: &'static Page) {
+        bump(&self.list.frees, 1);
+        self.put(page);
     }
 }
 
@@ -196,31 +341,29 @@ impl Place<'_> {
 /// else. What was taken counts once it is dropped.
 pub(crate) struct HotBlocks<'a> {
     list: &'a List,
-    ring: Ring<'a>,
-    head: u32,
-    /// Where the tail was.
-    from: u32,
-    tail: u32,
+    /// Where the top was.
+    from: *mut Place,
+    top: *mut Place,
 }
 
 impl Iterator for HotBlocks<'_> {
-    type Item = u32;
+    type Item = &'static Page;
 
     #[inline(always)]
-    fn next(&mut self) -> Option<u32> {
-        if self.tail == self.head {
-            return None;
-        }
-        self.tail = self.tail.wrapping_sub(1);
-        Some(self.ring.slot(self.tail).load(Relaxed))
+    fn next(&mut self) -> Option<&'static Page> {
+        let below = self.top.wrapping_sub(1);
+        // SAFETY: as in `Row::pop_hot`.
+        let page = unsafe { block_at(below) }?;
+        self.top = below;
+        Some(page)
     }
 }
 
 impl Drop for HotBlocks<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.list.tail.store(self.tail, Relaxed);
-        bump(&self.list.allocs, self.from.wrapping_sub(self.tail).into());
+        self.list.top.store(self.top, Relaxed);
+        bump(&self.list.allocs, blocks_between(self.top, self.from) as u64);
     }
 }
 
@@ -228,23 +371,23 @@ impl Drop for HotBlocks<'_> {
 /// counts once it is dropped.
 pub(crate) struct HotEnd<'a> {
     list: &'a List,
-    ring: Ring<'a>,
-    /// Where the tail was.
-    from: u32,
-    tail: u32,
+    /// Where the top was.
+    from: *mut Place,
+    top: *mut Place,
     /// Where it may get to.
-    limit: u32,
+    limit: *mut Place,
 }
 
 impl HotEnd<'_> {
     /// Puts a block there, freed by the caller; `false` if the list may not grow.
     #[inline(always)]
-    pub(crate) fn put(&mut self, pfn: u32) -> bool {
-        if self.tail == self.limit {
+    pub(crate) fn put(&mut self, page: &'static Page) -> bool {
+        if self.top == self.limit {
             return false;
         }
-        self.ring.slot(self.tail).store(pfn, Relaxed);
-        self.tail = self.tail.wrapping_add(1);
+        // SAFETY: below the list's limit, so it is one of the list's places.
+        unsafe { &*self.top }.store(ptr::from_ref(page).cast_mut(), Relaxed);
+        self.top = self.top.wrapping_add(1);
         true
     }
 }
@@ -252,51 +395,55 @@ impl HotEnd<'_> {
 impl Drop for HotEnd<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.list.tail.store(self.tail, Relaxed);
-        bump(&self.list.frees, self.tail.wrapping_sub(self.from).into());
+        self.list.top.store(self.top, Relaxed);
+        bump(&self.list.frees, blocks_between(self.from, self.top) as u64);
     }
 }
 
-/// The cold end of a list, good while the caller owns the lists and changes nothing else. What was put
-/// counts once it is dropped.
-pub(crate) struct ColdEnd<'a> {
+/// Fills an empty list from its hot end down, good while the caller owns the lists and changes nothing else.
+pub(crate) struct Refill<'a> {
     pcp: &'a Pcp,
     list: ListId,
-    ring: Ring<'a>,
-    head: u32,
+    /// Number of the place that the top will be at.
+    top: usize,
+    /// Of that of the last block.
+    at: usize,
 }
 
-impl ColdEnd<'_> {
-    /// Puts a block there; the ring has places for `high` of them.
+impl Refill<'_> {
+    /// Puts a block below the others.
     #[inline(always)]
-    pub(crate) fn put(&mut self, pfn: u32) {
-        self.head = self.head.wrapping_sub(1);
-        self.ring.slot(self.head).store(pfn, Relaxed);
+    pub(crate) fn put(&mut self, page: &'static Page) {
+        assert!(self.at > BASE);
+        self.at -= 1;
+        self.pcp.places_of(self.list)[self.at].store(ptr::from_ref(page).cast_mut(), Relaxed);
     }
 }
 
-impl Drop for ColdEnd<'_> {
+impl Drop for Refill<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.pcp.set_head(self.list, self.head);
+        if self.at != self.top {
+            self.pcp.set_ends(self.list, self.at, self.top);
+        }
     }
 }
 
-/// The places of a list's ring.
-#[derive(Clone, Copy)]
-struct Ring<'a> {
-    places: &'a [AtomicU32; CAPACITY as usize],
-    /// Those in use, less one.
-    mask: u32,
+/// The block in a place, if there is one.
+///
+/// # Safety
+/// The place is one of a list's.
+#[inline(always)]
+unsafe fn block_at(place: *mut Place) -> Option<&'static Page> {
+    // SAFETY: places live as long as the platform, and hold null or what was a reference to a page of the map, which does
+    // as well.
+    unsafe { (*place).load(Relaxed).as_ref() }
 }
 
-impl<'a> Ring<'a> {
-    #[inline(always)]
-    fn slot(self, at: u32) -> &'a AtomicU32 {
-        let i = (at & self.mask) as usize;
-        // SAFETY: a mask is below CAPACITY: it is 0 in zeroed memory, and `set_high` clamps.
-        unsafe { self.places.get_unchecked(i) }
-    }
+/// Blocks from one place to another above it.
+#[inline(always)]
+fn blocks_between(from: *mut Place, to: *mut Place) -> usize {
+    to.addr().wrapping_sub(from.addr()) / size_of::<Place>()
 }
 
 /// Adds to a counter that only its own CPU writes, while it owns the lists.
@@ -305,132 +452,159 @@ fn bump(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
 }
 
+impl List {
+    /// The hot end, if the list may grow there. Any list.
+    #[inline(always)]
+    fn place(&self) -> Option<HotPlace<'_>> {
+        let top = self.top.load(Relaxed);
+        (top != self.limit.load(Relaxed)).then_some(HotPlace { list: self, top })
+    }
+}
+
 impl Pcp {
-    #[inline(always)]
-    fn list(&self, list: ListId) -> &List {
-        // SAFETY: a ListId is below PCP_LISTS: its constructors check, and its field is private.
-        unsafe { self.lists.get_unchecked(list.0) }
+    /// Lists that are off, made of a CPU's row and places for a zone that are nobody else's and zero.
+    pub(crate) fn new(lists: &'static [List; ROW], places: &'static Places) -> Pcp {
+        let zero = || AtomicU32::new(0);
+        let direct = AtomicU64::new(0);
+        let row = Row(lists);
+        let pcp = Pcp { row, places, spilled: zero(), home: zero(), last: zero(), direct };
+        ListId::all().for_each(|list| pcp.set_ends(list, BASE, BASE));
+        pcp
+    }
+
+    /// What the fast paths use.
+    pub(crate) fn row(&self) -> Row {
+        self.row
     }
 
     #[inline(always)]
-    fn ring(&self, list: ListId) -> Ring<'_> {
-        // SAFETY: as in `list`: there is a ring for every list.
-        let places = unsafe { self.rings.get_unchecked(list.0) };
-        Ring { places, mask: self.list(list).mask.load(Relaxed) }
+    fn list(&self, list: ListId) -> &'static List {
+        self.row.list(list)
     }
 
-    /// Blocks on the list.
-    #[inline(always)]
-    pub(crate) fn len(&self, list: ListId) -> u32 {
-        let l = self.list(list);
-        l.tail.load(Relaxed).wrapping_sub(l.head.load(Relaxed))
+    /// A list's places.
+    fn places_of(&self, list: ListId) -> &'static [Place] {
+        let Kind { at, nr, .. } = list.kind();
+        &self.places.0[usize::from(at)..][..usize::from(nr)]
     }
 
-    #[inline(always)]
-    pub(crate) fn pop_hot(&self, list: ListId) -> Option<u32> {
-        let l = self.list(list);
-        let tail = l.tail.load(Relaxed);
-        if tail == l.head.load(Relaxed) {
-            return None;
-        }
-        let at = tail.wrapping_sub(1);
-        let pfn = self.ring(list).slot(at).load(Relaxed);
-        l.tail.store(at, Relaxed);
-        Some(pfn)
+    /// The numbers of the coldest block's place, and of the one behind the hottest block's.
+    fn ends(&self, list: ListId) -> (usize, usize) {
+        let (l, places) = (self.list(list), self.places_of(list));
+        let bottom = places.as_ptr().cast_mut();
+        let top = blocks_between(bottom, l.top.load(Relaxed)).min(places.len());
+        ((l.first.load(Relaxed) as usize).min(top), top)
     }
 
-    #[inline(always)]
-    pub(crate) fn pop_cold(&self, list: ListId) -> Option<u32> {
-        let l = self.list(list);
-        let head = l.head.load(Relaxed);
-        if l.tail.load(Relaxed) == head {
-            return None;
-        }
-        let pfn = self.ring(list).slot(head).load(Relaxed);
-        self.set_head(list, head.wrapping_add(1));
-        Some(pfn)
-    }
-
-    #[inline]
-    fn set_head(&self, list: ListId, head: u32) {
-        self.list(list).head.store(head, Relaxed);
+    /// Sets both ends, and the limit.
+    fn set_ends(&self, list: ListId, first: usize, top: usize) {
+        let (l, places) = (self.list(list), self.places_of(list));
+        places[first - BASE].store(ptr::null_mut(), Relaxed);
+        l.first.store(first as u32, Relaxed);
+        l.top.store(ptr::from_ref(&places[top]).cast_mut(), Relaxed);
         self.set_limit(list);
     }
 
-    /// Sets the limit, after the head or what the list may hold have changed. A list that holds more, since that was
-    /// lowered, takes no more.
-    #[inline]
+    /// Sets the limit, after the coldest block or what the list may hold have changed. A list that holds more, since that
+    /// was lowered, takes no more.
     fn set_limit(&self, list: ListId) {
-        let l = self.list(list);
-        let tail = l.tail.load(Relaxed);
-        let limit = l.head.load(Relaxed).wrapping_add(self.high(list));
-        let over = limit.wrapping_sub(tail) > CAPACITY;
-        l.limit.store(if over { tail } else { limit }, Relaxed);
+        let (first, top) = self.ends(list);
+        let places = self.places_of(list);
+        let limit = (first + self.high(list) as usize).min(places.len() - 1).max(top);
+        self.list(list).limit.store(ptr::from_ref(&places[limit]).cast_mut(), Relaxed);
+    }
+
+    /// Blocks on the list.
+    pub(crate) fn len(&self, list: ListId) -> u32 {
+        let (first, top) = self.ends(list);
+        (top - first) as u32
+    }
+
+    #[inline(always)]
+    pub(crate) fn pop_hot(&self, list: ListId) -> Option<&'static Page> {
+        self.row.pop_hot(list)
+    }
+
+    /// Takes the coldest block.
+    pub(crate) fn pop_cold(&self, list: ListId) -> Option<&'static Page> {
+        let (first, top) = self.ends(list);
+        if first == top {
+            return None;
+        }
+        // SAFETY: one of the list's places.
+        let page = unsafe { block_at(ptr::from_ref(&self.places_of(list)[first]).cast_mut()) };
+        self.set_first(list, first + 1);
+        page
+    }
+
+    /// Notes that the blocks before a place have left. If that are many, the others move down.
+    fn set_first(&self, list: ListId, first: usize) {
+        let (_, top) = self.ends(list);
+        if first == top || first - BASE > slack(self.high(list)) {
+            let places = self.places_of(list);
+            for (to, from) in (BASE..).zip(first..top) {
+                places[to].store(places[from].load(Relaxed), Relaxed);
+            }
+            self.set_ends(list, BASE, BASE + (top - first));
+        } else {
+            self.set_ends(list, first, top);
+        }
     }
 
     /// Takes blocks off the cold end into `to`, as many as there are; says how many.
-    pub(crate) fn pop_cold_many(&self, list: ListId, to: &mut [u32]) -> usize {
-        let (l, ring) = (self.list(list), self.ring(list));
-        let head = l.head.load(Relaxed);
-        let n = (l.tail.load(Relaxed).wrapping_sub(head) as usize).min(to.len());
-        for (i, at) in to[..n].iter_mut().enumerate() {
-            *at = ring.slot(head.wrapping_add(i as u32)).load(Relaxed);
+    pub(crate) fn pop_cold_many(&self, list: ListId, map: &MemMap, to: &mut [u32]) -> usize {
+        let (first, top) = self.ends(list);
+        let n = to.len().min(top - first);
+        for (at, place) in to.iter_mut().zip(&self.places_of(list)[first..first + n]) {
+            // SAFETY: one of the list's places.
+            let page = unsafe { block_at(ptr::from_ref(place).cast_mut()) };
+            *at = page.and_then(|page| map.pfn(page)).unwrap_or(u32::MAX);
         }
-        self.set_head(list, head.wrapping_add(n as u32));
+        self.set_first(list, first + n);
         n
-    }
-
-    /// The hot end, if the list may grow there.
-    #[inline(always)]
-    pub(crate) fn place(&self, list: ListId) -> Option<Place<'_>> {
-        let l = self.list(list);
-        let tail = l.tail.load(Relaxed);
-        (tail != l.limit.load(Relaxed)).then_some(Place {
-            list: l,
-            slot: self.ring(list).slot(tail),
-            tail,
-        })
     }
 
     /// The hot end, to take several blocks from.
     #[inline(always)]
     pub(crate) fn hot_blocks(&self, list: ListId) -> HotBlocks<'_> {
         let l = self.list(list);
-        let (head, tail) = (l.head.load(Relaxed), l.tail.load(Relaxed));
-        HotBlocks { list: l, ring: self.ring(list), head, from: tail, tail }
+        let top = l.top.load(Relaxed);
+        HotBlocks { list: l, from: top, top }
     }
 
     /// The hot end, to put several blocks there.
     #[inline(always)]
     pub(crate) fn hot_end(&self, list: ListId) -> HotEnd<'_> {
         let l = self.list(list);
-        let (tail, limit) = (l.tail.load(Relaxed), l.limit.load(Relaxed));
-        HotEnd { list: l, ring: self.ring(list), from: tail, tail, limit }
+        let top = l.top.load(Relaxed);
+        HotEnd { list: l, from: top, top, limit: l.limit.load(Relaxed) }
     }
 
     /// Puts a block on the hot end if the list may grow; says whether it did.
     #[inline(always)]
-    pub(crate) fn push_hot(&self, list: ListId, pfn: u32) -> bool {
-        self.place(list).map(|p| p.put(pfn)).is_some()
+    pub(crate) fn push_hot(&self, list: ListId, page: &'static Page) -> bool {
+        self.list(list).place().map(|place| place.put(page)).is_some()
     }
 
-    /// The cold end, to put several blocks there.
+    /// To fill a list, which is empty, with at most `n` blocks, no more than it can hold.
     #[inline(always)]
-    pub(crate) fn cold_end(&self, list: ListId) -> ColdEnd<'_> {
-        let l = self.list(list);
-        ColdEnd { pcp: self, list, ring: self.ring(list), head: l.head.load(Relaxed) }
+    pub(crate) fn refill(&self, list: ListId, n: u32) -> Refill<'_> {
+        debug_assert_eq!(self.len(list), 0);
+        let top = BASE + n.min(CAPACITY[list.class()]) as usize;
+        Refill { pcp: self, list, top, at: top }
     }
 
     /// Counts `n` blocks taken for allocations.
     #[inline(always)]
     pub(crate) fn count_allocs(&self, list: ListId, n: u64) {
-        bump(&self.list(list).allocs, n);
+        self.row.count_allocs(list, n);
     }
 
     /// Blocks that lie on a list for no use: more than were taken off it since this was asked last.
     pub(crate) fn resting(&self, list: ListId) -> u32 {
-        let now = self.list(list).allocs.load(Relaxed) as u32;
-        let taken = now.wrapping_sub(self.looked[list.0].swap(now, Relaxed));
+        let l = self.list(list);
+        let now = l.allocs.load(Relaxed) as u32;
+        let taken = now.wrapping_sub(l.looked.swap(now, Relaxed));
         self.len(list).saturating_sub(taken)
     }
 
@@ -491,7 +665,7 @@ impl Pcp {
     /// Blocks the list may hold now; 0 means that it is off.
     #[inline(always)]
     pub(crate) fn high(&self, list: ListId) -> u32 {
-        self.high[list.0].load(Relaxed)
+        self.list(list).high.load(Relaxed)
     }
 
     /// Sets every list to its smallest size.
@@ -501,15 +675,9 @@ impl Pcp {
         }
     }
 
-    /// Sets how many blocks the list may hold: any number while it is empty, no more than before
-    /// otherwise.
+    /// Sets how many blocks the list may hold.
     fn set_high(&self, list: ListId, high: u32) {
-        let l = self.list(list);
-        if self.len(list) == 0 {
-            let places = high.clamp(1, CAPACITY).next_power_of_two();
-            l.mask.store(places - 1, Relaxed);
-        }
-        self.high[list.0].store(high.min(l.mask.load(Relaxed) + 1), Relaxed);
+        self.list(list).high.store(high.min(CAPACITY[list.class()]), Relaxed);
         self.set_limit(list);
     }
 
@@ -540,11 +708,13 @@ impl Pcp {
     }
 
     /// Every block on the lists, coldest first. For audits, while the CPU is quiet.
-    pub(crate) fn blocks(&self) -> impl Iterator<Item = (ListId, u32)> + '_ {
-        ListId::all().flat_map(move |i| {
-            let head = self.list(i).head.load(Relaxed);
-            (0..self.len(i))
-                .map(move |n| (i, self.ring(i).slot(head.wrapping_add(n)).load(Relaxed)))
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = (ListId, &'static Page)> + '_ {
+        ListId::all().flat_map(move |list| {
+            let (first, top) = self.ends(list);
+            let places = self.places_of(list)[first..top].iter();
+            // SAFETY: one of the list's places.
+            let block = |place| unsafe { block_at(ptr::from_ref::<Place>(place).cast_mut()) };
+            places.filter_map(block).map(move |page| (list, page))
         })
     }
 }

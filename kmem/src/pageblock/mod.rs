@@ -10,12 +10,15 @@
 //! finds the zone, the mobility and the buddy's counts in the same one. The links of a pageblock that is
 //! in a bin, needed only when it moves to another, are a table of their own.
 //! ```text
-//!   63      54 53   50 49  48    47  46 45  43 42   39 38   34 33   28 27   21 20   13 12    4 3    0
-//!   +---------+-------+--+----+------+------+-------+-------+-------+-------+-------+------+------+
-//!   | zone+1  | bin+1 | 9| 8  |  7   |  6   |   5   |   4   |   3   |   2   |   1   |   0  |  mt  |
-//!   +---------+-------+--+----+------+------+-------+-------+-------+-------+-------+------+------+
-//!                     |<------------ maximal free blocks of each order --------------------->|
+//!   63     55 54   53 52  50 49 48 47 46  45 43 42   39 38   34 33   28 27   21 20   13 12    4 3    0
+//!   +--------+-------+------+--+-----+------+------+-------+-------+-------+-------+------+-----+-----+
+//!   | zone+1 | empty |  mt  |9 |  8  |  7   |  6   |   5   |   4   |   3   |   2   |  1   |  0  | bin |
+//!   +--------+-------+------+--+-----+------+------+-------+-------+-------+-------+------+-----+-----+
+//!                           |<----------- maximal free blocks of each order ------------------->|
 //! ```
+//! Zone and mobility with the empty bits between, where an order has room, are the number of a per-CPU list (see
+//! `page_alloc::pcp`).
+//!
 //! Of two buddies that are both free neither is maximal, so there are at most 2^(8-k) maximal blocks of
 //! order k, and the ten counts fit 46 bits. The position of the highest bit set tells the largest free
 //! order, and merging and splitting are additions of one constant.
@@ -30,7 +33,7 @@ mod bits;
 
 pub(crate) use bits::FreeBits;
 
-use crate::types::{MigrateType, PAGEBLOCK_ORDER};
+use crate::types::{MIGRATE_TYPES, MigrateType, PAGEBLOCK_ORDER};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// Orders a broken pageblock can hold: 0 to a pageblock's own.
@@ -47,12 +50,18 @@ impl PbFlags {
     /// Zone slots that flags can name.
     pub(crate) const MAX_SLOTS: usize = (1 << (64 - SLOT_SHIFT)) - 1;
 
+    /// Mobilities that flags can name.
+    pub(crate) const MOBILITIES: usize = 1 << (EMPTY_SHIFT - MT_SHIFT);
+
+    /// Lists of a zone as [`list`](Self::list) numbers them, as a power of two.
+    pub(crate) const ROW_SHIFT: u32 = SLOT_SHIFT - MT_SHIFT;
+
     /// Those of a hole.
     pub(crate) const HOLE: PbFlags = PbFlags(0);
 
     pub(crate) const fn new(zone_slot: usize, mt: MigrateType) -> PbFlags {
         assert!(zone_slot < Self::MAX_SLOTS);
-        PbFlags((zone_slot as u64 + 1) << SLOT_SHIFT | mt as u64)
+        PbFlags((zone_slot as u64 + 1) << SLOT_SHIFT | (mt as u64) << MT_SHIFT)
     }
 
     /// The zone's slot; `None` for a hole.
@@ -61,15 +70,16 @@ impl PbFlags {
         ((self.0 >> SLOT_SHIFT) as usize).checked_sub(1)
     }
 
-    /// The zone's slot, to look up with; out of every table's range for a hole.
+    /// A number for zone and mobility: the zone's slot plus one, times the lists of a zone, plus the mobility's. Below that
+    /// of the first slot's for holes. Between the two there is room for an order up to 3.
     #[inline(always)]
-    pub(crate) const fn zone_index(self) -> usize {
-        ((self.0 >> SLOT_SHIFT) as usize).wrapping_sub(1)
+    pub(crate) const fn list(self) -> usize {
+        (self.0 >> MT_SHIFT) as usize
     }
 
     #[inline(always)]
     pub(crate) const fn mt_index(self) -> usize {
-        (self.0 & MT) as usize
+        (self.0 >> MT_SHIFT) as usize % Self::MOBILITIES
     }
 
     pub(crate) const fn migratetype(self) -> MigrateType {
@@ -80,11 +90,11 @@ impl PbFlags {
     }
 }
 
-/// The mobility: the lowest bits, and the zone in the highest, so that a free has either in one step.
-const MT: u64 = 0xf;
+/// The bin: the lowest bits.
+const BIN: u64 = 0xf;
 /// Where each order's count starts, and the last one ends.
 const AT: [u32; BLOCK_ORDERS + 1] = {
-    let mut at = [MT.count_ones(); BLOCK_ORDERS + 1];
+    let mut at = [BIN.count_ones(); BLOCK_ORDERS + 1];
     let mut k = 0;
     while k < BLOCK_ORDERS {
         // 0 to 2^(8-k) blocks, or one of the pageblock's own order.
@@ -95,11 +105,13 @@ const AT: [u32; BLOCK_ORDERS + 1] = {
     at
 };
 const COUNTS: u64 = (1 << AT[BLOCK_ORDERS]) - (1 << AT[0]);
-const BIN_SHIFT: u32 = AT[BLOCK_ORDERS];
-const BIN: u64 = 0xf << BIN_SHIFT;
-const SLOT_SHIFT: u32 = BIN_SHIFT + 4;
+/// Where the mobility is, the empty bits, and the zone's slot.
+const MT_SHIFT: u32 = AT[BLOCK_ORDERS];
+const EMPTY_SHIFT: u32 = MT_SHIFT + 3;
+const SLOT_SHIFT: u32 = EMPTY_SHIFT + 2;
 const FLAGS: u64 = !(COUNTS | BIN);
-const _: () = assert!(BLOCK_ORDERS < 16 && SLOT_SHIFT == 54, "the fields fit");
+const _: () = assert!(BLOCK_ORDERS < 16 && SLOT_SHIFT == 55, "the fields fit");
+const _: () = assert!(MIGRATE_TYPES <= PbFlags::MOBILITIES);
 
 /// The order whose count the n-th bit belongs to, plus one; 0 for bits of no count.
 const BIN_OF: [u8; 64] = {
@@ -167,7 +179,7 @@ impl Word {
     /// The bin it is linked into: an order plus one; 0 for none.
     #[inline(always)]
     pub(crate) const fn bin(self) -> u32 {
-        (self.0 >> BIN_SHIFT) as u32 & 0xf
+        (self.0 & BIN) as u32
     }
 
     /// The smallest order from `order` on of which there is a block; `None` when there is none.
@@ -185,7 +197,7 @@ impl Word {
 
     #[inline(always)]
     pub(crate) const fn with_bin(self, bin: u32) -> Word {
-        Word(self.0 & !BIN | (bin as u64) << BIN_SHIFT)
+        Word(self.0 & !BIN | bin as u64)
     }
 
     pub(crate) const fn with_flags(self, flags: PbFlags) -> Word {
