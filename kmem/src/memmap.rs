@@ -190,6 +190,19 @@ impl MemMap {
         if n < self.pages.len() { Some(self.base + n as u32) } else { None }
     }
 
+    /// The frame of a page that is known to be of the map.
+    #[inline(always)]
+    pub(crate) fn frame_of(&self, page: *const Page) -> u32 {
+        let off = page.addr().wrapping_sub(self.pages.as_ptr().addr());
+        self.base.wrapping_add((off / size_of::<Page>()) as u32)
+    }
+
+    /// The pages of `n` frames from `pfn` on, all of the map.
+    #[inline(always)]
+    pub(crate) fn pages_from(&self, pfn: u32, n: u32) -> &'static [Page] {
+        &self.pages[pfn.wrapping_sub(self.base) as usize..][..n as usize]
+    }
+
     /// Bytes from frame `base` to an address, as the direct map shows them.
     #[inline(always)]
     pub(crate) fn direct_offset(&self, addr: usize) -> usize {

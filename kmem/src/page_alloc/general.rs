@@ -381,8 +381,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 let mut end = pcp.refill(list, want);
                 let mut put = |pfn: u32, n: u32| {
                     // Its state is about to change; those of the others lie behind it.
-                    prefetch(self.map.page_in_map(pfn));
-                    (0..n).for_each(|i| end.put(self.map.page_in_map(pfn + (i << order))));
+                    let pages = self.map.pages_from(pfn, n << order);
+                    prefetch(pages.as_ptr());
+                    end.put(pages.iter().step_by(1 << order));
                 };
                 if order == PAGEBLOCK_ORDER {
                     let taken = (0..want).map_while(|_| area.take_whole(order, mt));
@@ -399,7 +400,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if got == 0 && order < PAGEBLOCK_ORDER {
             let stolen = self.steal(zone, first, order, mt);
             let stolen = stolen.map(|pfn| self.map.page_in_map(pfn));
-            stolen.into_iter().for_each(|page| pcp.refill(list, 1).put(page));
+            pcp.refill(list, 1).put(stolen.into_iter());
         }
         counters.owned(VmEvent::PcpRefill, 1);
         if self.tracing() {

@@ -9,8 +9,8 @@
 //! # Implementation
 //! A list is a stack of pages in an array, with an empty place below its coldest block: taking from a list that has
 //! none finds nothing. `top` is the place behind the hottest block, `limit` how far it may get: one comparison says whether
-//! a list takes more. What leaves at the cold end leaves places free there; once that are half as many as the list
-//! may hold the others move down. A refill, which finds the list empty, begins at the bottom again, so that a list costs
+//! a list takes more. What leaves at the cold end leaves places free there; once that are as many as the list
+//! may hold, or half as many as any, the others move down. A refill, which finds the list empty, begins at the bottom again, so that a list costs
 //! few cache lines.
 //!
 //! Orders 0 to 3 and a pageblock's order have lists, one per mobility. The lists of a CPU in a zone are a row of places in
@@ -227,14 +227,15 @@ pub(crate) struct List {
 /// Number of the lowest place that a block may be in.
 const BASE: usize = 1;
 
-/// Places of a list: for as many as it can hold, for those that have left at the cold end, and the empty one.
+/// Places of a list: the empty one, for as many as it can hold, for those that have left at the cold end, and the one that
+/// the limit is at then.
 const fn places(class: usize) -> usize {
-    BASE + CAPACITY[class] as usize + slack(CAPACITY[class])
+    BASE + CAPACITY[class] as usize + slack(class) + 1
 }
 
-/// Places that may be free at the cold end of a list that holds so many.
-const fn slack(high: u32) -> usize {
-    (high / 2) as usize
+/// Places that may be free at the cold end of a list.
+const fn slack(class: usize) -> usize {
+    CAPACITY[class] as usize / 2
 }
 
 /// The places of the lists of one CPU in one zone.
@@ -404,6 +405,7 @@ impl Drop for HotEnd<'_> {
 pub(crate) struct Refill<'a> {
     pcp: &'a Pcp,
     list: ListId,
+    places: &'static [Place],
     /// Number of the place that the top will be at.
     top: usize,
     /// Of that of the last block.
@@ -411,12 +413,14 @@ pub(crate) struct Refill<'a> {
 }
 
 impl Refill<'_> {
-    /// Puts a block below the others.
+    /// Puts the blocks below the others that `pages` are the first pages of, each below the one before.
     #[inline(always)]
-    pub(crate) fn put(&mut self, page: &'static Page) {
-        assert!(self.at > BASE);
-        self.at -= 1;
-        self.pcp.places_of(self.list)[self.at].store(ptr::from_ref(page).cast_mut(), Relaxed);
+    pub(crate) fn put(&mut self, pages: impl ExactSizeIterator<Item = &'static Page>) {
+        let at = self.at - pages.len();
+        for (place, page) in self.places[at..self.at].iter().rev().zip(pages) {
+            place.store(ptr::from_ref(page).cast_mut(), Relaxed);
+        }
+        self.at = at;
     }
 }
 
@@ -424,7 +428,7 @@ impl Drop for Refill<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         if self.at != self.top {
-            self.pcp.set_ends(self.list, self.at, self.top);
+            self.pcp.set_ends(self.list, self.places, self.at, self.top);
         }
     }
 }
@@ -468,7 +472,7 @@ impl Pcp {
         let direct = AtomicU64::new(0);
         let row = Row(lists);
         let pcp = Pcp { row, places, spilled: zero(), home: zero(), last: zero(), direct };
-        ListId::all().for_each(|list| pcp.set_ends(list, BASE, BASE));
+        ListId::all().for_each(|list| pcp.set_ends(list, pcp.places_of(list), BASE, BASE));
         pcp
     }
 
@@ -489,34 +493,35 @@ impl Pcp {
     }
 
     /// The numbers of the coldest block's place, and of the one behind the hottest block's.
-    fn ends(&self, list: ListId) -> (usize, usize) {
-        let (l, places) = (self.list(list), self.places_of(list));
+    #[inline]
+    fn ends(&self, list: ListId, places: &[Place]) -> (usize, usize) {
+        let l = self.list(list);
         let bottom = places.as_ptr().cast_mut();
         let top = blocks_between(bottom, l.top.load(Relaxed)).min(places.len());
         ((l.first.load(Relaxed) as usize).min(top), top)
     }
 
     /// Sets both ends, and the limit.
-    fn set_ends(&self, list: ListId, first: usize, top: usize) {
-        let (l, places) = (self.list(list), self.places_of(list));
+    #[inline]
+    fn set_ends(&self, list: ListId, places: &'static [Place], first: usize, top: usize) {
+        let l = self.list(list);
         places[first - BASE].store(ptr::null_mut(), Relaxed);
         l.first.store(first as u32, Relaxed);
         l.top.store(ptr::from_ref(&places[top]).cast_mut(), Relaxed);
-        self.set_limit(list);
+        self.set_limit(list, places, first, top);
     }
 
     /// Sets the limit, after the coldest block or what the list may hold have changed. A list that holds more, since that
     /// was lowered, takes no more.
-    fn set_limit(&self, list: ListId) {
-        let (first, top) = self.ends(list);
-        let places = self.places_of(list);
+    #[inline]
+    fn set_limit(&self, list: ListId, places: &'static [Place], first: usize, top: usize) {
         let limit = (first + self.high(list) as usize).min(places.len() - 1).max(top);
         self.list(list).limit.store(ptr::from_ref(&places[limit]).cast_mut(), Relaxed);
     }
 
     /// Blocks on the list.
     pub(crate) fn len(&self, list: ListId) -> u32 {
-        let (first, top) = self.ends(list);
+        let (first, top) = self.ends(list, self.places_of(list));
         (top - first) as u32
     }
 
@@ -527,41 +532,39 @@ impl Pcp {
 
     /// Takes the coldest block.
     pub(crate) fn pop_cold(&self, list: ListId) -> Option<&'static Page> {
-        let (first, top) = self.ends(list);
+        let places = self.places_of(list);
+        let (first, top) = self.ends(list, places);
         if first == top {
             return None;
         }
         // SAFETY: one of the list's places.
-        let page = unsafe { block_at(ptr::from_ref(&self.places_of(list)[first]).cast_mut()) };
-        self.set_first(list, first + 1);
+        let page = unsafe { block_at(ptr::from_ref(&places[first]).cast_mut()) };
+        self.set_first(list, places, first + 1, top);
         page
-    }
-
-    /// Notes that the blocks before a place have left. If that are many, the others move down.
-    fn set_first(&self, list: ListId, first: usize) {
-        let (_, top) = self.ends(list);
-        if first == top || first - BASE > slack(self.high(list)) {
-            let places = self.places_of(list);
-            for (to, from) in (BASE..).zip(first..top) {
-                places[to].store(places[from].load(Relaxed), Relaxed);
-            }
-            self.set_ends(list, BASE, BASE + (top - first));
-        } else {
-            self.set_ends(list, first, top);
-        }
     }
 
     /// Takes blocks off the cold end into `to`, as many as there are; says how many.
     pub(crate) fn pop_cold_many(&self, list: ListId, map: &MemMap, to: &mut [u32]) -> usize {
-        let (first, top) = self.ends(list);
+        let places = self.places_of(list);
+        let (first, top) = self.ends(list, places);
         let n = to.len().min(top - first);
-        for (at, place) in to.iter_mut().zip(&self.places_of(list)[first..first + n]) {
-            // SAFETY: one of the list's places.
-            let page = unsafe { block_at(ptr::from_ref(place).cast_mut()) };
-            *at = page.and_then(|page| map.pfn(page)).unwrap_or(u32::MAX);
+        for (at, place) in to.iter_mut().zip(&places[first..first + n]) {
+            *at = map.frame_of(place.load(Relaxed));
         }
-        self.set_first(list, first + n);
+        self.set_first(list, places, first + n, top);
         n
+    }
+
+    /// Notes that the blocks before a place have left. If that are many, the others move down.
+    #[inline]
+    fn set_first(&self, list: ListId, places: &'static [Place], first: usize, top: usize) {
+        if first - BASE <= slack(list.class()).min(self.high(list) as usize) {
+            return self.set_ends(list, places, first, top);
+        }
+        for (to, from) in places[BASE..].iter().zip(&places[first..top]) {
+            to.store(from.load(Relaxed), Relaxed);
+        }
+        self.set_ends(list, places, BASE, BASE + (top - first));
     }
 
     /// The hot end, to take several blocks from.
@@ -591,7 +594,7 @@ impl Pcp {
     pub(crate) fn refill(&self, list: ListId, n: u32) -> Refill<'_> {
         debug_assert_eq!(self.len(list), 0);
         let top = BASE + n.min(CAPACITY[list.class()]) as usize;
-        Refill { pcp: self, list, top, at: top }
+        Refill { pcp: self, list, places: self.places_of(list), top, at: top }
     }
 
     /// Counts `n` blocks taken for allocations.
@@ -678,7 +681,9 @@ impl Pcp {
     /// Sets how many blocks the list may hold.
     fn set_high(&self, list: ListId, high: u32) {
         self.list(list).high.store(high.min(CAPACITY[list.class()]), Relaxed);
-        self.set_limit(list);
+        let places = self.places_of(list);
+        let (first, top) = self.ends(list, places);
+        self.set_limit(list, places, first, top);
     }
 
     /// Notes that the list ran empty; it grows if it also ran over since.
@@ -710,8 +715,9 @@ impl Pcp {
     /// Every block on the lists, coldest first. For audits, while the CPU is quiet.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = (ListId, &'static Page)> + '_ {
         ListId::all().flat_map(move |list| {
-            let (first, top) = self.ends(list);
-            let places = self.places_of(list)[first..top].iter();
+            let places = self.places_of(list);
+            let (first, top) = self.ends(list, places);
+            let places = places[first..top].iter();
             // SAFETY: one of the list's places.
             let block = |place| unsafe { block_at(ptr::from_ref::<Place>(place).cast_mut()) };
             places.filter_map(block).map(move |page| (list, page))
