@@ -140,6 +140,14 @@ impl MemMap {
         if block < self.blocks.len() { Some(block) } else { None }
     }
 
+    /// A pageblock and its free bits, by its number in the tables.
+    #[inline(always)]
+    pub(crate) fn pageblock(&self, index: u32) -> (&'static Pageblock, &'static FreeBits) {
+        let block = &self.blocks[index as usize];
+        // SAFETY: `new` checked that there are as many.
+        (block, unsafe { self.bits.get_unchecked(index as usize) })
+    }
+
     /// Zone and mobility of the frame's pageblock.
     #[inline(always)]
     pub(crate) fn flags_of(&self, pfn: u32) -> PbFlags {

@@ -229,7 +229,7 @@ impl<'a> Area<'a> {
     /// out of.
     #[inline(always)]
     fn carve(&mut self, index: u32, order: u32) -> Option<(u32, u32)> {
-        let (block, bits) = (self.block(index), self.bits(index));
+        let (block, bits) = self.map.pageblock(index);
         let from = block.word().smallest(order)?;
         let pos = bits.find(from)?;
         self.carve_at(index, block, bits, from, order, pos);
@@ -299,7 +299,7 @@ impl<'a> Area<'a> {
                 },
                 None => break,
             };
-            let (block, bits) = (self.block(index), self.bits(index));
+            let (block, bits) = self.map.pageblock(index);
             let Some(from) = block.word().smallest(order) else { break };
             let fits = order + (want - got).ilog2();
             let take = from.min(fits);
@@ -335,7 +335,7 @@ impl<'a> Area<'a> {
     #[inline(always)]
     fn give_broken(&mut self, pfn: u32, order: u32) -> Result<(), AlreadyFree> {
         let index = self.index(pfn);
-        let (block, bits) = (self.block(index), self.bits(index));
+        let (block, bits) = self.map.pageblock(index);
         let word = block.word();
         // A pageblock with free bits is broken; only one without any can be whole.
         if word.is_empty() && self.is_whole(index) {
@@ -388,7 +388,7 @@ impl<'a> Area<'a> {
         if self.is_whole(index) {
             self.break_whole(index);
         }
-        let (block, bits) = (self.block(index), self.bits(index));
+        let (block, bits) = self.map.pageblock(index);
         if !bits.all(pos, order) {
             return false;
         }

@@ -547,7 +547,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 let pcp = |zone: &Zone| &pcps[zone.slot];
                 *place = zone.map(|zone| Preferred { zone, row: pcp(zone).row(), pcp: pcp(zone) });
             }
-            at.write(CpuData { preferred, rows: Rows::new(rows.as_flattened()) });
+            at.write(CpuData { preferred, rows: Rows::new(rows) });
         }
         // SAFETY: every element was written just now.
         let cpu_data: &'static [CpuData] =
@@ -591,6 +591,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             zone_stats,
             system_stats,
             gate: AtomicU32::new(0),
+            gating: IrqLock::new(()),
             allowed: AtomicU32::new(u32::MAX),
             max_order: config.max_order,
             min_free_kbytes: AtomicU64::new(min_free),

@@ -187,9 +187,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[inline(never)]
     pub(super) fn spill_freed(&self, cpu: &Cpu, pb: PbFlags, page: &'static Page, more: usize) {
         if let (Some(slot), Some(list)) = (pb.zone_slot(), ListId::small(0, pb.mt_index()))
-            && let Some(pcp) = self.pcp_of(cpu.id(), slot)
+            && let (Some(zone), Some(pcp)) = (self.zones.get(slot), self.pcp_of(cpu.id(), slot))
         {
-            self.spill(cpu, slot, list, page, more);
+            self.spill(cpu, zone, pcp, list, page, more);
             pcp.count_frees(list, 1);
             let _ = cpu.set_path(Path::Bulk);
         }

@@ -43,7 +43,9 @@ const JOINED: u32 = PAGEBLOCK_ORDER - 1;
 fn has_neighbours(chunk: &[u32], order: u32) -> bool {
     let step = 1 << order;
     let apart = |two: &[u32]| two[1].wrapping_sub(two[0]);
-    chunk.windows(2).any(|two| apart(two) == step || apart(two) == step.wrapping_neg())
+    let near = |two: &[u32]| apart(two) == step || apart(two) == step.wrapping_neg();
+    // Who frees a run begins with one. Of the others all are looked at, several at a time.
+    chunk.get(..2).is_some_and(near) || chunk.windows(2).fold(false, |any, two| any | near(two))
 }
 
 /// Joins blocks of an order that lie one after the other, upwards or downwards, to larger ones. Returns how many there
@@ -120,28 +122,26 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     pub(super) fn spill(
         &self,
         cpu: &Cpu,
-        slot: usize,
+        zone: &Zone,
+        pcp: &Pcp,
         list: ListId,
         page: &'static Page,
         more: usize,
     ) {
         let before = cpu.set_path(Path::Drain);
-        if let (Some(zone), Some(pcp)) = (self.zones.get(slot), self.pcp_of(cpu.id(), slot)) {
-            let limits = &self.limits[slot];
-            let pressed = zone.pressed.load(Relaxed) != 0;
-            pcp.note_spill(list, limits, pressed);
-            let over = (pcp.len(list) + 1).saturating_sub(pcp.high(list));
-            let batch = limits.batch[list.class()].max(over).max(more as u32);
-            if pcp.high(list) > 0 {
-                self.counters_of(cpu).owned(VmEvent::PcpSpill, 1);
-            }
-            self.give_back(zone, pcp, list, batch);
-            if !pcp.push_hot(list, page)
-                && let Some(pfn) = self.map.pfn(page)
-            {
-                // The free is counted by the list.
-                self.give_uncounted(zone, pfn, list.order(), || ());
-            }
+        let limits = &self.limits[zone.slot];
+        let pressed = zone.pressed.load(Relaxed) != 0;
+        pcp.note_spill(list, limits, pressed);
+        let high = pcp.high(list);
+        let over = (pcp.len(list) + 1).saturating_sub(high);
+        let batch = limits.batch[list.class()].max(over).max(more as u32);
+        if high > 0 {
+            self.counters_of(cpu).owned(VmEvent::PcpSpill, 1);
+        }
+        self.give_back(zone, pcp, list, batch);
+        if !pcp.push_hot(list, page) {
+            // The free is counted by the list.
+            self.give_uncounted(zone, self.map.frame_of(page), list.order(), || ());
         }
         cpu.restore(before);
     }

@@ -89,7 +89,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.free_medium(page, order)
     }
 
-    /// A plain free of an order without lists, or by a caller the fast path does not serve.
+    /// A plain free whose list is full, of an order without lists, or by a caller the fast path does not serve.
     #[inline(never)]
     #[track_caller]
     fn free_medium(&self, page: &Page, order: u32) -> Result<(), Misuse> {
@@ -111,6 +111,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     /// Gives frames whose page is already in the free state to a list.
+    #[inline]
     fn free_plain(&self, cpu: &Cpu, page: &'static Page, pb: PbFlags, order: u32) {
         let Some(zone) = pb.zone_slot().and_then(|s| self.zones.get(s)) else { return };
         if let Some(list) = ListId::of(order, pb.mt_index())
@@ -118,10 +119,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         {
             return;
         }
-        let Some(pfn) = self.map.pfn(page) else { return };
         let free = cpu.path_raw() < Path::FIRST_OWNER;
         let before = free.then(|| cpu.set_path(Path::BuddyFree));
-        self.give(zone, pfn, order, Some(self.counters_of(cpu)));
+        self.give(zone, self.map.frame_of(page), order, Some(self.counters_of(cpu)));
         if let Some(before) = before {
             cpu.restore(before);
         }
@@ -224,6 +224,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
     }
 
+    #[inline(always)]
     fn free_to_pcp(&self, cpu: &Cpu, zone: &Zone, list: ListId, page: &'static Page) -> bool {
         let Some(pcp) = self.pcp_of(cpu.id(), zone.slot) else { return false };
         if pcp.high(list) == 0 {
@@ -231,7 +232,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         let Some(owned) = self.own(cpu, Path::PcpFree) else { return false };
         if !pcp.push_hot(list, page) {
-            self.spill(cpu, zone.slot, list, page, 0);
+            self.spill(cpu, zone, pcp, list, page, 0);
         }
         pcp.count_frees(list, 1);
         self.disown(owned);

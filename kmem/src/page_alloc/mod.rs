@@ -76,7 +76,7 @@ use core::{
     ptr::NonNull,
     sync::atomic::Ordering::SeqCst,
     sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence, fence,
+        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed, compiler_fence,
     },
 };
 use owner::Owners;
@@ -120,7 +120,10 @@ pub struct PageAllocator<P: Platform, R> {
     zone_stats: &'static [StatRow<NR_ZONE_STATS>],
     /// By CPU, with one more.
     system_stats: &'static [StatRow<NR_SYSTEM_STATS>],
+    /// Why requests are not plain now: `GATE_*` bits.
     gate: AtomicU32,
+    /// Held by who changes it.
+    gating: IrqLock<()>,
     allowed: AtomicU32,
     max_order: u32,
     min_free_kbytes: AtomicU64,
@@ -535,22 +538,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     fn gate_set(&self, bit: u32, closed: bool) {
+        let _alone = self.gating.lock(&self.p);
         if closed {
             self.gate.fetch_or(bit, Relaxed);
         } else {
             self.gate.fetch_and(!bit, Relaxed);
         }
-        loop {
-            // Of two that change it at once, who looked first may store last. The fences pair with each other: he
-            // then finds the other's change here, and does it again.
-            fence(SeqCst);
-            let seen = self.gate.load(Relaxed);
-            self.plain.set(self.idle, seen == 0);
-            fence(SeqCst);
-            if self.gate.load(Relaxed) == seen {
-                return;
-            }
-        }
+        self.plain.set(self.idle, self.gate.load(Relaxed) == 0);
     }
 
     /// Restricts what every request may do, as before interrupts and kswapd run (`gfp_allowed_mask`): bits

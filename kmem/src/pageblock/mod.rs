@@ -144,8 +144,19 @@ const BELOW: [u64; BLOCK_ORDERS] = {
 #[inline(always)]
 const fn merge(order: u32, to: u32) -> u64 {
     let (order, to) = (order as usize, to as usize);
-    (1u64 << AT[to]).wrapping_sub(BELOW[to]).wrapping_add(BELOW[order])
+    MERGED[to].wrapping_add(BELOW[order])
 }
+
+/// `MERGED[k]`: one block of order k, and one less of each below.
+const MERGED: [u64; BLOCK_ORDERS] = {
+    let mut merged = [0; BLOCK_ORDERS];
+    let mut k = 0;
+    while k < BLOCK_ORDERS {
+        merged[k] = (1u64 << AT[k]).wrapping_sub(BELOW[k]);
+        k += 1;
+    }
+    merged
+};
 
 /// A descriptor's word, taken out to work on.
 #[derive(Clone, Copy, PartialEq, Eq)]

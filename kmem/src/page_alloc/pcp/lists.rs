@@ -1,0 +1,517 @@
+//! The lists themselves: stacks of pages.
+//!
+//! # Implementation
+//! ```text
+//!              first                top            limit
+//!   ┌───────┬─────────┬────────┬───────────┬───────┬─────┐
+//!   │ empty │ coldest │  ...   │  hottest  │ room  │ ... │
+//!   └───────┴─────────┴────────┴───────────┴───────┴─────┘
+//! ```
+//! Taking from a list that has no block finds the empty place below, and one comparison says whether a list takes more.
+//! What leaves at the cold end leaves places free there; once those are as many as the list may hold, or half as many as any,
+//! the others move down. A refill, which finds the list empty, begins at the bottom again: so a list costs few cache
+//! lines.
+//!
+//! The lists of a CPU in a zone are a row of one table, and a pageblock's descriptor says which row and which mobility in
+//! one number ([`PbFlags::list`]): a free comes from its page to its list by two loads and a shift. Mobilities without
+//! lists, and holes, have places there whose lists are full. What of that depends on the page, the next allocation
+//! waits for, since it takes what was put last.
+//!
+//! # Locking
+//! As the module above says. Whoever came out of turn would lose blocks; but since a place is looked at before it is passed
+//! and ends are only ever places of the list, no access leaves them.
+
+use super::CAPACITY;
+use crate::{
+    memmap::MemMap,
+    page::Page,
+    pageblock::PbFlags,
+    types::{MIGRATE_PCPTYPES, MIGRATE_TYPES, MigrateType, PAGEBLOCK_ORDER},
+};
+use core::{
+    ptr,
+    sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed},
+};
+
+/// Largest of the small orders with lists.
+pub(crate) const PCP_MAX_SMALL: u32 = 3;
+/// Orders with lists.
+pub(crate) const PCP_ORDERS: usize = PCP_MAX_SMALL as usize + 2;
+/// Lists per CPU and zone.
+const PCP_LISTS: usize = PCP_ORDERS * MIGRATE_PCPTYPES;
+
+/// Lists in a row.
+pub(crate) const ROW: usize = 1 << PbFlags::ROW_SHIFT;
+/// Of them, those of an order.
+const MOBILITIES: usize = PbFlags::MOBILITIES;
+const _: () = assert!(MOBILITIES * (PCP_MAX_SMALL as usize + 1) == ROW && ROW <= 32);
+
+/// Where in a row the lists of pageblocks are, by mobility: where no pageblock's descriptor leads.
+const WHOLE: [u8; MIGRATE_PCPTYPES] = [6, 7, 14];
+const _: () = assert!(MIGRATE_TYPES <= 6);
+
+/// What a list in a row is.
+#[derive(Clone, Copy)]
+struct Kind {
+    /// Number of its order.
+    class: u8,
+    mt: u8,
+    /// Where its places are among those of the row.
+    at: u16,
+    /// How many.
+    nr: u16,
+}
+
+const KINDS: [Kind; ROW] = {
+    let mut kinds = [Kind { class: 0, mt: 0, at: 0, nr: 0 }; ROW];
+    let (mut class, mut at) = (0, 0);
+    while class < PCP_ORDERS {
+        let nr = (BASE + CAPACITY[class] as usize + slack(class) + 1) as u16;
+        let mut mt = 0;
+        while mt < MIGRATE_PCPTYPES {
+            let whole = class == PCP_ORDERS - 1;
+            let i = if whole { WHOLE[mt] as usize } else { class * MOBILITIES + mt };
+            kinds[i] = Kind { class: class as u8, mt: mt as u8, at, nr };
+            at += nr;
+            mt += 1;
+        }
+        class += 1;
+    }
+    kinds
+};
+
+/// Number of the lowest place that a block may be in.
+const BASE: usize = 1;
+
+/// Places that may be free at the cold end of a list.
+const fn slack(class: usize) -> usize {
+    CAPACITY[class] as usize / 2
+}
+
+/// The order with a number.
+pub(super) const fn order_of(class: usize) -> u32 {
+    if class < PCP_ORDERS - 1 { class as u32 } else { PAGEBLOCK_ORDER }
+}
+
+/// Names a list: its place in a row, which only this module can break.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ListId(u8);
+
+impl ListId {
+    /// All lists, by order and mobility.
+    pub(crate) fn all() -> impl Iterator<Item = ListId> {
+        let of = |i| ListId::of(order_of(i / MIGRATE_PCPTYPES), i % MIGRATE_PCPTYPES);
+        (0..PCP_LISTS).filter_map(of)
+    }
+
+    /// The list of a small order and a mobility; `None` for other orders and for mobilities without
+    /// lists.
+    #[inline(always)]
+    pub(crate) const fn small(order: u32, mt: usize) -> Option<ListId> {
+        if order <= PCP_MAX_SMALL && mt < MIGRATE_PCPTYPES {
+            Some(ListId((order as usize * MOBILITIES + mt) as u8))
+        } else {
+            None
+        }
+    }
+
+    /// The list for an order and a mobility; `None` for orders and mobilities without lists.
+    #[inline(always)]
+    pub(crate) const fn of(order: u32, mt: usize) -> Option<ListId> {
+        if order == PAGEBLOCK_ORDER && mt < MIGRATE_PCPTYPES {
+            Some(ListId(WHOLE[mt]))
+        } else {
+            ListId::small(order, mt)
+        }
+    }
+
+    fn kind(self) -> Kind {
+        KINDS[usize::from(self.0) % ROW]
+    }
+
+    /// The order of the list's blocks.
+    pub(crate) fn order(self) -> u32 {
+        order_of(self.class())
+    }
+
+    /// The mobility of the list's blocks.
+    pub(crate) fn migratetype(self) -> MigrateType {
+        MigrateType::ALL[usize::from(self.kind().mt)]
+    }
+
+    pub(super) const fn bit(self) -> u32 {
+        1 << self.0
+    }
+
+    /// Number of its order.
+    pub(crate) fn class(self) -> usize {
+        self.kind().class.into()
+    }
+}
+
+/// A place for a block.
+type Place = AtomicPtr<Page>;
+
+/// One list: its ends, counts and tuning.
+#[repr(C, align(64))]
+pub(crate) struct List {
+    /// Behind the hottest block.
+    top: AtomicPtr<Place>,
+    /// Where that may get to: what the list may hold behind the coldest block, and never below the top.
+    limit: AtomicPtr<Place>,
+    /// Blocks ever taken for an allocation.
+    pub(super) allocs: AtomicU64,
+    /// Blocks ever put by a free.
+    pub(super) frees: AtomicU64,
+    /// Number of the coldest block's place.
+    first: AtomicU32,
+    /// How many blocks it may hold now; 0 switches it off.
+    high: AtomicU32,
+    /// How many blocks had been taken when it was last looked through for what rests.
+    pub(super) looked: AtomicU32,
+}
+
+/// The places of the lists of one CPU in one zone.
+#[repr(C, align(64))]
+pub(crate) struct Places([Place; PLACES]);
+
+const PLACES: usize = {
+    let last = KINDS[WHOLE[MIGRATE_PCPTYPES - 1] as usize];
+    (last.at + last.nr) as usize
+};
+
+/// A CPU's lists in all zones: a row for holes, and one by zone slot.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows(&'static [List]);
+
+impl Rows {
+    /// Those of a CPU of a machine with as many zones as there are rows behind the first.
+    pub(crate) fn new(rows: &'static [[List; ROW]]) -> Rows {
+        Rows(rows.as_flattened())
+    }
+
+    /// The hot end of the list for a free block in a pageblock, if that may grow.
+    ///
+    /// # Safety
+    /// The pageblock is one of the machine's, in a zone or a hole; the order is a small one.
+    #[inline(always)]
+    pub(crate) unsafe fn place(self, pb: PbFlags, order: u32) -> Option<HotPlace<'static>> {
+        let i = pb.list() + order as usize * MOBILITIES;
+        debug_assert!(i < self.0.len());
+        // SAFETY: by the contract the number is below that of the first list behind the last zone's row.
+        unsafe { self.0.get_unchecked(i) }.place()
+    }
+}
+
+/// A CPU's lists in a zone, which have their places.
+#[derive(Clone, Copy)]
+pub(crate) struct Row(&'static [List; ROW]);
+
+impl Row {
+    /// Gives lists their places, and has them off. Both are nobody else's, and zero.
+    pub(super) fn new(lists: &'static [List; ROW], places: &'static Places) -> Row {
+        let row = Row(lists);
+        ListId::all().for_each(|list| row.stack(list, places).set_ends(BASE, BASE));
+        row
+    }
+
+    #[inline(always)]
+    pub(super) fn list(self, list: ListId) -> &'static List {
+        // SAFETY: a ListId is below ROW: its constructors check, and its field is private.
+        unsafe { self.0.get_unchecked(usize::from(list.0)) }
+    }
+
+    /// A list with its places, which `new` was given.
+    pub(super) fn stack(self, list: ListId, places: &'static Places) -> Stack {
+        let Kind { at, nr, class, .. } = list.kind();
+        let places = &places.0[usize::from(at)..][..usize::from(nr)];
+        Stack { list: self.list(list), places, class: class.into() }
+    }
+
+    /// Takes the hottest block.
+    #[inline(always)]
+    pub(crate) fn pop_hot(self, list: ListId) -> Option<&'static Page> {
+        let l = self.list(list);
+        let below = l.top.load(Relaxed).wrapping_sub(1);
+        // SAFETY: `new`, which alone makes rows, gave each list that has an id its places. The top is above the first,
+        // which is empty, and stays so since it only goes past a block.
+        let page = unsafe { block_at(below) }?;
+        l.top.store(below, Relaxed);
+        Some(page)
+    }
+
+    /// Counts `n` blocks taken for allocations.
+    #[inline(always)]
+    pub(crate) fn count_allocs(self, list: ListId, n: u64) {
+        bump(&self.list(list).allocs, n);
+    }
+
+    /// The hot end, to take several blocks from.
+    #[inline(always)]
+    pub(super) fn hot_blocks(self, list: ListId) -> HotBlocks {
+        let l = self.list(list);
+        let top = l.top.load(Relaxed);
+        HotBlocks { list: l, from: top, top }
+    }
+}
+
+/// The block in a place, if there is one.
+///
+/// # Safety
+/// The place is one of a list's.
+#[inline(always)]
+unsafe fn block_at(place: *mut Place) -> Option<&'static Page> {
+    // SAFETY: places live as long as the platform, and hold null or what was a reference to a page of the map, which does
+    // as well.
+    unsafe { (*place).load(Relaxed).as_ref() }
+}
+
+/// Blocks from one place to another above it.
+#[inline(always)]
+fn blocks_between(from: *mut Place, to: *mut Place) -> usize {
+    to.addr().wrapping_sub(from.addr()) / size_of::<Place>()
+}
+
+/// Adds to a counter that only its own CPU writes, while it owns the lists.
+#[inline(always)]
+pub(super) fn bump(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
+}
+
+impl List {
+    /// The hot end, if the list may grow there.
+    #[inline(always)]
+    fn place(&self) -> Option<HotPlace<'_>> {
+        let top = self.top.load(Relaxed);
+        (top < self.limit.load(Relaxed)).then_some(HotPlace { list: self, top })
+    }
+
+    /// The hot end, to put several blocks there.
+    #[inline(always)]
+    pub(super) fn hot_end(&self) -> HotEnd<'_> {
+        let top = self.top.load(Relaxed);
+        HotEnd { list: self, from: top, top, limit: self.limit.load(Relaxed) }
+    }
+
+    /// Puts a block on the hot end if the list may grow; says whether it did.
+    #[inline(always)]
+    pub(super) fn push_hot(&self, page: &'static Page) -> bool {
+        self.place().map(|place| place.put(page)).is_some()
+    }
+
+    /// How many blocks it may hold now.
+    #[inline(always)]
+    pub(super) fn high(&self) -> u32 {
+        self.high.load(Relaxed)
+    }
+}
+
+/// A place at the hot end of a list, good while the caller owns the lists and changes nothing else.
+pub(crate) struct HotPlace<'a> {
+    list: &'a List,
+    top: *mut Place,
+}
+
+impl HotPlace<'_> {
+    #[inline(always)]
+    fn put(self, page: &'static Page) {
+        // SAFETY: `List::place` found it below the list's limit, so it is one of the list's places.
+        unsafe { &*self.top }.store(ptr::from_ref(page).cast_mut(), Relaxed);
+        self.list.top.store(self.top.wrapping_add(1), Relaxed);
+    }
+
+    /// Puts a block there that its owner has freed, and counts that.
+    #[inline(always)]
+    pub(crate) fn put_freed(self, page: &'static Page) {
+        bump(&self.list.frees, 1);
+        self.put(page);
+    }
+}
+
+/// Takes blocks off the hot end of a list, good while the caller owns the lists and changes nothing
+/// else. What was taken counts once it is dropped.
+pub(crate) struct HotBlocks {
+    list: &'static List,
+    /// Where the top was.
+    from: *mut Place,
+    top: *mut Place,
+}
+
+impl Iterator for HotBlocks {
+    type Item = &'static Page;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<&'static Page> {
+        let below = self.top.wrapping_sub(1);
+        // SAFETY: as in `Row::pop_hot`.
+        let page = unsafe { block_at(below) }?;
+        self.top = below;
+        Some(page)
+    }
+}
+
+impl Drop for HotBlocks {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.list.top.store(self.top, Relaxed);
+        bump(&self.list.allocs, blocks_between(self.top, self.from) as u64);
+    }
+}
+
+/// The hot end of a list, good while the caller owns the lists and changes nothing else. What was put
+/// counts once it is dropped.
+pub(crate) struct HotEnd<'a> {
+    list: &'a List,
+    /// Where the top was.
+    from: *mut Place,
+    top: *mut Place,
+    /// Where it may get to.
+    limit: *mut Place,
+}
+
+impl HotEnd<'_> {
+    /// Puts a block there, freed by the caller; `false` if the list may not grow.
+    #[inline(always)]
+    pub(crate) fn put(&mut self, page: &'static Page) -> bool {
+        if self.top >= self.limit {
+            return false;
+        }
+        // SAFETY: below the list's limit, so it is one of the list's places.
+        unsafe { &*self.top }.store(ptr::from_ref(page).cast_mut(), Relaxed);
+        self.top = self.top.wrapping_add(1);
+        true
+    }
+}
+
+impl Drop for HotEnd<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.list.top.store(self.top, Relaxed);
+        bump(&self.list.frees, blocks_between(self.from, self.top) as u64);
+    }
+}
+
+/// A list with its places, for whatever is not done at its hot end. The ends are numbers of places here.
+#[derive(Clone, Copy)]
+pub(super) struct Stack {
+    list: &'static List,
+    places: &'static [Place],
+    class: usize,
+}
+
+impl Stack {
+    /// The coldest block's place, and the one behind the hottest block's.
+    #[inline]
+    fn ends(self) -> (usize, usize) {
+        let bottom = self.places.as_ptr().cast_mut();
+        let top = blocks_between(bottom, self.list.top.load(Relaxed)).min(self.places.len());
+        ((self.list.first.load(Relaxed) as usize).min(top), top)
+    }
+
+    /// Sets both ends, and the limit.
+    #[inline]
+    fn set_ends(self, first: usize, top: usize) {
+        self.places[first - BASE].store(ptr::null_mut(), Relaxed);
+        self.list.first.store(first as u32, Relaxed);
+        self.list.top.store(ptr::from_ref(&self.places[top]).cast_mut(), Relaxed);
+        self.set_limit(first, top);
+    }
+
+    /// Sets the limit, after the coldest block or what the list may hold have changed. A list that holds more, since that
+    /// was lowered, takes no more.
+    #[inline]
+    fn set_limit(self, first: usize, top: usize) {
+        let limit = (first + self.list.high() as usize).min(self.places.len() - 1).max(top);
+        self.list.limit.store(ptr::from_ref(&self.places[limit]).cast_mut(), Relaxed);
+    }
+
+    /// Sets how many blocks the list may hold.
+    pub(super) fn set_high(self, high: u32) {
+        self.list.high.store(high.min(CAPACITY[self.class]), Relaxed);
+        let (first, top) = self.ends();
+        self.set_limit(first, top);
+    }
+
+    /// Blocks on the list.
+    pub(super) fn len(self) -> u32 {
+        let (first, top) = self.ends();
+        (top - first) as u32
+    }
+
+    /// Every block, coldest first.
+    pub(super) fn blocks(self) -> impl Iterator<Item = &'static Page> {
+        let (first, top) = self.ends();
+        // SAFETY: one of the list's places.
+        let block = |place: &Place| unsafe { block_at(ptr::from_ref(place).cast_mut()) };
+        self.places[first..top].iter().filter_map(block)
+    }
+
+    /// Takes the coldest block.
+    pub(super) fn pop_cold(self) -> Option<&'static Page> {
+        let page = self.blocks().next()?;
+        let (first, top) = self.ends();
+        self.leave(first + 1, top);
+        Some(page)
+    }
+
+    /// Takes blocks off the cold end, their frames into `to`, as many as there are; says how many.
+    pub(super) fn pop_cold_many(self, map: &MemMap, to: &mut [u32]) -> usize {
+        let (first, top) = self.ends();
+        let n = to.len().min(top - first);
+        for (at, place) in to.iter_mut().zip(&self.places[first..first + n]) {
+            *at = map.frame_of(place.load(Relaxed));
+        }
+        self.leave(first + n, top);
+        n
+    }
+
+    /// Has the blocks before a place leave. If many have, the others move down.
+    #[inline]
+    fn leave(self, first: usize, top: usize) {
+        if first - BASE <= slack(self.class).min(self.list.high() as usize) {
+            return self.set_ends(first, top);
+        }
+        for (to, from) in self.places[BASE..].iter().zip(&self.places[first..top]) {
+            to.store(from.load(Relaxed), Relaxed);
+        }
+        self.set_ends(BASE, BASE + (top - first));
+    }
+
+    /// To fill the list, which is empty, with at most `n` blocks, no more than it can hold.
+    #[inline(always)]
+    pub(super) fn refill(self, n: u32) -> Refill {
+        debug_assert_eq!(self.len(), 0);
+        let top = BASE + n.min(CAPACITY[self.class]) as usize;
+        Refill { stack: self, top, at: top }
+    }
+}
+
+/// Fills an empty list from its hot end down, good while the caller owns the lists and changes nothing else.
+pub(crate) struct Refill {
+    stack: Stack,
+    /// The place that the top will be at.
+    top: usize,
+    /// That of the last block.
+    at: usize,
+}
+
+impl Refill {
+    /// Puts blocks below the others, each below the one before.
+    #[inline(always)]
+    pub(crate) fn put(&mut self, blocks: impl ExactSizeIterator<Item = &'static Page>) {
+        let at = self.at - blocks.len();
+        for (place, page) in self.stack.places[at..self.at].iter().rev().zip(blocks) {
+            place.store(ptr::from_ref(page).cast_mut(), Relaxed);
+        }
+        self.at = at;
+    }
+}
+
+impl Drop for Refill {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.at != self.top {
+            self.stack.set_ends(self.at, self.top);
+        }
+    }
+}

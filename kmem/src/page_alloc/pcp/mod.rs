@@ -1,0 +1,284 @@
+//! Per-CPU page lists: stacks of pages with a hot and a cold end \[P3\].
+//!
+//! # Concepts
+//! Most frees are followed by an allocation of the same order on the same CPU, and the frame is still
+//! in its caches. So a freed block goes on the *hot* end of a list of its order and mobility, and an
+//! allocation takes it from there; `__GFP_COLD` takes from the *cold* end, which is also where blocks go
+//! back to the buddy, a batch at a time.
+//!
+//! # Implementation
+//! Orders 0 to 3 and a pageblock's order have lists, one per mobility; what they are made of is in [`lists`]. How many
+//! blocks a list may hold (`high`) tunes itself: a refill that follows a spill says that the traffic swings wider than the
+//! list, so it grows; pressure on the zone puts it back to half of its smallest, since what lies on lists then keeps the
+//! last large blocks from being whole. What rests on it is given back from time to time (`vmstat_update`).
+//!
+//! # Locking
+//! A list is touched by its own CPU only, and only while [`Cpu::path`](crate::context::Cpu::path) says
+//! so (the ownership flag): an interrupt that lands in between takes the locked path instead. Interrupts
+//! nest strictly, so plain loads and stores suffice. Reports read the counters from anywhere.
+
+mod lists;
+
+pub(crate) use lists::{List, ListId, PCP_MAX_SMALL, Places, ROW, Row, Rows};
+
+use crate::{
+    memmap::MemMap,
+    page::Page,
+    types::{MIGRATE_PCPTYPES, PAGEBLOCK_ORDER},
+};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use lists::{HotBlocks, HotEnd, PCP_ORDERS, Refill, Stack, bump, order_of};
+
+/// Blocks that a list may hold at most, by order: of large ones fewer are worth keeping.
+const CAPACITY: [u32; PCP_ORDERS] = [256, 128, 64, 32, 2];
+
+/// Limits of a zone's lists, in blocks, by order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) batch: [u32; PCP_ORDERS],
+    pub(crate) min: [u32; PCP_ORDERS],
+    pub(crate) max: [u32; PCP_ORDERS],
+}
+
+impl Limits {
+    /// Limits for a zone of `managed` frames shared by `cpus` CPUs.
+    ///
+    /// All lists of all CPUs together may hold a sixty-fourth of the zone: what lies on lists cannot merge, and
+    /// on replayed kernel traces that is the largest single cause of fragmentation. Half of it goes to
+    /// order 0, the rest to the other orders alike. Where a share is less than is worth a list, the list
+    /// is off, or as short as does any good as long as all such lists together hold no more than another
+    /// sixty-fourth.
+    pub(crate) fn for_zone(managed: u64, cpus: usize) -> Limits {
+        /// The largest batch, the least share worth its own list, and the shortest list.
+        const SIZES: [(u32, u32, u32); PCP_ORDERS] =
+            [(32, 16, 8), (16, 8, 4), (8, 8, 4), (8, 4, 2), (1, 1, 1)];
+        let mut l = Limits { batch: [1; PCP_ORDERS], min: [0; PCP_ORDERS], max: [0; PCP_ORDERS] };
+        let per_cpu = managed / 64 / cpus.max(1) as u64;
+        let mut spare = per_cpu;
+        for (o, (batch, worth, shortest)) in SIZES.into_iter().enumerate() {
+            let order = order_of(o);
+            let share = match o {
+                0 => per_cpu / 2 / MIGRATE_PCPTYPES as u64,
+                // One mobility at a time asks for pageblocks, so a list may have the whole share.
+                _ if order == PAGEBLOCK_ORDER => per_cpu,
+                _ => per_cpu / 2 / (PCP_ORDERS as u64 - 1) / MIGRATE_PCPTYPES as u64,
+            };
+            let mut blocks = (share >> order).min(u64::from(CAPACITY[o])) as u32;
+            if blocks < worth {
+                let lists = (u64::from(shortest) << order) * MIGRATE_PCPTYPES as u64;
+                let Some(left) = spare.checked_sub(lists) else { continue };
+                spare = left;
+                blocks = shortest;
+            }
+            l.batch[o] = batch.min(blocks / 2).max(1);
+            l.min[o] = (2 * l.batch[o]).min(blocks);
+            l.max[o] = blocks;
+        }
+        l
+    }
+
+    /// What a list may hold while the zone is under pressure: about a batch. One that is on stays on.
+    fn pressed(&self, class: usize) -> u32 {
+        self.min[class].div_ceil(2)
+    }
+}
+
+/// The lists of one CPU in one zone.
+#[repr(C, align(64))]
+pub(crate) struct Pcp {
+    row: Row,
+    places: &'static Places,
+    /// Lists, by bit, of which blocks were spilled since the last refill.
+    spilled: AtomicU32,
+    /// The zone's area that the CPU takes from as long as it has something.
+    home: AtomicU32,
+    /// The area that had something last: where it looks first until blocks were spilled.
+    last: AtomicU32,
+    /// Blocks that the fast paths took straight from the buddy.
+    direct: AtomicU64,
+}
+
+impl Pcp {
+    /// Lists that are off, made of a CPU's row and places for a zone that are nobody else's and zero.
+    pub(crate) fn new(lists: &'static [List; ROW], places: &'static Places) -> Pcp {
+        let zero = || AtomicU32::new(0);
+        let (row, direct) = (Row::new(lists, places), AtomicU64::new(0));
+        Pcp { row, places, spilled: zero(), home: zero(), last: zero(), direct }
+    }
+
+    /// What the fast paths use.
+    pub(crate) fn row(&self) -> Row {
+        self.row
+    }
+
+    #[inline(always)]
+    fn list(&self, list: ListId) -> &'static List {
+        self.row.list(list)
+    }
+
+    #[inline]
+    fn stack(&self, list: ListId) -> Stack {
+        self.row.stack(list, self.places)
+    }
+
+    /// Blocks on the list.
+    pub(crate) fn len(&self, list: ListId) -> u32 {
+        self.stack(list).len()
+    }
+
+    /// Takes the hottest block.
+    #[inline(always)]
+    pub(crate) fn pop_hot(&self, list: ListId) -> Option<&'static Page> {
+        self.row.pop_hot(list)
+    }
+
+    /// Takes the coldest block.
+    pub(crate) fn pop_cold(&self, list: ListId) -> Option<&'static Page> {
+        self.stack(list).pop_cold()
+    }
+
+    /// Takes blocks off the cold end, their frames into `to`, as many as there are; says how many.
+    pub(crate) fn pop_cold_many(&self, list: ListId, map: &MemMap, to: &mut [u32]) -> usize {
+        self.stack(list).pop_cold_many(map, to)
+    }
+
+    /// The hot end, to take several blocks from.
+    #[inline(always)]
+    pub(crate) fn hot_blocks(&self, list: ListId) -> HotBlocks {
+        self.row.hot_blocks(list)
+    }
+
+    /// The hot end, to put several blocks there.
+    #[inline(always)]
+    pub(crate) fn hot_end(&self, list: ListId) -> HotEnd<'static> {
+        self.list(list).hot_end()
+    }
+
+    /// Puts a block on the hot end if the list may grow; says whether it did.
+    #[inline(always)]
+    pub(crate) fn push_hot(&self, list: ListId, page: &'static Page) -> bool {
+        self.list(list).push_hot(page)
+    }
+
+    /// To fill a list, which is empty, with at most `n` blocks, no more than it can hold.
+    #[inline(always)]
+    pub(crate) fn refill(&self, list: ListId, n: u32) -> Refill {
+        self.stack(list).refill(n)
+    }
+
+    /// Counts `n` blocks taken for allocations.
+    #[inline(always)]
+    pub(crate) fn count_allocs(&self, list: ListId, n: u64) {
+        self.row.count_allocs(list, n);
+    }
+
+    /// Blocks that lie on a list for no use: more than were taken off it since this was asked last.
+    pub(crate) fn resting(&self, list: ListId) -> u32 {
+        let l = self.list(list);
+        let now = l.allocs.load(Relaxed) as u32;
+        let taken = now.wrapping_sub(l.looked.swap(now, Relaxed));
+        self.len(list).saturating_sub(taken)
+    }
+
+    /// Counts `n` blocks put by frees.
+    #[inline(always)]
+    pub(crate) fn count_frees(&self, list: ListId, n: u64) {
+        bump(&self.list(list).frees, n);
+    }
+
+    /// Blocks ever taken for allocations, and the frames in them.
+    pub(crate) fn allocs(&self) -> (u64, u64) {
+        ListId::all().fold((0, 0), |(blocks, frames), i| {
+            let n = self.list(i).allocs.load(Relaxed);
+            (blocks + n, frames + (n << i.order()))
+        })
+    }
+
+    /// Sets the zone's area that the CPU takes from.
+    pub(crate) fn set_home(&self, area: usize) {
+        self.home.store(area as u32, Relaxed);
+        self.last.store(area as u32, Relaxed);
+    }
+
+    /// The zone's area to look in first.
+    #[inline(always)]
+    pub(crate) fn area(&self) -> usize {
+        self.last.load(Relaxed) as usize
+    }
+
+    /// Notes in which area something was found: those before it have nothing, and are not asked again soon.
+    #[inline(always)]
+    pub(crate) fn note_area(&self, found: usize) {
+        if found != self.area() {
+            self.last.store(found as u32, Relaxed);
+        }
+    }
+
+    /// Counts a block that a fast path took straight from the buddy.
+    pub(crate) fn count_direct(&self) {
+        bump(&self.direct, 1);
+    }
+
+    /// Blocks that the fast paths ever took straight from the buddy.
+    pub(crate) fn direct_allocs(&self) -> u64 {
+        self.direct.load(Relaxed)
+    }
+
+    /// Blocks that the fast paths ever gave out, from the lists or straight from the buddy.
+    pub(crate) fn plain_allocs(&self) -> u64 {
+        self.allocs().0 + self.direct_allocs()
+    }
+
+    /// Frames ever put by frees.
+    pub(crate) fn freed_frames(&self) -> u64 {
+        ListId::all().map(|i| self.list(i).frees.load(Relaxed) << i.order()).sum()
+    }
+
+    /// Blocks the list may hold now; 0 means that it is off.
+    #[inline(always)]
+    pub(crate) fn high(&self, list: ListId) -> u32 {
+        self.list(list).high()
+    }
+
+    /// Sets every list to its smallest size.
+    pub(crate) fn reset_high(&self, limits: &Limits) {
+        for i in ListId::all() {
+            self.set_high(i, limits.min[i.class()]);
+        }
+    }
+
+    fn set_high(&self, list: ListId, high: u32) {
+        self.stack(list).set_high(high);
+    }
+
+    /// Notes that the list ran empty; it grows if it also ran over since.
+    pub(crate) fn note_refill(&self, list: ListId, limits: &Limits, pressed: bool) {
+        let o = list.class();
+        let spilled = self.spilled.load(Relaxed);
+        if pressed {
+            self.set_high(list, limits.pressed(o));
+        } else if spilled & list.bit() != 0 {
+            self.set_high(list, (self.high(list) + limits.batch[o]).min(limits.max[o]));
+        }
+        self.spilled.store(spilled & !list.bit(), Relaxed);
+    }
+
+    /// Notes that the list ran over; under pressure it shrinks.
+    pub(crate) fn note_spill(&self, list: ListId, limits: &Limits, pressed: bool) {
+        self.spilled.store(self.spilled.load(Relaxed) | list.bit(), Relaxed);
+        self.last.store(self.home.load(Relaxed), Relaxed);
+        if pressed {
+            self.set_high(list, limits.pressed(list.class()));
+        }
+    }
+
+    /// Frames on all lists.
+    pub(crate) fn frames(&self) -> u64 {
+        ListId::all().map(|i| u64::from(self.len(i)) << i.order()).sum()
+    }
+
+    /// Every block on the lists, coldest first. For audits, while the CPU is quiet.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = (ListId, &'static Page)> + '_ {
+        ListId::all().flat_map(|list| self.stack(list).blocks().map(move |page| (list, page)))
+    }
+}
