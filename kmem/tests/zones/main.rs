@@ -2,6 +2,7 @@
 
 mod fallback;
 mod layouts;
+mod lists;
 mod nodes;
 mod resting;
 
