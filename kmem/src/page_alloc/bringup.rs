@@ -16,7 +16,7 @@ use super::{
     CpuData, PageAllocator,
     fast::Preferred,
     owner::Owners,
-    pcp::{Limits, List, Pcp, Places, ROW, Rows},
+    pcp::{self, Limits, Line, List, Pcp, ROW, Rows},
     slow::Reclaim,
 };
 use crate::{
@@ -453,10 +453,16 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         // A row for each zone, and one for holes.
         // SAFETY: lists are atomics; zero is one that takes nothing.
         let rows = unsafe { tables.zeroed::<[List; ROW]>((nr_zones + 1) * cpus)? };
-        // SAFETY: places are atomics; zero is an empty one.
-        let places = unsafe { tables.zeroed::<Places>(nr_zones * cpus)? };
+        let room = |slot: usize| pcp::room_for(zones[slot].present_frames(), cpus);
+        let lines: usize = (0..nr_zones).map(|slot| room(slot).all_lines()).sum();
+        // SAFETY: lines are atomics; zero is one of empty places.
+        let mut lines = unsafe { tables.zeroed::<Line>(lines * cpus)? };
         let pcps = tables.made(nr_zones * cpus, |i| {
-            Pcp::new(&rows[i / nr_zones * (nr_zones + 1) + i % nr_zones + 1], &places[i])
+            let (cpu, slot) = (i / nr_zones, i % nr_zones);
+            let room = room(slot);
+            let (own, others) = lines.split_at(room.all_lines());
+            lines = others;
+            Pcp::new(&rows[cpu * (nr_zones + 1) + slot + 1], own, room)
         })?;
         // SAFETY: counters are atomics; zero is zero.
         let counters = unsafe { tables.zeroed::<VmCounters>(cpus + 1)? };

@@ -793,6 +793,8 @@ impl Game {
 
     /// Frees everything and checks that every frame is back.
     pub fn finish(mut self) {
+        // An interrupt of this would be nobody's to reckon with.
+        self.machine.small().arm(0, Work::Free);
         self.machine.set_fault_plan(FaultPlan::Off);
         self.audit();
         self.machine.small().handler.lock().unwrap().held.clear();

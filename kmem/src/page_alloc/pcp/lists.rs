@@ -21,7 +21,6 @@
 //! As the module above says. Whoever came out of turn would lose blocks; but since a place is looked at before it is passed
 //! and ends are only ever places of the list, no access leaves them.
 
-use super::CAPACITY;
 use crate::{
     memmap::MemMap,
     page::Page,
@@ -29,7 +28,7 @@ use crate::{
     types::{MIGRATE_PCPTYPES, MIGRATE_TYPES, MigrateType, PAGEBLOCK_ORDER},
 };
 use core::{
-    ptr,
+    ptr, slice,
     sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
@@ -50,43 +49,22 @@ const _: () = assert!(MOBILITIES * (PCP_MAX_SMALL as usize + 1) == ROW && ROW <=
 const WHOLE: [u8; MIGRATE_PCPTYPES] = [6, 7, 14];
 const _: () = assert!(MIGRATE_TYPES <= 6);
 
-/// What a list in a row is.
-#[derive(Clone, Copy)]
-struct Kind {
-    /// Number of its order.
-    class: u8,
-    mt: u8,
-    /// Where its places are among those of the row.
-    at: u16,
-    /// How many.
-    nr: u16,
-}
-
-const KINDS: [Kind; ROW] = {
-    let mut kinds = [Kind { class: 0, mt: 0, at: 0, nr: 0 }; ROW];
-    let (mut class, mut at) = (0, 0);
+/// Order and mobility of each list in a row, as numbers.
+const KINDS: [(u8, u8); ROW] = {
+    let mut kinds = [(0, 0); ROW];
+    let mut class = 0;
     while class < PCP_ORDERS {
-        let nr = (BASE + CAPACITY[class] as usize + slack(class) + 1) as u16;
         let mut mt = 0;
         while mt < MIGRATE_PCPTYPES {
             let whole = class == PCP_ORDERS - 1;
             let i = if whole { WHOLE[mt] as usize } else { class * MOBILITIES + mt };
-            kinds[i] = Kind { class: class as u8, mt: mt as u8, at, nr };
-            at += nr;
+            kinds[i] = (class as u8, mt as u8);
             mt += 1;
         }
         class += 1;
     }
     kinds
 };
-
-/// Number of the lowest place that a block may be in.
-const BASE: usize = 1;
-
-/// Places that may be free at the cold end of a list.
-const fn slack(class: usize) -> usize {
-    CAPACITY[class] as usize / 2
-}
 
 /// The order with a number.
 pub(super) const fn order_of(class: usize) -> u32 {
@@ -125,8 +103,8 @@ impl ListId {
         }
     }
 
-    fn kind(self) -> Kind {
-        KINDS[usize::from(self.0) % ROW]
+    fn mt(self) -> usize {
+        KINDS[usize::from(self.0) % ROW].1.into()
     }
 
     /// The order of the list's blocks.
@@ -136,7 +114,7 @@ impl ListId {
 
     /// The mobility of the list's blocks.
     pub(crate) fn migratetype(self) -> MigrateType {
-        MigrateType::ALL[usize::from(self.kind().mt)]
+        MigrateType::ALL[self.mt()]
     }
 
     pub(super) const fn bit(self) -> u32 {
@@ -145,7 +123,7 @@ impl ListId {
 
     /// Number of its order.
     pub(crate) fn class(self) -> usize {
-        self.kind().class.into()
+        KINDS[usize::from(self.0) % ROW].0.into()
     }
 }
 
@@ -171,14 +149,53 @@ pub(crate) struct List {
     pub(super) looked: AtomicU32,
 }
 
-/// The places of the lists of one CPU in one zone.
+/// As many places as a cache line holds: no two lists share one.
 #[repr(C, align(64))]
-pub(crate) struct Places([Place; PLACES]);
+pub(crate) struct Line([Place; LINE]);
 
-const PLACES: usize = {
-    let last = KINDS[WHOLE[MIGRATE_PCPTYPES - 1] as usize];
-    (last.at + last.nr) as usize
-};
+const LINE: usize = 64 / size_of::<Place>();
+const _: () = assert!(size_of::<Line>() == LINE * size_of::<Place>());
+
+/// Number of the lowest place that a block may be in.
+const BASE: usize = 1;
+
+/// How large the lists of a zone can get, and where they have their places.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    /// Blocks of a list, by order.
+    blocks: [u16; PCP_ORDERS],
+    /// The first line of an order's lists; then that behind the last.
+    at: [u16; PCP_ORDERS + 1],
+}
+
+impl Room {
+    /// For lists of as many blocks, by order.
+    pub(super) fn new(blocks: [u32; PCP_ORDERS]) -> Room {
+        let mut room = Room { blocks: blocks.map(|n| n.max(1) as u16), at: [0; PCP_ORDERS + 1] };
+        for class in 0..PCP_ORDERS {
+            let lines = (room.lines(class) * MIGRATE_PCPTYPES) as u16;
+            room.at[class + 1] = room.at[class] + lines;
+        }
+        room
+    }
+
+    /// Lines for all lists of a CPU.
+    pub(crate) fn all_lines(&self) -> usize {
+        self.at[PCP_ORDERS].into()
+    }
+
+    /// Lines of one list.
+    fn lines(&self, class: usize) -> usize {
+        // The empty place, one for each block, those that are free at the cold end, and one for the limit.
+        let blocks = usize::from(self.blocks[class]);
+        (BASE + blocks + slack(blocks) + 1).div_ceil(LINE)
+    }
+}
+
+/// Places that may be free at the cold end of a list that can hold so many.
+const fn slack(blocks: usize) -> usize {
+    blocks / 2
+}
 
 /// A CPU's lists in all zones: a row for holes, and one by zone slot.
 #[derive(Clone, Copy)]
@@ -208,10 +225,10 @@ impl Rows {
 pub(crate) struct Row(&'static [List; ROW]);
 
 impl Row {
-    /// Gives lists their places, and has them off. Both are nobody else's, and zero.
-    pub(super) fn new(lists: &'static [List; ROW], places: &'static Places) -> Row {
+    /// Gives lists their places, as many as `room` says, and has them off. All is nobody else's, and zero.
+    pub(super) fn new(lists: &'static [List; ROW], lines: &'static [Line], room: &Room) -> Row {
         let row = Row(lists);
-        ListId::all().for_each(|list| row.stack(list, places).set_ends(BASE, BASE));
+        ListId::all().for_each(|list| row.stack(list, lines, room).set_ends(BASE, BASE));
         row
     }
 
@@ -221,11 +238,15 @@ impl Row {
         unsafe { self.0.get_unchecked(usize::from(list.0)) }
     }
 
-    /// A list with its places, which `new` was given.
-    pub(super) fn stack(self, list: ListId, places: &'static Places) -> Stack {
-        let Kind { at, nr, class, .. } = list.kind();
-        let places = &places.0[usize::from(at)..][..usize::from(nr)];
-        Stack { list: self.list(list), places, class: class.into() }
+    /// A list with its places, with what `new` was given.
+    #[inline]
+    pub(super) fn stack(self, list: ListId, lines: &'static [Line], room: &Room) -> Stack {
+        let class = list.class();
+        let nr = room.lines(class);
+        let lines = &lines[usize::from(room.at[class]) + list.mt() * nr..][..nr];
+        // SAFETY: a line is as many places, and nothing else.
+        let places = unsafe { slice::from_raw_parts(lines.as_ptr().cast(), nr * LINE) };
+        Stack { list: self.list(list), places, blocks: room.blocks[class].into() }
     }
 
     /// Takes the hottest block.
@@ -396,7 +417,8 @@ impl Drop for HotEnd<'_> {
 pub(super) struct Stack {
     list: &'static List,
     places: &'static [Place],
-    class: usize,
+    /// As many as it can hold.
+    blocks: usize,
 }
 
 impl Stack {
@@ -427,7 +449,7 @@ impl Stack {
 
     /// Sets how many blocks the list may hold.
     pub(super) fn set_high(self, high: u32) {
-        self.list.high.store(high.min(CAPACITY[self.class]), Relaxed);
+        self.list.high.store(high.min(self.blocks as u32), Relaxed);
         let (first, top) = self.ends();
         self.set_limit(first, top);
     }
@@ -468,7 +490,7 @@ impl Stack {
     /// Has the blocks before a place leave. If many have, the others move down.
     #[inline]
     fn leave(self, first: usize, top: usize) {
-        if first - BASE <= slack(self.class).min(self.list.high() as usize) {
+        if first - BASE <= slack(self.blocks).min(self.list.high() as usize) {
             return self.set_ends(first, top);
         }
         for (to, from) in self.places[BASE..].iter().zip(&self.places[first..top]) {
@@ -481,7 +503,7 @@ impl Stack {
     #[inline(always)]
     pub(super) fn refill(self, n: u32) -> Refill {
         debug_assert_eq!(self.len(), 0);
-        let top = BASE + n.min(CAPACITY[self.class]) as usize;
+        let top = BASE + (n as usize).min(self.blocks);
         Refill { stack: self, top, at: top }
     }
 }

@@ -19,18 +19,34 @@
 
 mod lists;
 
-pub(crate) use lists::{List, ListId, PCP_MAX_SMALL, Places, ROW, Row, Rows};
+pub(crate) use lists::{Line, List, ListId, PCP_MAX_SMALL, ROW, Room, Row, Rows};
 
-use crate::{
-    memmap::MemMap,
-    page::Page,
-    types::{MIGRATE_PCPTYPES, PAGEBLOCK_ORDER},
+use crate::{memmap::MemMap, page::Page, types::MIGRATE_PCPTYPES};
+use core::{
+    array,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
 };
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use lists::{HotBlocks, HotEnd, PCP_ORDERS, Refill, Stack, bump, order_of};
 
-/// Blocks that a list may hold at most, by order: of large ones fewer are worth keeping.
-const CAPACITY: [u32; PCP_ORDERS] = [256, 128, 64, 32, 2];
+/// What is known of the lists of an order in any zone.
+struct Size {
+    /// The largest batch.
+    batch: u32,
+    /// The least share worth its own list.
+    worth: u32,
+    /// The shortest list.
+    shortest: u32,
+    /// The longest: of large blocks fewer are worth keeping.
+    longest: u32,
+}
+
+const SIZES: [Size; PCP_ORDERS] = [
+    Size { batch: 32, worth: 16, shortest: 8, longest: 256 },
+    Size { batch: 16, worth: 8, shortest: 4, longest: 128 },
+    Size { batch: 8, worth: 8, shortest: 4, longest: 64 },
+    Size { batch: 8, worth: 4, shortest: 2, longest: 32 },
+    Size { batch: 1, worth: 1, shortest: 1, longest: 2 },
+];
 
 /// Limits of a zone's lists, in blocks, by order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,28 +65,18 @@ impl Limits {
     /// is off, or as short as does any good as long as all such lists together hold no more than another
     /// sixty-fourth.
     pub(crate) fn for_zone(managed: u64, cpus: usize) -> Limits {
-        /// The largest batch, the least share worth its own list, and the shortest list.
-        const SIZES: [(u32, u32, u32); PCP_ORDERS] =
-            [(32, 16, 8), (16, 8, 4), (8, 8, 4), (8, 4, 2), (1, 1, 1)];
         let mut l = Limits { batch: [1; PCP_ORDERS], min: [0; PCP_ORDERS], max: [0; PCP_ORDERS] };
-        let per_cpu = managed / 64 / cpus.max(1) as u64;
-        let mut spare = per_cpu;
-        for (o, (batch, worth, shortest)) in SIZES.into_iter().enumerate() {
-            let order = order_of(o);
-            let share = match o {
-                0 => per_cpu / 2 / MIGRATE_PCPTYPES as u64,
-                // One mobility at a time asks for pageblocks, so a list may have the whole share.
-                _ if order == PAGEBLOCK_ORDER => per_cpu,
-                _ => per_cpu / 2 / (PCP_ORDERS as u64 - 1) / MIGRATE_PCPTYPES as u64,
-            };
-            let mut blocks = (share >> order).min(u64::from(CAPACITY[o])) as u32;
-            if blocks < worth {
-                let lists = (u64::from(shortest) << order) * MIGRATE_PCPTYPES as u64;
+        let shares = shares(managed, cpus);
+        let mut spare = managed / 64 / cpus.max(1) as u64;
+        for (o, size) in SIZES.iter().enumerate() {
+            let mut blocks = shares[o];
+            if blocks < size.worth {
+                let lists = (u64::from(size.shortest) << order_of(o)) * MIGRATE_PCPTYPES as u64;
                 let Some(left) = spare.checked_sub(lists) else { continue };
                 spare = left;
-                blocks = shortest;
+                blocks = size.shortest;
             }
-            l.batch[o] = batch.min(blocks / 2).max(1);
+            l.batch[o] = size.batch.min(blocks / 2).max(1);
             l.min[o] = (2 * l.batch[o]).min(blocks);
             l.max[o] = blocks;
         }
@@ -83,11 +89,32 @@ impl Limits {
     }
 }
 
+/// A list's share of a zone of so many frames, in blocks, by order, and no more than the longest.
+fn shares(frames: u64, cpus: usize) -> [u32; PCP_ORDERS] {
+    let per_cpu = frames / 64 / cpus.max(1) as u64;
+    array::from_fn(|o| {
+        let share = match o {
+            0 => per_cpu / 2 / MIGRATE_PCPTYPES as u64,
+            // One mobility at a time asks for pageblocks, so a list may have the whole share.
+            _ if o == PCP_ORDERS - 1 => per_cpu,
+            _ => per_cpu / 2 / (PCP_ORDERS as u64 - 1) / MIGRATE_PCPTYPES as u64,
+        };
+        (share >> order_of(o)).min(u64::from(SIZES[o].longest)) as u32
+    })
+}
+
+/// The room that the lists of a zone need of which no more than `frames` frames will be managed.
+pub(crate) fn room_for(frames: u64, cpus: usize) -> Room {
+    let shares = shares(frames, cpus);
+    Room::new(array::from_fn(|o| shares[o].max(SIZES[o].shortest)))
+}
+
 /// The lists of one CPU in one zone.
 #[repr(C, align(64))]
 pub(crate) struct Pcp {
     row: Row,
-    places: &'static Places,
+    lines: &'static [Line],
+    room: Room,
     /// Lists, by bit, of which blocks were spilled since the last refill.
     spilled: AtomicU32,
     /// The zone's area that the CPU takes from as long as it has something.
@@ -99,11 +126,12 @@ pub(crate) struct Pcp {
 }
 
 impl Pcp {
-    /// Lists that are off, made of a CPU's row and places for a zone that are nobody else's and zero.
-    pub(crate) fn new(lists: &'static [List; ROW], places: &'static Places) -> Pcp {
+    /// Lists that are off, made of a CPU's row for a zone and of as many lines as `room` says, which are nobody else's and
+    /// zero.
+    pub(crate) fn new(lists: &'static [List; ROW], lines: &'static [Line], room: Room) -> Pcp {
         let zero = || AtomicU32::new(0);
-        let (row, direct) = (Row::new(lists, places), AtomicU64::new(0));
-        Pcp { row, places, spilled: zero(), home: zero(), last: zero(), direct }
+        let (row, direct) = (Row::new(lists, lines, &room), AtomicU64::new(0));
+        Pcp { row, lines, room, spilled: zero(), home: zero(), last: zero(), direct }
     }
 
     /// What the fast paths use.
@@ -118,7 +146,7 @@ impl Pcp {
 
     #[inline]
     fn stack(&self, list: ListId) -> Stack {
-        self.row.stack(list, self.places)
+        self.row.stack(list, self.lines, &self.room)
     }
 
     /// Blocks on the list.
