@@ -1,6 +1,6 @@
 //! A CPU's list against a queue with two ends \[P3\].
 
-use kmem::{Config, Gfp, Pfn, ZoneType};
+use kmem::{Config, Gfp, Pfn, ZoneType, vmstat::VmEvent, zone::Watermarks};
 use kmem_hosted::Shape;
 use kmem_test_support::{MIB, Rig};
 use proptest::{collection::vec, prelude::*};
@@ -91,4 +91,95 @@ proptest! {
     fn a_list_is_a_queue_with_two_ends(ops in vec(op(), 1..60)) {
         play(&ops)?;
     }
+}
+
+/// Who asks for one page after the other is given neighbours, lowest first, as far as a refill goes.
+#[test]
+fn a_refill_is_handed_out_in_order() {
+    let rig = Rig::new(Shape::no_dma(512 * MIB).cpus(1), Config::default());
+    rig.run(|_| {
+        let (batch, _) = rig.pcp_limits(rig.zone(ZoneType::Normal), 0);
+        assert!(batch > 1);
+        let held: Vec<_> = (0..batch).map(|_| rig.take(MOVABLE, 0).unwrap()).collect();
+        let Pfn(first) = held[0].0;
+        assert_eq!(held, (first..first + batch).map(|pfn| (Pfn(pfn), 0)).collect::<Vec<_>>());
+        rig.release(held);
+    });
+    rig.assert_conserved();
+}
+
+/// Whichever way pages go through a list, `/proc/vmstat` counts each once.
+#[test]
+fn what_goes_through_a_list_is_counted() {
+    let rig = Rig::new(Shape::no_dma(512 * MIB).cpus(1), Config::default());
+    rig.run(|_| {
+        let counts = || {
+            let alloc = VmEvent::pgalloc(ZoneType::Normal);
+            [alloc, VmEvent::PgFree].map(|event| rig.vm_event(event))
+        };
+        let counted = |frames: u64, what: &str, f: &mut dyn FnMut()| {
+            let before = counts();
+            f();
+            assert_eq!(counts(), before.map(|n| n + frames), "{what}");
+        };
+        for order in 0..=10 {
+            for gfp in [MOVABLE, MOVABLE | Gfp::COLD, Gfp::ATOMIC] {
+                counted(1 << order, &format!("order {order}, {gfp:?}"), &mut || {
+                    rig.release([rig.take(gfp, order).unwrap()]);
+                });
+            }
+        }
+        // More than a list holds.
+        let mut pages = [None; 300];
+        counted(300, "bulk", &mut || {
+            assert_eq!(rig.alloc_pages_bulk(MOVABLE, &mut pages), Ok(300));
+            rig.free_pages_bulk(&mut pages).unwrap();
+        });
+        counted(300, "one by one", &mut || {
+            let held: Vec<_> = (0..300).map(|_| rig.take(MOVABLE, 0).unwrap()).collect();
+            rig.release(held);
+        });
+        // The frames of an area are as many, and what it is described by may take some more.
+        let before = counts();
+        let area = rig.vmalloc(200 << 12).unwrap();
+        // SAFETY: nobody uses it.
+        unsafe { rig.vfree(area.as_ptr()) }.unwrap();
+        let more =
+            counts().iter().zip(before).map(|(now, before)| now - before).collect::<Vec<_>>();
+        assert!(more.iter().all(|n| (200..210).contains(n)), "{more:?} of 200");
+    });
+    rig.assert_conserved();
+}
+
+/// A list that grew is as short as any in a zone under pressure from the next free on that finds it full.
+#[test]
+fn pressure_shortens_a_list_that_grew() {
+    let rig = Rig::new(Shape::no_dma(512 * MIB).cpus(1), Config::default());
+    rig.run(|_| {
+        let zone = rig.zone(ZoneType::Normal);
+        let limits = || rig.pcp_limits(zone, 0);
+        let (batch, least) = limits();
+        // Traffic that swings wider than the list.
+        let take = |n| (0..n).map(|_| rig.take(MOVABLE, 0).unwrap()).collect::<Vec<_>>();
+        while limits().1 < least + 2 * batch {
+            rig.release(take(8 * batch));
+        }
+        let mut held = take(16 * batch);
+        rig.drain_this_cpu();
+        let (_, grown) = limits();
+        rig.release(held.drain(..grown as usize));
+        assert_eq!(rig.audit().unwrap().pcp, u64::from(grown), "full");
+        // A request finds the zone below its low watermark.
+        let marks = zone.watermarks();
+        let low = zone.free_frames();
+        rig.set_watermarks(zone, Watermarks { min: 0, low, high: 2 * low, promo: 2 * low });
+        rig.release([rig.take(Gfp::ATOMIC, 4).unwrap()]);
+        rig.release(held.pop());
+        let (_, pressed) = limits();
+        assert!(pressed < least, "{pressed} of {least}");
+        assert_eq!(rig.audit().unwrap().pcp, u64::from(pressed));
+        rig.set_watermarks(zone, marks);
+        rig.release(held);
+    });
+    rig.assert_conserved();
 }
