@@ -135,7 +135,8 @@ type Place = AtomicPtr<Page>;
 pub(crate) struct List {
     /// Behind the hottest block.
     top: AtomicPtr<Place>,
-    /// Where that may get to: what the list may hold behind the coldest block, and never below the top.
+    /// Where that may get to: what the list may hold behind the coldest block. Below the top while it holds more, since
+    /// that was lowered.
     limit: AtomicPtr<Place>,
     /// Blocks ever taken for an allocation.
     pub(super) allocs: AtomicU64,
@@ -436,22 +437,20 @@ impl Stack {
         self.places[first - BASE].store(ptr::null_mut(), Relaxed);
         self.list.first.store(first as u32, Relaxed);
         self.list.top.store(ptr::from_ref(&self.places[top]).cast_mut(), Relaxed);
-        self.set_limit(first, top);
+        self.set_limit(first);
     }
 
-    /// Sets the limit, after the coldest block or what the list may hold have changed. A list that holds more, since that
-    /// was lowered, takes no more.
+    /// Sets the limit, after the coldest block or what the list may hold have changed.
     #[inline]
-    fn set_limit(self, first: usize, top: usize) {
-        let limit = (first + self.list.high() as usize).min(self.places.len() - 1).max(top);
+    fn set_limit(self, first: usize) {
+        let limit = (first + self.list.high() as usize).min(self.places.len() - 1);
         self.list.limit.store(ptr::from_ref(&self.places[limit]).cast_mut(), Relaxed);
     }
 
     /// Sets how many blocks the list may hold.
     pub(super) fn set_high(self, high: u32) {
         self.list.high.store(high.min(self.blocks as u32), Relaxed);
-        let (first, top) = self.ends();
-        self.set_limit(first, top);
+        self.set_limit(self.ends().0);
     }
 
     /// Blocks on the list.
