@@ -319,10 +319,8 @@ impl Page {
         self.state.store(state.0, Ordering::Relaxed);
     }
 
-    /// Frees the block if nothing speaks against it, in one step.
-    ///
-    /// AcqRel: Release publishes the last owner's writes to the page to whoever takes it next;
-    /// Acquire sees the writes of those who dropped their references in `put`.
+    /// Frees the block if nothing speaks against it. All of that but mappings is in the word that is exchanged; whoever maps
+    /// the page has a reference, so there are no others while there is only the caller's.
     #[inline(always)]
     pub(crate) fn try_free(&self, order: u32) -> bool {
         self.freeable(order).is_some_and(|seen| self.free_from(seen))
@@ -336,6 +334,9 @@ impl Page {
     }
 
     /// The second half: frees the block if it is still in that state.
+    ///
+    /// AcqRel: Release publishes the last owner's writes to the page to whoever takes it next;
+    /// Acquire sees the writes of those who dropped their references in `put`.
     #[inline(always)]
     pub(crate) fn free_from(&self, seen: PageState) -> bool {
         self.state.compare_exchange(seen.0, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()

@@ -357,7 +357,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let loaded = self
                 .zones
                 .iter()
-                .any(|z| self.pcp_of(cpu.id(), z.slot).is_some_and(|pcp| pcp.frames() > 0));
+                .any(|z| self.pcp_of(cpu.id(), z.slot).is_some_and(|pcp| !pcp.is_empty()));
             if loaded {
                 self.ask(cpu, DEFER_DRAIN);
             }

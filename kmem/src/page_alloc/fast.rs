@@ -2,11 +2,12 @@
 //!
 //! # Concepts
 //! Two steps. [`alloc_pages`](PageAllocator::alloc_pages) itself is inlined and does nothing but take a
-//! block off a list that has one: it calls nothing, so it saves no registers. `alloc_medium` does the same for
+//! block off a list that has one: it calls nothing before it leaves for a slower path, so it saves no registers.
+//! `alloc_medium` does the same for
 //! a list that must be refilled and for orders without lists; what it cannot answer goes the general
 //! path.
 //!
-//! What is unusual is decided by one mask test on the flags, one on the context, one on the gate and the
+//! What is unusual is decided by one mask test on the flags and one comparison for context, gate and
 //! ownership flag. Everything the specification asks of a request is still true of those that pass:
 //! the mask is free of contradictions (one table look-up), the context may do what the flags say, the
 //! zone is above its low watermark, the frame's state is checked and set, the events are counted.
@@ -117,8 +118,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.alloc_hot(gfp, 0)
     }
 
-    /// The fast path. Every way out but the last is a tail call, so that a function that is nothing
-    /// but this needs no stack.
+    /// The fast path. Slower ones are called on ways out only, and their answer is in a register.
     #[inline(always)]
     #[track_caller]
     fn alloc_hot(&self, gfp: Gfp, order: u32) -> Result<&Page, AllocError> {

@@ -54,7 +54,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.free_hot(page, 0)
     }
 
-    /// The fast path of a free. Every way out but the last is a tail call, so that a function that is
+    /// The fast path of a free. Every way out on which something else is called is a tail call, so that a function that is
     /// nothing but this needs no stack.
     #[inline(always)]
     #[track_caller]

@@ -14,6 +14,8 @@ const SUPPLY: usize = 4096;
 #[derive(Clone, Copy, Debug)]
 enum Op {
     Free(u8),
+    /// At once.
+    FreeBulk(u8),
     Take(u8),
     TakeCold(u8),
     /// The CPU's housekeeping.
@@ -22,7 +24,8 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        6 => (1..80_u8).prop_map(Op::Free),
+        4 => (1..80_u8).prop_map(Op::Free),
+        3 => (1..80_u8).prop_map(Op::FreeBulk),
         3 => (1..40_u8).prop_map(Op::Take),
         2 => (1..20_u8).prop_map(Op::TakeCold),
         1 => Just(Op::Update),
@@ -51,6 +54,20 @@ fn play(ops: &[Op]) -> Result<(), TestCaseError> {
                         queue.push_back(block);
                         rig.release([block]);
                     }
+                }
+                Op::FreeBulk(n) => {
+                    let blocks = held.split_off(held.len().saturating_sub(n.into()));
+                    let mut pages: Vec<_> =
+                        blocks.iter().map(|(pfn, _)| rig.pfn_to_page(*pfn)).collect();
+                    for (i, block) in blocks.iter().enumerate() {
+                        if queue.len() == high as usize {
+                            // Room for those that are to come as well.
+                            let more = blocks.len() - i - 1;
+                            queue.drain(..more.max(batch as usize).min(queue.len()));
+                        }
+                        queue.push_back(*block);
+                    }
+                    prop_assert_eq!(rig.free_pages_bulk(&mut pages), Ok(()));
                 }
                 Op::Take(n) => {
                     for _ in 0..n {

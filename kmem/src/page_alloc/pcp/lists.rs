@@ -8,8 +8,8 @@
 //!   └───────┴─────────┴────────┴───────────┴───────┴─────┘
 //! ```
 //! Taking from a list that has no block finds the empty place below, and one comparison says whether a list takes more.
-//! What leaves at the cold end leaves places free there; once those are as many as the list may hold, or half as many as any,
-//! the others move down. A refill, which finds the list empty, begins at the bottom again: so a list costs few cache
+//! What leaves at the cold end leaves places free there; once those are more than the list may hold, or than half of what it
+//! can, the others move down. A refill, which finds the list empty, begins at the bottom again: so a list costs few cache
 //! lines.
 //!
 //! The lists of a CPU in a zone are a row of one table, and a pageblock's descriptor says which row and which mobility in
@@ -29,7 +29,10 @@ use crate::{
 };
 use core::{
     ptr, slice,
-    sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicPtr, AtomicU32, AtomicU64,
+        Ordering::{Acquire, Relaxed},
+    },
 };
 
 /// Largest of the small orders with lists.
@@ -431,20 +434,25 @@ impl Stack {
         ((self.list.first.load(Relaxed) as usize).min(top), top)
     }
 
+    /// A place, the last one if there are fewer, as a pointer that reaches the others.
+    #[inline]
+    fn place(self, n: usize) -> *mut Place {
+        self.places.as_ptr().wrapping_add(n.min(self.places.len() - 1)).cast_mut()
+    }
+
     /// Sets both ends, and the limit.
     #[inline]
     fn set_ends(self, first: usize, top: usize) {
-        self.places[first - BASE].store(ptr::null_mut(), Relaxed);
+        self.places[first - 1].store(ptr::null_mut(), Relaxed);
         self.list.first.store(first as u32, Relaxed);
-        self.list.top.store(ptr::from_ref(&self.places[top]).cast_mut(), Relaxed);
+        self.list.top.store(self.place(top), Relaxed);
         self.set_limit(first);
     }
 
     /// Sets the limit, after the coldest block or what the list may hold have changed.
     #[inline]
     fn set_limit(self, first: usize) {
-        let limit = (first + self.list.high() as usize).min(self.places.len() - 1);
-        self.list.limit.store(ptr::from_ref(&self.places[limit]).cast_mut(), Relaxed);
+        self.list.limit.store(self.place(first + self.list.high() as usize), Relaxed);
     }
 
     /// Sets how many blocks the list may hold.
@@ -453,7 +461,16 @@ impl Stack {
         self.set_limit(self.ends().0);
     }
 
-    /// Blocks on the list.
+    /// Whether there is nothing on the list. Of another CPU's, there was nothing a moment ago.
+    pub(super) fn is_empty(self) -> bool {
+        // The coldest block stayed where it was while the other end was looked at.
+        let first = || self.list.first.load(Acquire) as usize;
+        let before = first();
+        let top = blocks_between(self.place(0), self.list.top.load(Acquire));
+        before == top && first() == before
+    }
+
+    /// Blocks on the list. Of another CPU's, about as many: the two ends are not looked at in one moment.
     pub(super) fn len(self) -> u32 {
         let (first, top) = self.ends();
         (top - first) as u32
@@ -532,7 +549,7 @@ impl Drop for Refill {
     #[inline(always)]
     fn drop(&mut self) {
         if self.at != self.top {
-            self.stack.set_ends(self.at, self.top);
+            self.stack.leave(self.at, self.top);
         }
     }
 }

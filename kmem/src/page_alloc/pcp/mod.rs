@@ -89,6 +89,9 @@ impl Limits {
     }
 }
 
+// `Room` numbers lines and blocks in 16 bits.
+const _: () = assert!(SIZES[0].longest * (PCP_ORDERS * MIGRATE_PCPTYPES) as u32 <= u16::MAX as u32);
+
 /// A list's share of a zone of so many frames, in blocks, by order, and no more than the longest.
 fn shares(frames: u64, cpus: usize) -> [u32; PCP_ORDERS] {
     let per_cpu = frames / 64 / cpus.max(1) as u64;
@@ -300,7 +303,12 @@ impl Pcp {
         }
     }
 
-    /// Frames on all lists.
+    /// Whether nothing is on any list; see [`Stack::is_empty`].
+    pub(crate) fn is_empty(&self) -> bool {
+        ListId::all().all(|list| self.stack(list).is_empty())
+    }
+
+    /// Frames on all lists. Of another CPU's, about as many.
     pub(crate) fn frames(&self) -> u64 {
         ListId::all().map(|i| u64::from(self.len(i)) << i.order()).sum()
     }
