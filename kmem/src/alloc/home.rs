@@ -230,25 +230,16 @@ macro_rules! global {
     ($(#[$meta:meta])* $vis:vis mod $name:ident : $platform:ty) => {
         $(#[$meta])*
         $vis mod $name {
-            #[allow(unused_imports, reason = "the platform's type may need names from around the module")]
-            use super::*;
             use $crate::{AllocError, Kmem, Misuse, alloc::Flags};
             use ::core::{option::Option, primitive::{u8, usize}, ptr::NonNull, result::Result};
 
-            static SEAT: $crate::alloc::Seat<$platform> = $crate::alloc::Seat::new();
+            type Platform = <Here as $crate::alloc::Home>::Platform;
+
+            pub(super) static SEAT: $crate::alloc::Seat<Platform> = $crate::alloc::Seat::new();
 
             /// Where the machine lives.
             #[derive(Debug)]
             pub struct Here;
-
-            impl $crate::alloc::Home for Here {
-                type Platform = $platform;
-
-                #[inline(always)]
-                fn kmem() -> Option<&'static Kmem<$platform>> {
-                    SEAT.get()
-                }
-            }
 
             /// The machine's kmalloc as an allocator without a size.
             pub type Kmalloc = $crate::alloc::Kmalloc<Here>;
@@ -275,12 +266,12 @@ macro_rules! global {
             /// # Errors
             /// The machine, if there is one already.
             #[allow(clippy::result_large_err, reason = "the machine comes back")]
-            pub fn init(kmem: Kmem<$platform>) -> Result<&'static Kmem<$platform>, Kmem<$platform>> {
+            pub fn init(kmem: Kmem<Platform>) -> Result<&'static Kmem<Platform>, Kmem<Platform>> {
                 SEAT.set(kmem)
             }
 
             /// The machine; `None` before [`init`].
-            pub fn machine() -> Option<&'static Kmem<$platform>> {
+            pub fn machine() -> Option<&'static Kmem<Platform>> {
                 SEAT.get()
             }
 
@@ -339,6 +330,16 @@ macro_rules! global {
             /// [`Kmem::ksize`].
             pub fn ksize(at: *const u8) -> Option<usize> {
                 SEAT.get()?.ksize(at)
+            }
+        }
+
+        // Out here, where the platform's name means what it does to the caller.
+        impl $crate::alloc::Home for $name::Here {
+            type Platform = $platform;
+
+            #[inline(always)]
+            fn kmem() -> ::core::option::Option<&'static $crate::Kmem<$platform>> {
+                $name::SEAT.get()
             }
         }
     };

@@ -182,7 +182,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     fn audit_pcp(&self, pcp: &Pcp) -> Result<(), AuditError> {
         for (list, page) in pcp.blocks() {
-            let pfn = self.map.pfn(page).ok_or(AuditError::Frame(Pfn(0), 2))?;
+            let pfn = self.map.frame_of(page);
             for f in pfn..pfn + (1 << list.order()) {
                 let live = self.map.page_in_map(f).state().is_allocated();
                 let reserved = self.map.page_in_map(f).flags().contains(PageFlags::RESERVED);

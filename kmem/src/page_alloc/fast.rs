@@ -59,6 +59,7 @@ const KEYS: [u8; 32] = {
 #[derive(Clone, Copy)]
 pub(super) struct Preferred<'a> {
     pub(super) zone: &'a Zone,
+    /// Those of `pcp`, a look nearer.
     pub(super) row: Row,
     pub(super) pcp: &'a Pcp,
 }
@@ -257,7 +258,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[cold]
     #[inline(never)]
     pub(super) fn bad_page(&self, page: &Page) {
-        let pfn = self.map.pfn(page).unwrap_or_default();
+        let pfn = self.map.frame_of(page);
         let owner = self.owner_story(Some(Pfn(pfn)));
         self.p.report(
             crate::platform::Level::Bug,

@@ -81,10 +81,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 let _ = cpu.set_path(Path::Bulk);
                 let Some(page) = refilled else { break };
                 to.pcp.count_allocs(list, 1);
-                if self.dress(page, state).is_some()
-                    && let Some(pfn) = self.map.pfn(page)
-                {
-                    frames[at].store(pfn, Relaxed);
+                if self.dress(page, state).is_some() {
+                    frames[at].store(self.map.frame_of(page), Relaxed);
                     at += 1;
                 }
             }
@@ -169,14 +167,12 @@ fn take_frames(
     let mut hot = pcp.hot_blocks(list);
     let mut done = 0;
     for place in places {
-        let Some((page, pfn)) = hot.next().and_then(|page| Some((page, map.pfn(page)?))) else {
-            break;
-        };
+        let Some(page) = hot.next() else { break };
         if page.state() != PageState::FREE {
             return (done, Some(page));
         }
         page.set_allocated(state);
-        place.store(pfn, Relaxed);
+        place.store(map.frame_of(page), Relaxed);
         done += 1;
     }
     (done, None)

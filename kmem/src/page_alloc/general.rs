@@ -345,7 +345,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             self.counters_of(cpu).owned(VmEvent::PcpHit, 1);
         }
         self.disown(owned);
-        Some(page.and_then(|page| self.map.pfn(page)))
+        Some(page.map(|page| self.map.frame_of(page)))
     }
 
     /// Refills a list that ran empty, and takes one block of it. The caller owns the lists, and is about to take
@@ -405,9 +405,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         counters.owned(VmEvent::PcpRefill, 1);
         if self.tracing() {
             let taken = pcp.blocks().filter(|(l, _)| *l == list);
-            for (l, pfn) in taken.filter_map(|(l, page)| Some((l, self.map.pfn(page)?))) {
+            for (l, page) in taken {
                 self.trace(&Event::PageAllocZoneLocked {
-                    pfn: Pfn(pfn),
+                    pfn: Pfn(self.map.frame_of(page)),
                     order: l.order(),
                     migratetype: mt,
                     percpu_refill: true,

@@ -583,6 +583,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     /// Makes inner allocations fail by plan \[D1\].
+    ///
+    /// Context: any but NMI.
     pub fn set_fault_plan(&self, plan: FaultPlan) {
         self.fault.set(plan);
         self.gate_set(GATE_FAULT, plan != FaultPlan::Off);
@@ -597,7 +599,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// file \[D1\]: they find no memory. Requests with `__GFP_NOFAIL` do not. Each request counts once, whatever
     /// it would have tried; see [`set_fault_plan`](Self::set_fault_plan) for what lies within.
     ///
-    /// Context: any.
+    /// Context: any but NMI.
     ///
     /// See [fault injection](https://docs.kernel.org/fault-injection/fault-injection.html).
     pub fn set_fail_page_alloc(&self, plan: FaultPlan, site: Option<FaultSite>) {

@@ -29,10 +29,7 @@ use crate::{
 };
 use core::{
     ptr, slice,
-    sync::atomic::{
-        AtomicPtr, AtomicU32, AtomicU64,
-        Ordering::{Acquire, Relaxed},
-    },
+    sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed},
 };
 
 /// Largest of the small orders with lists.
@@ -429,8 +426,7 @@ impl Stack {
     /// The coldest block's place, and the one behind the hottest block's.
     #[inline]
     fn ends(self) -> (usize, usize) {
-        let bottom = self.places.as_ptr().cast_mut();
-        let top = blocks_between(bottom, self.list.top.load(Relaxed)).min(self.places.len());
+        let top = blocks_between(self.place(0), self.list.top.load(Relaxed)).min(self.places.len());
         ((self.list.first.load(Relaxed) as usize).min(top), top)
     }
 
@@ -461,13 +457,10 @@ impl Stack {
         self.set_limit(self.ends().0);
     }
 
-    /// Whether there is nothing on the list. Of another CPU's, there was nothing a moment ago.
+    /// Whether both ends are one. Of another CPU's list that is a guess, since they are not looked at in one moment.
     pub(super) fn is_empty(self) -> bool {
-        // The coldest block stayed where it was while the other end was looked at.
-        let first = || self.list.first.load(Acquire) as usize;
-        let before = first();
-        let top = blocks_between(self.place(0), self.list.top.load(Acquire));
-        before == top && first() == before
+        let top = blocks_between(self.place(0), self.list.top.load(Relaxed));
+        self.list.first.load(Relaxed) as usize == top
     }
 
     /// Blocks on the list. Of another CPU's, about as many: the two ends are not looked at in one moment.
@@ -538,6 +531,7 @@ impl Refill {
     #[inline(always)]
     pub(crate) fn put(&mut self, blocks: impl ExactSizeIterator<Item = &'static Page>) {
         let at = self.at - blocks.len();
+        assert!(at >= BASE, "more blocks than were asked for");
         for (place, page) in self.stack.places[at..self.at].iter().rev().zip(blocks) {
             place.store(ptr::from_ref(page).cast_mut(), Relaxed);
         }
