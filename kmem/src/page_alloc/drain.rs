@@ -134,7 +134,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         pcp.note_spill(list, limits, pressed);
         let high = pcp.high(list);
         let over = (pcp.len(list) + 1).saturating_sub(high);
-        let batch = limits.batch[list.class()].max(over).max(more as u32);
+        let batch = pcp.batch(list, limits).max(over).max(more as u32);
         if high > 0 {
             self.counters_of(cpu).owned(VmEvent::PcpSpill, 1);
         }
@@ -245,8 +245,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let mut frames = 0;
         for zone in self.zones {
             let Some(pcp) = self.pcp_of(cpu.id(), zone.slot) else { continue };
+            let (limits, pressed) = (&self.limits[zone.slot], zone.pressed.load(Relaxed) != 0);
             for list in ListId::all() {
                 frames += self.give_back(zone, pcp, list, nr(pcp, list));
+                pcp.note_drain(list, limits, pressed);
             }
         }
         frames

@@ -50,9 +50,6 @@ impl PbFlags {
     /// Zone slots that flags can name.
     pub(crate) const MAX_SLOTS: usize = (1 << (64 - SLOT_SHIFT)) - 1;
 
-    /// Mobilities that flags can name.
-    pub(crate) const MOBILITIES: usize = 1 << (EMPTY_SHIFT - MT_SHIFT);
-
     /// Lists of a zone as [`list`](Self::list) numbers them, as a power of two.
     pub(crate) const ROW_SHIFT: u32 = SLOT_SHIFT - MT_SHIFT;
 
@@ -71,7 +68,7 @@ impl PbFlags {
     }
 
     /// A number for zone and mobility: the zone's slot plus one, times the lists of a zone, plus the mobility's. Below that
-    /// of the first slot's for holes. Between the two there is room for an order up to 3.
+    /// of the first slot's for holes. What is added to it and keeps it in the zone's row is up to the caller.
     #[inline(always)]
     pub(crate) const fn list(self) -> usize {
         (self.0 >> MT_SHIFT) as usize
@@ -79,7 +76,7 @@ impl PbFlags {
 
     #[inline(always)]
     pub(crate) const fn mt_index(self) -> usize {
-        (self.0 >> MT_SHIFT) as usize % Self::MOBILITIES
+        (self.0 >> MT_SHIFT) as usize & (MOST_MOBILITIES - 1)
     }
 
     pub(crate) const fn migratetype(self) -> MigrateType {
@@ -111,7 +108,9 @@ const EMPTY_SHIFT: u32 = MT_SHIFT + 3;
 const SLOT_SHIFT: u32 = EMPTY_SHIFT + 2;
 const FLAGS: u64 = !(COUNTS | BIN);
 const _: () = assert!(BLOCK_ORDERS < 16 && SLOT_SHIFT == 55, "the fields fit");
-const _: () = assert!(MIGRATE_TYPES <= PbFlags::MOBILITIES);
+/// Mobilities that flags can name.
+const MOST_MOBILITIES: usize = 1 << (EMPTY_SHIFT - MT_SHIFT);
+const _: () = assert!(MIGRATE_TYPES <= MOST_MOBILITIES);
 
 /// The order whose count the n-th bit belongs to, plus one; 0 for bits of no count.
 const BIN_OF: [u8; 64] = {

@@ -30,7 +30,15 @@ fn what_was_used_stays_and_what_rests_goes() {
         assert_eq!((rig.vmstat_update(), on_lists(&rig)), (held - 2, 2));
         assert_eq!((rig.vmstat_update(), on_lists(&rig)), (2, 0));
         assert_eq!(rig.vmstat_update(), 0);
-        // The lists are as good as before.
+        // The list is as good as before, and better: it grew, since it had run over.
+        burst(&rig, BURST);
+        assert!(on_lists(&rig) >= held);
+        let spills = rig.vm_event(VmEvent::PcpSpill);
+        burst(&rig, BURST);
+        assert_eq!(rig.vm_event(VmEvent::PcpSpill), spills, "all that was given found room");
+        // When it has rested for a while, it is as it was at first.
+        (0..8).for_each(|_| _ = rig.vmstat_update());
+        assert_eq!(on_lists(&rig), 0);
         burst(&rig, BURST);
         assert_eq!(on_lists(&rig), held);
     });

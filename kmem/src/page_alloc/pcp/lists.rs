@@ -33,21 +33,24 @@ use core::{
 };
 
 /// Largest of the small orders with lists.
-pub(crate) const PCP_MAX_SMALL: u32 = 3;
+pub(crate) const PCP_MAX_SMALL: u32 = 4;
 /// Orders with lists.
 pub(crate) const PCP_ORDERS: usize = PCP_MAX_SMALL as usize + 2;
-/// Lists per CPU and zone.
-const PCP_LISTS: usize = PCP_ORDERS * MIGRATE_PCPTYPES;
 
 /// Lists in a row.
 pub(crate) const ROW: usize = 1 << PbFlags::ROW_SHIFT;
-/// Of them, those of an order.
-const MOBILITIES: usize = PbFlags::MOBILITIES;
-const _: () = assert!(MOBILITIES * (PCP_MAX_SMALL as usize + 1) == ROW && ROW <= 32);
+/// Of them, those of a small order: of each mobility one, also of those that have no lists.
+const MOBILITIES: usize = MIGRATE_TYPES;
 
-/// Where in a row the lists of pageblocks are, by mobility: where no pageblock's descriptor leads.
-const WHOLE: [u8; MIGRATE_PCPTYPES] = [6, 7, 14];
-const _: () = assert!(MIGRATE_TYPES <= 6);
+/// The first list of pageblocks in a row, where no pageblock's descriptor leads: behind those of the small orders.
+const WHOLE: usize = MOBILITIES * (PCP_MAX_SMALL as usize + 1);
+/// Mobilities whose requests for pageblocks have lists. Of the reclaimable there is no room for one, and no use.
+const WHOLE_LISTS: usize = 2;
+const _: () = assert!(WHOLE + WHOLE_LISTS <= ROW && ROW <= 32);
+const _: () = assert!(
+    (MigrateType::Unmovable as usize) < WHOLE_LISTS
+        && (MigrateType::Movable as usize) < WHOLE_LISTS
+);
 
 /// Order and mobility of each list in a row, as numbers.
 const KINDS: [(u8, u8); ROW] = {
@@ -56,9 +59,9 @@ const KINDS: [(u8, u8); ROW] = {
     while class < PCP_ORDERS {
         let mut mt = 0;
         while mt < MIGRATE_PCPTYPES {
-            let whole = class == PCP_ORDERS - 1;
-            let i = if whole { WHOLE[mt] as usize } else { class * MOBILITIES + mt };
-            kinds[i] = (class as u8, mt as u8);
+            if let Some(list) = ListId::of(order_of(class), mt) {
+                kinds[list.0 as usize] = (class as u8, mt as u8);
+            }
             mt += 1;
         }
         class += 1;
@@ -79,7 +82,7 @@ impl ListId {
     /// All lists, by order and mobility.
     pub(crate) fn all() -> impl Iterator<Item = ListId> {
         let of = |i| ListId::of(order_of(i / MIGRATE_PCPTYPES), i % MIGRATE_PCPTYPES);
-        (0..PCP_LISTS).filter_map(of)
+        (0..PCP_ORDERS * MIGRATE_PCPTYPES).filter_map(of)
     }
 
     /// The list of a small order and a mobility; `None` for other orders and for mobilities without
@@ -96,8 +99,8 @@ impl ListId {
     /// The list for an order and a mobility; `None` for orders and mobilities without lists.
     #[inline(always)]
     pub(crate) const fn of(order: u32, mt: usize) -> Option<ListId> {
-        if order == PAGEBLOCK_ORDER && mt < MIGRATE_PCPTYPES {
-            Some(ListId(WHOLE[mt]))
+        if order == PAGEBLOCK_ORDER {
+            if mt < WHOLE_LISTS { Some(ListId((WHOLE + mt) as u8)) } else { None }
         } else {
             ListId::small(order, mt)
         }

@@ -7,7 +7,8 @@
 //! back to the buddy, a batch at a time.
 //!
 //! # Implementation
-//! Orders 0 to 3 and a pageblock's order have lists, one per mobility; what they are made of is in [`lists`]. How many
+//! Orders 0 to 4 and a pageblock's order have lists, one per mobility (of pageblocks, one for what moves and one for what
+//! does not); what they are made of is in [`lists`]. How many
 //! blocks a list may hold (`high`) tunes itself: a refill that follows a spill says that the traffic swings wider than the
 //! list, so it grows; pressure on the zone puts it back to half of its smallest, since what lies on lists then keeps the
 //! last large blocks from being whole. What rests on it is given back from time to time (`vmstat_update`).
@@ -32,20 +33,19 @@ use lists::{HotBlocks, HotEnd, PCP_ORDERS, Refill, Stack, bump, order_of};
 struct Size {
     /// The largest batch.
     batch: u32,
-    /// The least share worth its own list.
-    worth: u32,
-    /// The shortest list.
-    shortest: u32,
-    /// The longest: of large blocks fewer are worth keeping.
+    /// Blocks from which on a list is seldom empty or full while blocks of all orders come and go at random.
+    enough: u32,
+    /// The longest list: of large blocks fewer are worth keeping.
     longest: u32,
 }
 
 const SIZES: [Size; PCP_ORDERS] = [
-    Size { batch: 32, worth: 16, shortest: 8, longest: 256 },
-    Size { batch: 16, worth: 8, shortest: 4, longest: 128 },
-    Size { batch: 8, worth: 8, shortest: 4, longest: 64 },
-    Size { batch: 8, worth: 4, shortest: 2, longest: 32 },
-    Size { batch: 1, worth: 1, shortest: 1, longest: 2 },
+    Size { batch: 32, enough: 64, longest: 256 },
+    Size { batch: 16, enough: 32, longest: 128 },
+    Size { batch: 8, enough: 16, longest: 64 },
+    Size { batch: 8, enough: 8, longest: 32 },
+    Size { batch: 4, enough: 4, longest: 16 },
+    Size { batch: 1, enough: 0, longest: 2 },
 ];
 
 /// Limits of a zone's lists, in blocks, by order.
@@ -61,55 +61,62 @@ impl Limits {
     ///
     /// All lists of all CPUs together may hold a sixty-fourth of the zone: what lies on lists cannot merge, and
     /// on replayed kernel traces that is the largest single cause of fragmentation. Half of it goes to
-    /// order 0, the rest to the other orders alike. Where a share is less than is worth a list, the list
-    /// is off, or as short as does any good as long as all such lists together hold no more than another
-    /// sixty-fourth.
+    /// order 0, the rest to the other orders alike. Where that is less than is enough, lists may hold as much as is, or a
+    /// half, a quarter and so on of that: as long as all of them hold no more than an eighth of the zone, which is what
+    /// Linux's may hold of any. Of what there is nothing left so, the list is off.
     pub(crate) fn for_zone(managed: u64, cpus: usize) -> Limits {
-        let mut l = Limits { batch: [1; PCP_ORDERS], min: [0; PCP_ORDERS], max: [0; PCP_ORDERS] };
-        let shares = shares(managed, cpus);
-        let mut spare = managed / 64 / cpus.max(1) as u64;
-        for (o, size) in SIZES.iter().enumerate() {
-            let mut blocks = shares[o];
-            if blocks < size.worth {
-                let lists = (u64::from(size.shortest) << order_of(o)) * MIGRATE_PCPTYPES as u64;
-                let Some(left) = spare.checked_sub(lists) else { continue };
-                spare = left;
-                blocks = size.shortest;
-            }
-            l.batch[o] = size.batch.min(blocks / 2).max(1);
-            l.min[o] = (2 * l.batch[o]).min(blocks);
-            l.max[o] = blocks;
-        }
-        l
+        let Lengths { share, enough } = Lengths::of(managed, cpus);
+        let max = array::from_fn(|o| share[o].max(enough[o]));
+        let batch = array::from_fn(|o| SIZES[o].batch.min(max[o] / 2).max(1));
+        let min =
+            array::from_fn(|o| share[o].max(enough[o].div_ceil(4)).min(2 * batch[o]).min(max[o]));
+        Limits { batch, min, max }
     }
 
-    /// What a list may hold while the zone is under pressure: about a batch. One that is on stays on.
+    /// What a list may hold while the zone is under pressure: half of its smallest, and of large blocks fewer. One that is
+    /// on stays on.
     fn pressed(&self, class: usize) -> u32 {
-        self.min[class].div_ceil(2)
+        (self.min[class].div_ceil(2) >> class).max(self.min[class].min(1))
     }
 }
 
 // `Room` numbers lines and blocks in 16 bits.
 const _: () = assert!(SIZES[0].longest * (PCP_ORDERS * MIGRATE_PCPTYPES) as u32 <= u16::MAX as u32);
 
-/// A list's share of a zone of so many frames, in blocks, by order, and no more than the longest.
-fn shares(frames: u64, cpus: usize) -> [u32; PCP_ORDERS] {
-    let per_cpu = frames / 64 / cpus.max(1) as u64;
-    array::from_fn(|o| {
-        let share = match o {
-            0 => per_cpu / 2 / MIGRATE_PCPTYPES as u64,
-            // One mobility at a time asks for pageblocks, so a list may have the whole share.
-            _ if o == PCP_ORDERS - 1 => per_cpu,
-            _ => per_cpu / 2 / (PCP_ORDERS as u64 - 1) / MIGRATE_PCPTYPES as u64,
+/// Blocks that the lists of a zone of so many frames may hold, by order.
+struct Lengths {
+    /// Of a sixty-fourth of the zone.
+    share: [u32; PCP_ORDERS],
+    /// As many as are enough, or what of that is left within an eighth of the zone.
+    enough: [u32; PCP_ORDERS],
+}
+
+impl Lengths {
+    fn of(frames: u64, cpus: usize) -> Lengths {
+        let cpus = cpus.max(1) as u64;
+        let (per_cpu, most) = (frames / 64 / cpus, frames / 8 / cpus);
+        let share = array::from_fn(|o| {
+            let share = match o {
+                0 => per_cpu / 2 / MIGRATE_PCPTYPES as u64,
+                // One mobility at a time asks for pageblocks, so a list may have the whole share.
+                _ if o == PCP_ORDERS - 1 => per_cpu,
+                _ => per_cpu / 2 / (PCP_ORDERS as u64 - 1) / MIGRATE_PCPTYPES as u64,
+            };
+            (share >> order_of(o)).min(u64::from(SIZES[o].longest)) as u32
+        });
+        let enough = |shift: u32| array::from_fn(|o| SIZES[o].enough >> shift);
+        let frames = |of: [u32; PCP_ORDERS]| -> u64 {
+            let of = of.iter().enumerate();
+            of.map(|(o, n)| (u64::from(*n) << order_of(o)) * MIGRATE_PCPTYPES as u64).sum()
         };
-        (share >> order_of(o)).min(u64::from(SIZES[o].longest)) as u32
-    })
+        let enough = (0..u32::BITS).map(enough).find(|e| frames(*e) <= most);
+        Lengths { share, enough: enough.unwrap_or_default() }
+    }
 }
 
 /// The room that the lists of a zone need of which no more than `frames` frames will be managed.
 pub(crate) fn room_for(frames: u64, cpus: usize) -> Room {
-    let shares = shares(frames, cpus);
-    Room::new(array::from_fn(|o| shares[o].max(SIZES[o].shortest)))
+    Room::new(Limits::for_zone(frames, cpus).max)
 }
 
 /// The lists of one CPU in one zone.
@@ -282,6 +289,11 @@ impl Pcp {
         self.stack(list).set_high(high);
     }
 
+    /// Blocks to move between the list and the buddy at once: half of what it may hold, but no more than a batch.
+    pub(crate) fn batch(&self, list: ListId, limits: &Limits) -> u32 {
+        limits.batch[list.class()].min(self.high(list) / 2).max(1)
+    }
+
     /// Notes that the list ran empty; it grows if it also ran over since.
     pub(crate) fn note_refill(&self, list: ListId, limits: &Limits, pressed: bool) {
         let o = list.class();
@@ -289,7 +301,7 @@ impl Pcp {
         if pressed {
             self.set_high(list, limits.pressed(o));
         } else if spilled & list.bit() != 0 {
-            self.set_high(list, (self.high(list) + limits.batch[o]).min(limits.max[o]));
+            self.set_high(list, (self.high(list) + self.batch(list, limits)).min(limits.max[o]));
         }
         self.spilled.store(spilled & !list.bit(), Relaxed);
     }
@@ -301,6 +313,13 @@ impl Pcp {
         if pressed {
             self.set_high(list, limits.pressed(list.class()));
         }
+    }
+
+    /// Notes that what the list had no use for was taken off it: it shrinks by a batch, under pressure to what is left then.
+    pub(crate) fn note_drain(&self, list: ListId, limits: &Limits, pressed: bool) {
+        let (o, high) = (list.class(), self.high(list));
+        let to = high.saturating_sub(self.batch(list, limits)).max(limits.min[o]);
+        self.set_high(list, if pressed { limits.pressed(o) } else { high.min(to) });
     }
 
     /// Whether nothing is on any list; see [`Stack::is_empty`].
