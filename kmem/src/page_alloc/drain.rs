@@ -130,8 +130,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     ) {
         let before = cpu.set_path(Path::Drain);
         let limits = &self.limits[zone.slot];
-        let pressed = zone.pressed.load(Relaxed) != 0;
-        pcp.note_spill(list, limits, pressed);
+        pcp.note_spill(list, limits, zone.supply());
         let high = pcp.high(list);
         let over = (pcp.len(list) + 1).saturating_sub(high);
         let batch = pcp.batch(list, limits).max(over).max(more as u32);
@@ -245,10 +244,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let mut frames = 0;
         for zone in self.zones {
             let Some(pcp) = self.pcp_of(cpu.id(), zone.slot) else { continue };
-            let (limits, pressed) = (&self.limits[zone.slot], zone.pressed.load(Relaxed) != 0);
+            let (limits, supply) = (&self.limits[zone.slot], zone.supply());
             for list in ListId::all() {
                 frames += self.give_back(zone, pcp, list, nr(pcp, list));
-                pcp.note_drain(list, limits, pressed);
+                pcp.note_drain(list, limits, supply);
             }
         }
         frames

@@ -367,13 +367,12 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let mt = list.migratetype();
         let limits = &self.limits[zone.slot];
         let counters = self.counters_of(cpu);
-        let pressed = zone.pressed.load(Relaxed) != 0;
         if self.fault.strikes() {
             return None;
         }
-        pcp.note_refill(list, limits, pressed);
+        pcp.note_refill(list, limits, zone.supply());
         let batch = pcp.batch(list, limits).max(need as u32).min(pcp.high(list)).max(1);
-        let want = i64::from(batch).min((room >> order >> 3) + 1).max(1) as u32;
+        let want = i64::from(batch).min((room >> order) + 1).max(1) as u32;
         let mut got = 0;
         let first = Self::first_area(zone, pcp);
         for n in zone.areas_from(first) {

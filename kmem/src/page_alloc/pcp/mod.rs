@@ -22,7 +22,7 @@ mod lists;
 
 pub(crate) use lists::{Line, List, ListId, PCP_MAX_SMALL, ROW, Room, Row, Rows};
 
-use crate::{memmap::MemMap, page::Page, types::MIGRATE_PCPTYPES};
+use crate::{memmap::MemMap, page::Page, types::MIGRATE_PCPTYPES, zone::Supply};
 use core::{
     array,
     sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -73,10 +73,15 @@ impl Limits {
         Limits { batch, min, max }
     }
 
-    /// What a list may hold while the zone is under pressure: half of its smallest, and of large blocks fewer. One that is
-    /// on stays on.
-    fn pressed(&self, class: usize) -> u32 {
-        (self.min[class].div_ceil(2) >> class).max(self.min[class].min(1))
+    /// The most that a list of an order may hold with what the zone has left: under pressure half of its smallest, and of
+    /// large blocks fewer. One that is on stays on.
+    fn most(&self, class: usize, supply: Supply) -> u32 {
+        let min = self.min[class];
+        match supply {
+            Supply::Pressed => (min.div_ceil(2) >> class).max(min.min(1)),
+            Supply::Short => min,
+            Supply::Plenty => self.max[class],
+        }
     }
 }
 
@@ -285,8 +290,11 @@ impl Pcp {
         }
     }
 
+    #[inline]
     fn set_high(&self, list: ListId, high: u32) {
-        self.stack(list).set_high(high);
+        if high != self.high(list) {
+            self.stack(list).set_high(high);
+        }
     }
 
     /// Blocks to move between the list and the buddy at once: half of what it may hold, but no more than a batch.
@@ -294,32 +302,32 @@ impl Pcp {
         limits.batch[list.class()].min(self.high(list) / 2).max(1)
     }
 
-    /// Notes that the list ran empty; it grows if it also ran over since.
-    pub(crate) fn note_refill(&self, list: ListId, limits: &Limits, pressed: bool) {
-        let o = list.class();
+    /// Notes that the list ran empty; it grows if it ran over since it did last.
+    pub(crate) fn note_refill(&self, list: ListId, limits: &Limits, supply: Supply) {
         let spilled = self.spilled.load(Relaxed);
-        if pressed {
-            self.set_high(list, limits.pressed(o));
-        } else if spilled & list.bit() != 0 {
-            self.set_high(list, (self.high(list) + self.batch(list, limits)).min(limits.max[o]));
-        }
         self.spilled.store(spilled & !list.bit(), Relaxed);
+        self.grow(list, limits, supply, spilled & list.bit() != 0);
     }
 
-    /// Notes that the list ran over; under pressure it shrinks.
-    pub(crate) fn note_spill(&self, list: ListId, limits: &Limits, pressed: bool) {
-        self.spilled.store(self.spilled.load(Relaxed) | list.bit(), Relaxed);
+    /// Notes that the list ran over; it grows if it did not run empty since it did last.
+    pub(crate) fn note_spill(&self, list: ListId, limits: &Limits, supply: Supply) {
+        let spilled = self.spilled.load(Relaxed);
+        self.spilled.store(spilled | list.bit(), Relaxed);
         self.last.store(self.home.load(Relaxed), Relaxed);
-        if pressed {
-            self.set_high(list, limits.pressed(list.class()));
-        }
+        self.grow(list, limits, supply, spilled & list.bit() != 0);
     }
 
-    /// Notes that what the list had no use for was taken off it: it shrinks by a batch, under pressure to what is left then.
-    pub(crate) fn note_drain(&self, list: ListId, limits: &Limits, pressed: bool) {
+    #[inline]
+    fn grow(&self, list: ListId, limits: &Limits, supply: Supply, grows: bool) {
+        let more = if grows { self.batch(list, limits) } else { 0 };
+        self.set_high(list, (self.high(list) + more).min(limits.most(list.class(), supply)));
+    }
+
+    /// Notes that what the list had no use for was taken off it: it shrinks by a batch.
+    pub(crate) fn note_drain(&self, list: ListId, limits: &Limits, supply: Supply) {
         let (o, high) = (list.class(), self.high(list));
-        let to = high.saturating_sub(self.batch(list, limits)).max(limits.min[o]);
-        self.set_high(list, if pressed { limits.pressed(o) } else { high.min(to) });
+        let less = high.saturating_sub(self.batch(list, limits)).max(limits.min[o]);
+        self.set_high(list, high.min(less).min(limits.most(o, supply)));
     }
 
     /// Whether nothing is on any list; see [`Stack::is_empty`].
