@@ -130,13 +130,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     ) {
         let before = cpu.set_path(Path::Drain);
         let limits = &self.limits[zone.slot];
-        pcp.note_spill(list, limits, zone.supply());
+        pcp.note_spill(list, limits, limits.supply(zone));
         let high = pcp.high(list);
         let over = (pcp.len(list) + 1).saturating_sub(high);
         let batch = pcp.batch(list, limits).max(over).max(more as u32);
         if high > 0 {
             self.counters_of(cpu).owned(VmEvent::PcpSpill, 1);
         }
+        // Also if it grew just now: what is kept instead would be missed in the buddy.
         self.give_back(zone, pcp, list, batch);
         if !pcp.push_hot(list, page) {
             // The free is counted by the list.
@@ -238,29 +239,34 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         self.trace(&Event::PagePcpuDrain { pfn: Pfn(pfn), order, migratetype });
     }
 
-    /// Gives `nr` blocks of each list of a CPU back. The caller owns the lists.
-    fn give_owned(&self, cpu: &Cpu, nr: impl Fn(&Pcp, ListId) -> u32) -> u64 {
+    /// Gives all of a list back.
+    fn empty(&self, zone: &Zone, pcp: &Pcp, list: ListId) -> u64 {
+        let limits = &self.limits[zone.slot];
+        pcp.note_drain(list, limits, limits.supply(zone));
+        self.give_back(zone, pcp, list, pcp.len(list))
+    }
+
+    /// Has `give` give something of each list of a CPU back. The caller owns the lists.
+    fn give_owned(&self, cpu: &Cpu, give: impl Fn(&Zone, &Pcp, ListId) -> u64) -> u64 {
         let _ = cpu.set_path(Path::Drain);
         let mut frames = 0;
         for zone in self.zones {
             let Some(pcp) = self.pcp_of(cpu.id(), zone.slot) else { continue };
-            let (limits, supply) = (&self.limits[zone.slot], zone.supply());
             for list in ListId::all() {
-                frames += self.give_back(zone, pcp, list, nr(pcp, list));
-                pcp.note_drain(list, limits, supply);
+                frames += give(zone, pcp, list);
             }
         }
         frames
     }
 
     /// As [`give_owned`](Self::give_owned), of the CPU that the caller runs on, if its lists can be had.
-    fn give_here(&self, nr: impl Fn(&Pcp, ListId) -> u32) -> u64 {
+    fn give_here(&self, give: impl Fn(&Zone, &Pcp, ListId) -> u64) -> u64 {
         let Some(cpu) = self.p.get_cpu() else { return 0 };
         let mut frames = 0;
         if !cpu.context().in_nmi()
             && let Some(owned) = self.own(cpu, Path::Drain)
         {
-            frames = self.give_owned(cpu, nr);
+            frames = self.give_owned(cpu, give);
             self.disown(owned);
         }
         self.p.put_cpu(cpu);
@@ -270,7 +276,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Drains the lists of the CPU the caller runs on and returns the number of frames; 0 when it runs
     /// on none or the lists are owned beneath it. Any context but NMI.
     pub fn drain_this_cpu(&self) -> u64 {
-        self.give_here(Pcp::len)
+        self.give_here(|zone, pcp, list| self.empty(zone, pcp, list))
     }
 
     /// Housekeeping of the CPU that the caller runs on, for the platform's timer, about once a second as the kernel's
@@ -280,7 +286,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     ///
     /// See [`stat_interval`](https://docs.kernel.org/admin-guide/sysctl/vm.html#stat-interval).
     pub fn vmstat_update(&self) -> u64 {
-        self.give_here(Pcp::resting)
+        self.give_here(|zone, pcp, list| {
+            let Some(rest) = pcp.resting(list) else { return 0 };
+            pcp.note_rest(list, &self.limits[zone.slot]);
+            self.give_back(zone, pcp, list, rest)
+        })
     }
 
     /// Does what others left for this CPU, now that its lists are let go.
@@ -298,7 +308,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         while cpu.deferred.load(Acquire) & DEFER_DRAIN != 0 {
             let Some(owned) = self.own(cpu, Path::Drain) else { return };
-            self.give_owned(cpu, Pcp::len);
+            self.give_owned(cpu, |zone, pcp, list| self.empty(zone, pcp, list));
             self.answered(owned, DEFER_DRAIN);
         }
         let mut asked = cpu.deferred.load(Acquire) & (DEFER_SAMPLE | DEFER_RECALL);

@@ -370,9 +370,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if self.fault.strikes() {
             return None;
         }
-        pcp.note_refill(list, limits, zone.supply());
+        pcp.note_refill(list, limits, limits.supply(zone));
         let batch = pcp.batch(list, limits).max(need as u32).min(pcp.high(list)).max(1);
-        let want = i64::from(batch).min((room >> order) + 1).max(1) as u32;
+        let want = i64::from(batch).min((room >> order >> 3) + 1).max(1) as u32;
         let mut got = 0;
         let first = Self::first_area(zone, pcp);
         for n in zone.areas_from(first) {

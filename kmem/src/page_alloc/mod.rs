@@ -333,12 +333,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Batch and present limit of the order-0 lists of a zone on a CPU, in frames.
     pub fn pcp_limits(&self, zone: &Zone, cpu: usize) -> (u32, u32) {
-        let movable = ListId::small(0, MigrateType::Movable as usize);
-        let high = self
+        let found = self
             .pcp_of(cpu, zone.slot)
-            .and_then(|p| movable.map(|l| p.high(l)))
-            .unwrap_or_default();
-        (self.limits[zone.slot].batch[0], high)
+            .zip(ListId::small(0, MigrateType::Movable as usize))
+            .map(|(pcp, list)| (pcp.batch(list, &self.limits[zone.slot]), pcp.high(list)));
+        found.unwrap_or_default()
     }
 
     #[inline(always)]

@@ -16,8 +16,8 @@
 //!   +--------+-------+------+--+-----+------+------+-------+-------+-------+-------+------+-----+-----+
 //!                           |<----------- maximal free blocks of each order ------------------->|
 //! ```
-//! Zone and mobility with the empty bits between, where an order has room, are the number of a per-CPU list (see
-//! `page_alloc::pcp`).
+//! Zone and mobility with the empty bits between, which make room for the lists of several orders, are the number of a
+//! per-CPU list of order 0 (see `page_alloc::pcp`).
 //!
 //! Of two buddies that are both free neither is maximal, so there are at most 2^(8-k) maximal blocks of
 //! order k, and the ten counts fit 46 bits. The position of the highest bit set tells the largest free

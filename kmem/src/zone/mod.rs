@@ -81,16 +81,6 @@ pub struct Zone {
     pub(crate) pressed: AtomicU32,
 }
 
-/// See [`Zone::supply`].
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Supply {
-    /// Somebody found the zone below a watermark.
-    Pressed,
-    /// Less than an eighth is free.
-    Short,
-    Plenty,
-}
-
 impl Zone {
     /// An empty zone in uninitialised memory.
     #[allow(clippy::too_many_arguments)]
@@ -170,15 +160,6 @@ impl Zone {
     #[inline(always)]
     pub fn free_frames(&self) -> u64 {
         self.free.load(Relaxed).max(0) as u64
-    }
-
-    /// What the zone has left, as far as per-CPU lists care.
-    pub(crate) fn supply(&self) -> Supply {
-        match self.pressed.load(Relaxed) {
-            0 if self.free_frames() >= self.managed_frames() / 8 => Supply::Plenty,
-            0 => Supply::Short,
-            _ => Supply::Pressed,
-        }
     }
 
     /// The watermarks now.

@@ -2,6 +2,7 @@
 
 mod fallback;
 mod layouts;
+mod list_sizes;
 mod lists;
 mod nodes;
 mod resting;

@@ -8,10 +8,13 @@
 //!
 //! # Implementation
 //! Orders 0 to 4 and a pageblock's order have lists, one per mobility (of pageblocks, one for what moves and one for what
-//! does not); what they are made of is in [`lists`]. How many
-//! blocks a list may hold (`high`) tunes itself: a refill that follows a spill says that the traffic swings wider than the
-//! list, so it grows; pressure on the zone puts it back to half of its smallest, since what lies on lists then keeps the
-//! last large blocks from being whole. What rests on it is given back from time to time (`vmstat_update`).
+//! does not); what they are made of is in [`lists`]. How many blocks a list may hold (`high`) tunes itself:
+//! - a refill that follows a spill says that the traffic swings wider than the list, so it grows;
+//! - a spill that follows a spill, that somebody only gives: it grows until whole batches leave at once;
+//! - where the zone has little above its watermarks, it is put back to what it had at first;
+//! - under pressure it holds half of that, and of large blocks fewer, since what lies on lists then keeps the last large
+//!   blocks from being whole; the next refill or spill after that gives it back the rest;
+//! - what rests on it is given back from time to time (`vmstat_update`), and it shrinks.
 //!
 //! # Locking
 //! A list is touched by its own CPU only, and only while [`Cpu::path`](crate::context::Cpu::path) says
@@ -22,7 +25,7 @@ mod lists;
 
 pub(crate) use lists::{Line, List, ListId, PCP_MAX_SMALL, ROW, Room, Row, Rows};
 
-use crate::{memmap::MemMap, page::Page, types::MIGRATE_PCPTYPES, zone::Supply};
+use crate::{memmap::MemMap, page::Page, types::MIGRATE_PCPTYPES, zone::Zone};
 use core::{
     array,
     sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -48,20 +51,33 @@ const SIZES: [Size; PCP_ORDERS] = [
     Size { batch: 1, enough: 0, longest: 2 },
 ];
 
+/// What a zone has left, as far as its lists care.
+#[derive(Clone, Copy)]
+pub(crate) enum Supply {
+    /// Somebody found the zone below a watermark.
+    Pressed,
+    /// No more above the watermarks than all its lists could hold.
+    Short,
+    Plenty,
+}
+
 /// Limits of a zone's lists, in blocks, by order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
-    pub(crate) batch: [u32; PCP_ORDERS],
-    pub(crate) min: [u32; PCP_ORDERS],
-    pub(crate) max: [u32; PCP_ORDERS],
+    /// The most that are moved between a list and the buddy at once.
+    batch: [u32; PCP_ORDERS],
+    min: [u32; PCP_ORDERS],
+    max: [u32; PCP_ORDERS],
+    /// Frames that all lists of all CPUs can hold.
+    all: u64,
 }
 
 impl Limits {
     /// Limits for a zone of `managed` frames shared by `cpus` CPUs.
     ///
-    /// All lists of all CPUs together may hold a sixty-fourth of the zone: what lies on lists cannot merge, and
-    /// on replayed kernel traces that is the largest single cause of fragmentation. Half of it goes to
-    /// order 0, the rest to the other orders alike. Where that is less than is enough, lists may hold as much as is, or a
+    /// A sixty-fourth of the zone is dealt out to all lists of all CPUs: what lies on lists cannot merge, and on replayed
+    /// kernel traces that is the largest single cause of fragmentation. Half of it goes to order 0, the rest to the other
+    /// orders alike; of pageblocks, which few ask for, each list may have all of its CPU's. Where that is less than is enough, lists may grow to as much as is, or a
     /// half, a quarter and so on of that: as long as all of them hold no more than an eighth of the zone, which is what
     /// Linux's may hold of any. Of what there is nothing left so, the list is off.
     pub(crate) fn for_zone(managed: u64, cpus: usize) -> Limits {
@@ -70,19 +86,30 @@ impl Limits {
         let batch = array::from_fn(|o| SIZES[o].batch.min(max[o] / 2).max(1));
         let min =
             array::from_fn(|o| share[o].max(enough[o].div_ceil(4)).min(2 * batch[o]).min(max[o]));
-        Limits { batch, min, max }
+        Limits { batch, min, max, all: frames_of(max) * cpus as u64 }
     }
 
-    /// The most that a list of an order may hold with what the zone has left: under pressure half of its smallest, and of
-    /// large blocks fewer. One that is on stays on.
-    fn most(&self, class: usize, supply: Supply) -> u32 {
-        let min = self.min[class];
-        match supply {
-            Supply::Pressed => (min.div_ceil(2) >> class).max(min.min(1)),
-            Supply::Short => min,
-            Supply::Plenty => self.max[class],
+    /// What a zone with these limits has left.
+    pub(crate) fn supply(&self, zone: &Zone) -> Supply {
+        match zone.pressed.load(Relaxed) {
+            0 if zone.free_frames() >= zone.watermarks().high + self.all => Supply::Plenty,
+            0 => Supply::Short,
+            _ => Supply::Pressed,
         }
     }
+
+    /// What a list of an order may hold under pressure: half of its smallest, and of large blocks fewer. One that is on
+    /// stays on.
+    fn pressed(&self, class: usize) -> u32 {
+        let min = self.min[class];
+        (min.div_ceil(2) >> class).max(min.min(1))
+    }
+}
+
+/// Frames on lists of so many blocks, one of each mobility.
+fn frames_of(blocks: [u32; PCP_ORDERS]) -> u64 {
+    let of = blocks.iter().enumerate();
+    of.map(|(o, n)| (u64::from(*n) << order_of(o)) * MIGRATE_PCPTYPES as u64).sum()
 }
 
 // `Room` numbers lines and blocks in 16 bits.
@@ -110,11 +137,7 @@ impl Lengths {
             (share >> order_of(o)).min(u64::from(SIZES[o].longest)) as u32
         });
         let enough = |shift: u32| array::from_fn(|o| SIZES[o].enough >> shift);
-        let frames = |of: [u32; PCP_ORDERS]| -> u64 {
-            let of = of.iter().enumerate();
-            of.map(|(o, n)| (u64::from(*n) << order_of(o)) * MIGRATE_PCPTYPES as u64).sum()
-        };
-        let enough = (0..u32::BITS).map(enough).find(|e| frames(*e) <= most);
+        let enough = (0..u32::BITS).map(enough).find(|e| frames_of(*e) <= most);
         Lengths { share, enough: enough.unwrap_or_default() }
     }
 }
@@ -215,12 +238,14 @@ impl Pcp {
         self.row.count_allocs(list, n);
     }
 
-    /// Blocks that lie on a list for no use: more than were taken off it since this was asked last.
-    pub(crate) fn resting(&self, list: ListId) -> u32 {
+    /// Blocks that lie on a list for no use: more than were taken off it since this was asked last. `None` if some were, and
+    /// none lie there for no use.
+    pub(crate) fn resting(&self, list: ListId) -> Option<u32> {
         let l = self.list(list);
         let now = l.allocs.load(Relaxed) as u32;
         let taken = now.wrapping_sub(l.looked.swap(now, Relaxed));
-        self.len(list).saturating_sub(taken)
+        let rest = self.len(list).saturating_sub(taken);
+        (rest > 0 || taken == 0).then_some(rest)
     }
 
     /// Counts `n` blocks put by frees.
@@ -302,32 +327,52 @@ impl Pcp {
         limits.batch[list.class()].min(self.high(list) / 2).max(1)
     }
 
-    /// Notes that the list ran empty; it grows if it ran over since it did last.
+    /// Notes that the list ran empty; it grows if it ran over since it did last: traffic swings wider than it is long.
     pub(crate) fn note_refill(&self, list: ListId, limits: &Limits, supply: Supply) {
         let spilled = self.spilled.load(Relaxed);
         self.spilled.store(spilled & !list.bit(), Relaxed);
-        self.grow(list, limits, supply, spilled & list.bit() != 0);
+        let more = if spilled & list.bit() != 0 { self.batch(list, limits) } else { 0 };
+        self.grow(list, limits, supply, more, limits.max[list.class()]);
     }
 
-    /// Notes that the list ran over; it grows if it did not run empty since it did last.
+    /// Notes that the list ran over. It grows if it did not run empty since it did last, until whole batches leave: beyond
+    /// that a longer one is of no use to who only gives.
     pub(crate) fn note_spill(&self, list: ListId, limits: &Limits, supply: Supply) {
         let spilled = self.spilled.load(Relaxed);
         self.spilled.store(spilled | list.bit(), Relaxed);
         self.last.store(self.home.load(Relaxed), Relaxed);
-        self.grow(list, limits, supply, spilled & list.bit() != 0);
+        let (o, again) = (list.class(), spilled & list.bit() != 0);
+        let more = if again { self.batch(list, limits) } else { 0 };
+        self.grow(list, limits, supply, more, limits.max[o].min(2 * limits.batch[o]));
     }
 
+    /// Lets a list hold `more` blocks, up to `most`, and what pressure took from it, if the zone has plenty; else takes off
+    /// what it has too little for.
     #[inline]
-    fn grow(&self, list: ListId, limits: &Limits, supply: Supply, grows: bool) {
-        let more = if grows { self.batch(list, limits) } else { 0 };
-        self.set_high(list, (self.high(list) + more).min(limits.most(list.class(), supply)));
+    fn grow(&self, list: ListId, limits: &Limits, supply: Supply, more: u32, most: u32) {
+        let (o, high) = (list.class(), self.high(list));
+        let to = match supply {
+            Supply::Plenty => (high + more).min(most).max(high).max(limits.min[o]),
+            Supply::Short => high.min(limits.min[o]),
+            Supply::Pressed => limits.pressed(o),
+        };
+        self.set_high(list, to);
     }
 
-    /// Notes that what the list had no use for was taken off it: it shrinks by a batch.
+    /// Notes that the list was looked through for what rests there, and that something did, or that nobody uses it: it
+    /// shrinks by a batch.
+    pub(crate) fn note_rest(&self, list: ListId, limits: &Limits) {
+        let (min, high) = (limits.min[list.class()], self.high(list));
+        if high > min {
+            self.set_high(list, (high - self.batch(list, limits)).max(min));
+        }
+    }
+
+    /// Notes that all was taken off the list: under pressure it holds less from then on.
     pub(crate) fn note_drain(&self, list: ListId, limits: &Limits, supply: Supply) {
-        let (o, high) = (list.class(), self.high(list));
-        let less = high.saturating_sub(self.batch(list, limits)).max(limits.min[o]);
-        self.set_high(list, high.min(less).min(limits.most(o, supply)));
+        if let Supply::Pressed = supply {
+            self.set_high(list, self.high(list).min(limits.pressed(list.class())));
+        }
     }
 
     /// Whether nothing is on any list; see [`Stack::is_empty`].

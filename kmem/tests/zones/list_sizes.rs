@@ -1,0 +1,168 @@
+//! How much the per-CPU lists hold \[P3\].
+
+use kmem::{Config, Gfp, ZoneType, vmstat::VmEvent, zone::Watermarks};
+use kmem_hosted::Shape;
+use kmem_test_support::{MIB, Rig};
+use proptest::prelude::*;
+
+const MOVABLE: Gfp = Gfp::KERNEL.union(Gfp::MOVABLE);
+const RECLAIMABLE: Gfp = Gfp::KERNEL.union(Gfp::RECLAIMABLE);
+
+/// The orders below a pageblock's whose blocks lie on lists.
+const LISTED: std::ops::RangeInclusive<u32> = 0..=4;
+
+fn machine(mib: u64, cpus: usize) -> Rig {
+    Rig::new(Shape::no_dma(mib * MIB).cpus(cpus), Config::default())
+}
+
+fn on_lists(rig: &Rig) -> u64 {
+    rig.audit().unwrap().pcp
+}
+
+/// Takes so many blocks, or as many as leave half of the zone, and gives them back.
+fn burst(rig: &Rig, gfp: Gfp, order: u32, n: usize) {
+    let zone = rig.zone(ZoneType::Normal);
+    let left = || zone.free_frames() > zone.managed_frames() / 2;
+    let held: Vec<_> = (0..n).map_while(|_| left().then(|| rig.take(gfp, order).ok())?).collect();
+    rig.release(held);
+}
+
+#[test]
+fn orders_with_lists_keep_what_was_freed() {
+    let rig = machine(512, 1);
+    rig.run(|_| {
+        for (gfp, whole) in [(Gfp::KERNEL, true), (MOVABLE, true), (RECLAIMABLE, false)] {
+            for order in 0..=10 {
+                rig.drain_this_cpu();
+                rig.release([rig.take(gfp, order).unwrap()]);
+                let kept = on_lists(&rig) >= 1 << order;
+                let listed = LISTED.contains(&order) || order == 9 && whole;
+                assert_eq!(kept, listed, "order {order}, {gfp:?}");
+            }
+        }
+    });
+    rig.assert_conserved();
+}
+
+/// Who only gives fills lists, and needs them longer.
+#[test]
+fn a_list_grows_with_plenty_and_is_put_back_when_little_is_left() {
+    let rig = machine(64, 1);
+    rig.run(|_| {
+        let zone = rig.zone(ZoneType::Normal);
+        let high = || rig.pcp_limits(zone, 0).1;
+        let start = high();
+        let grown = || {
+            burst(&rig, MOVABLE, 0, 1000);
+            high()
+        };
+        let longest = grown();
+        assert!(longest > start, "{longest} of {start}");
+        assert_eq!(grown(), longest, "for ever it does not");
+        let mut held = Vec::new();
+        while zone.free_frames() > zone.watermarks().high + 200 {
+            held.push(rig.take(MOVABLE, 0).unwrap());
+        }
+        // One that runs empty and over while there is little.
+        for _ in 0..8 {
+            let some: Vec<_> = (0..longest).map(|_| rig.take(MOVABLE, 0).unwrap()).collect();
+            rig.release(some);
+            assert!(high() <= start, "{} of {start}", high());
+        }
+        rig.release(held);
+        assert_eq!(high(), longest, "with plenty it grows again");
+    });
+    rig.assert_conserved();
+}
+
+/// Refills while CPU 0 takes blocks that CPU 1 gives back.
+fn refills(rig: &Rig, order: u32) -> u64 {
+    let on = |cpu, f: &mut dyn FnMut()| rig.run_on(Some(cpu), None, |_| f()).unwrap();
+    let before = rig.vm_event(VmEvent::PcpRefill);
+    let mut held = Vec::new();
+    on(0, &mut || held.extend((0..256).map(|_| rig.take(Gfp::KERNEL, order).unwrap())));
+    let after = rig.vm_event(VmEvent::PcpRefill);
+    on(1, &mut || rig.release(held.drain(..)));
+    rig.drain_all_pages();
+    after - before
+}
+
+#[test]
+fn pressure_shortens_lists_of_every_order_and_its_end_gives_it_back() {
+    let rig = machine(512, 2);
+    let zone = rig.zone(ZoneType::Normal);
+    // Straight from the buddy, and back.
+    let touch = |gfp| rig.run(|_| rig.release([rig.take(gfp, 10).unwrap()]));
+    for order in LISTED {
+        let before = refills(&rig, order);
+        assert_eq!(refills(&rig, order), before, "order {order}");
+        let marks = zone.watermarks();
+        let low = zone.free_frames();
+        rig.set_watermarks(zone, Watermarks { min: 0, low, high: 2 * low, promo: 2 * low });
+        touch(Gfp::ATOMIC);
+        rig.drain_all_pages();
+        let pressed = refills(&rig, order);
+        // By more than a half where blocks are large.
+        let times = if order == 0 { 2 } else { 4 };
+        assert!(pressed >= (times * before).min(256), "order {order}: {pressed}, before {before}");
+        rig.set_watermarks(zone, marks);
+        touch(Gfp::KERNEL);
+        assert_eq!(refills(&rig, order), before, "order {order}, afterwards");
+    }
+    rig.assert_conserved();
+}
+
+/// Traffic that swings on a machine most of whose memory is in use finds lists as long as one that is empty has.
+#[test]
+fn a_machine_that_is_nearly_full_has_long_lists() {
+    let rig = machine(512, 1);
+    let zone = rig.zone(ZoneType::Normal);
+    let swing = || {
+        let before = [VmEvent::PcpRefill, VmEvent::PcpSpill].map(|e| rig.vm_event(e));
+        rig.run(|_| (0..20).for_each(|_| burst_of(&rig, 200)));
+        let after = [VmEvent::PcpRefill, VmEvent::PcpSpill].map(|e| rig.vm_event(e));
+        after.iter().zip(before).map(|(now, before)| now - before).sum::<u64>()
+    };
+    swing();
+    assert_eq!(swing(), 0, "it is long enough");
+    let held = rig.run(|_| {
+        let full = || zone.free_frames() < zone.managed_frames() / 10;
+        std::iter::from_fn(|| (!full()).then(|| rig.take(MOVABLE, 10).unwrap())).collect::<Vec<_>>()
+    });
+    assert_eq!(swing(), 0, "as it was");
+    rig.run(|_| rig.release(held));
+    rig.assert_conserved();
+}
+
+fn burst_of(rig: &Rig, n: usize) {
+    let held: Vec<_> = (0..n).map(|_| rig.take(MOVABLE, 0).unwrap()).collect();
+    rig.release(held);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Whatever goes on, an eighth of a zone is the most that lies on lists.
+    #[test]
+    fn lists_hold_an_eighth_of_a_zone_at_most(mib in 1..160_u64, cpus in 1..9_usize) {
+        let rig = machine(mib, cpus);
+        let managed = rig.zone(ZoneType::Normal).managed_frames();
+        let mut most = 0;
+        for cpu in 0..cpus {
+            rig.run_on(Some(cpu), None, |_| {
+                for order in LISTED {
+                    for gfp in [Gfp::KERNEL, MOVABLE, RECLAIMABLE] {
+                        burst(&rig, gfp, order, 400 >> order);
+                    }
+                }
+                most = on_lists(&rig);
+            })
+            .unwrap();
+        }
+        prop_assert!(most <= managed / 8, "{most} of {managed}");
+        // Where there is room for lists at all.
+        prop_assert!(mib * 256 / cpus as u64 <= 2048 || most > 0);
+        rig.drain_all_pages();
+        rig.assert_conserved();
+    }
+}
