@@ -216,6 +216,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let mut here = match zone.nr_areas() {
                 1 => todo,
                 2 if todo != all => todo,
+                2 => {
+                    let odd = |mask: u32, i| mask << 1 | zone.parity_of(block(i).0);
+                    let odd = (0..n).rev().fold(0, odd);
+                    if odd & 1 == 1 { odd } else { !odd & all }
+                }
                 _ => (0..n).rev().fold(0, also),
             };
             todo &= !here;
@@ -287,8 +292,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// See [`stat_interval`](https://docs.kernel.org/admin-guide/sysctl/vm.html#stat-interval).
     pub fn vmstat_update(&self) -> u64 {
         self.give_here(|zone, pcp, list| {
-            let Some(rest) = pcp.resting(list) else { return 0 };
-            pcp.note_rest(list, &self.limits[zone.slot]);
+            let (rest, used) = pcp.resting(list);
+            pcp.note_rest(list, &self.limits[zone.slot], rest, used);
             self.give_back(zone, pcp, list, rest)
         })
     }

@@ -349,8 +349,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     /// Refills a list that ran empty, and takes one block of it. The caller owns the lists, and is about to take
-    /// `need` blocks. Takes no more than `room` frames beyond that one, so that a batch does not go below the
-    /// watermark that one block respected.
+    /// `need` blocks. Takes no more than an eighth of `room` frames beyond that one, so that a batch does not go below the
+    /// watermark that one block respected, and the last of a zone does not end on one CPU's list.
     #[cold]
     #[inline(never)]
     pub(super) fn refill(

@@ -192,6 +192,12 @@ impl Zone {
         self.region_of(pfn) as usize & (self.areas.len() - 1)
     }
 
+    /// Tells of two areas the one that the frame belongs to, by a bit: which is which is not said.
+    #[inline(always)]
+    pub(crate) fn parity_of(&self, pfn: u32) -> u32 {
+        pfn >> (PAGEBLOCK_ORDER + self.region_shift) & 1
+    }
+
     /// All areas, from one of them on.
     #[inline]
     pub(crate) fn areas_from(&self, home: usize) -> impl Iterator<Item = usize> + use<> {

@@ -112,6 +112,44 @@ fn pressure_shortens_lists_of_every_order_and_its_end_gives_it_back() {
     rig.assert_conserved();
 }
 
+/// What a CPU frees after its lists were drained since memory was short does not fill them again.
+#[test]
+fn a_list_drained_under_pressure_stays_short() {
+    let rig = machine(64, 1);
+    let zone = rig.zone(ZoneType::Normal);
+    rig.run(|_| {
+        burst(&rig, MOVABLE, 0, 1000);
+        let (_, grown) = rig.pcp_limits(zone, 0);
+        let held: Vec<_> = (0..grown).map(|_| rig.take(MOVABLE, 0).unwrap()).collect();
+        let marks = zone.watermarks();
+        let low = zone.free_frames();
+        rig.set_watermarks(zone, Watermarks { min: 0, low, high: 2 * low, promo: 2 * low });
+        rig.release([rig.take(Gfp::ATOMIC, 10).unwrap()]);
+        rig.drain_this_cpu();
+        rig.release(held);
+        assert!(on_lists(&rig) < u64::from(grown) / 2, "{} of {grown}", on_lists(&rig));
+        rig.set_watermarks(zone, marks);
+    });
+    rig.assert_conserved();
+}
+
+/// The last of a zone does not end on one CPU's list.
+#[test]
+fn a_refill_takes_a_part_of_what_is_above_the_watermark() {
+    let rig = machine(64, 1);
+    let zone = rig.zone(ZoneType::Normal);
+    rig.run(|_| {
+        let marks = zone.watermarks();
+        let free = zone.free_frames();
+        rig.set_watermarks(zone, Watermarks { min: 0, low: free - 40, high: free, promo: free });
+        let page = rig.take(MOVABLE, 0).unwrap();
+        assert!((1..=40 / 8).contains(&on_lists(&rig)), "{}", on_lists(&rig));
+        rig.set_watermarks(zone, marks);
+        rig.release([page]);
+    });
+    rig.assert_conserved();
+}
+
 /// Traffic that swings on a machine most of whose memory is in use finds lists as long as one that is empty has.
 #[test]
 fn a_machine_that_is_nearly_full_has_long_lists() {
@@ -119,7 +157,13 @@ fn a_machine_that_is_nearly_full_has_long_lists() {
     let zone = rig.zone(ZoneType::Normal);
     let swing = || {
         let before = [VmEvent::PcpRefill, VmEvent::PcpSpill].map(|e| rig.vm_event(e));
-        rig.run(|_| (0..20).for_each(|_| burst_of(&rig, 200)));
+        rig.run(|_| {
+            (0..20).for_each(|_| {
+                burst_of(&rig, 200);
+                // Less than a batch rests.
+                rig.vmstat_update();
+            });
+        });
         let after = [VmEvent::PcpRefill, VmEvent::PcpSpill].map(|e| rig.vm_event(e));
         after.iter().zip(before).map(|(now, before)| now - before).sum::<u64>()
     };

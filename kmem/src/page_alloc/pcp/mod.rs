@@ -238,14 +238,12 @@ impl Pcp {
         self.row.count_allocs(list, n);
     }
 
-    /// Blocks that lie on a list for no use: more than were taken off it since this was asked last. `None` if some were, and
-    /// none lie there for no use.
-    pub(crate) fn resting(&self, list: ListId) -> Option<u32> {
+    /// Blocks that lie on a list for no use: more than were taken off it since this was asked last; and whether any were.
+    pub(crate) fn resting(&self, list: ListId) -> (u32, bool) {
         let l = self.list(list);
         let now = l.allocs.load(Relaxed) as u32;
         let taken = now.wrapping_sub(l.looked.swap(now, Relaxed));
-        let rest = self.len(list).saturating_sub(taken);
-        (rest > 0 || taken == 0).then_some(rest)
+        (self.len(list).saturating_sub(taken), taken > 0)
     }
 
     /// Counts `n` blocks put by frees.
@@ -359,12 +357,13 @@ impl Pcp {
         self.set_high(list, to);
     }
 
-    /// Notes that the list was looked through for what rests there, and that something did, or that nobody uses it: it
-    /// shrinks by a batch.
-    pub(crate) fn note_rest(&self, list: ListId, limits: &Limits) {
+    /// Notes how many blocks rest on the list, and whether any were taken off it: if that is a batch, or if nobody uses it,
+    /// it shrinks by a batch.
+    pub(crate) fn note_rest(&self, list: ListId, limits: &Limits, rest: u32, used: bool) {
         let (min, high) = (limits.min[list.class()], self.high(list));
-        if high > min {
-            self.set_high(list, (high - self.batch(list, limits)).max(min));
+        let batch = self.batch(list, limits);
+        if high > min && (rest >= batch || !used) {
+            self.set_high(list, (high - batch).max(min));
         }
     }
 
