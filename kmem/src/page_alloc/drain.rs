@@ -217,6 +217,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 1 => todo,
                 2 if todo != all => todo,
                 2 => {
+                    // All of a chunk are to do yet, so the first of them is meant.
                     let odd = |mask: u32, i| mask << 1 | zone.parity_of(block(i).0);
                     let odd = (0..n).rev().fold(0, odd);
                     if odd & 1 == 1 { odd } else { !odd & all }

@@ -268,7 +268,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Ends the pressure on the zone's lists once it is above its high watermark.
     #[inline(always)]
     pub(super) fn relieve(&self, zone: &Zone) {
-        if zone.pressed.load(Relaxed) != 0 && zone.free_frames() > zone.watermarks().high {
+        if zone.pressed.load(Relaxed) != 0 && zone.free_frames() > zone.high_mark() {
             zone.pressed.store(0, Relaxed);
         }
     }

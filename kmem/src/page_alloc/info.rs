@@ -225,7 +225,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             .map(|zone| {
                 let above = ZoneType::ALL.into_iter().filter(|kind| *kind >= zone.zone_type());
                 let reserve = above.map(|kind| zone.lowmem_reserve(kind)).max().unwrap_or(0);
-                (reserve + zone.watermarks().high).min(zone.managed_frames())
+                (reserve + zone.high_mark()).min(zone.managed_frames())
             })
             .sum()
     }

@@ -77,7 +77,8 @@ pub struct Zone {
     region_base: u32,
     /// Pageblocks of a region as a power of two.
     region_shift: u32,
-    /// Set while the zone is short, so that per-CPU lists stay small.
+    /// Set from when a request finds the zone below its low watermark until it is above the high one: per-CPU lists stay small
+    /// meanwhile.
     pub(crate) pressed: AtomicU32,
 }
 
@@ -162,6 +163,12 @@ impl Zone {
         self.free.load(Relaxed).max(0) as u64
     }
 
+    /// The high watermark now.
+    #[inline]
+    pub(crate) fn high_mark(&self) -> u64 {
+        self.wmark[2].load(Relaxed)
+    }
+
     /// The watermarks now.
     pub fn watermarks(&self) -> Watermarks {
         let [min, low, high, promo] = [0, 1, 2, 3].map(|i: usize| self.wmark[i].load(Relaxed));
@@ -192,7 +199,8 @@ impl Zone {
         self.region_of(pfn) as usize & (self.areas.len() - 1)
     }
 
-    /// Tells of two areas the one that the frame belongs to, by a bit: which is which is not said.
+    /// A bit that is the same for frames of the same area where there are two areas: nearer than the area's number, and it
+    /// needs no comparison.
     #[inline(always)]
     pub(crate) fn parity_of(&self, pfn: u32) -> u32 {
         pfn >> (PAGEBLOCK_ORDER + self.region_shift) & 1

@@ -1,5 +1,6 @@
 //! How much the per-CPU lists hold \[P3\].
 
+use super::press;
 use kmem::{Config, Gfp, ZoneType, vmstat::VmEvent, zone::Watermarks};
 use kmem_hosted::Shape;
 use kmem_test_support::{MIB, Rig};
@@ -19,11 +20,9 @@ fn on_lists(rig: &Rig) -> u64 {
     rig.audit().unwrap().pcp
 }
 
-/// Takes so many blocks, or as many as leave half of the zone, and gives them back.
+/// Takes so many blocks and gives them back.
 fn burst(rig: &Rig, gfp: Gfp, order: u32, n: usize) {
-    let zone = rig.zone(ZoneType::Normal);
-    let left = || zone.free_frames() > zone.managed_frames() / 2;
-    let held: Vec<_> = (0..n).map_while(|_| left().then(|| rig.take(gfp, order).ok())?).collect();
+    let held: Vec<_> = (0..n).map(|_| rig.take(gfp, order).unwrap()).collect();
     rig.release(held);
 }
 
@@ -91,22 +90,18 @@ fn refills(rig: &Rig, order: u32) -> u64 {
 fn pressure_shortens_lists_of_every_order_and_its_end_gives_it_back() {
     let rig = machine(512, 2);
     let zone = rig.zone(ZoneType::Normal);
-    // Straight from the buddy, and back.
-    let touch = |gfp| rig.run(|_| rig.release([rig.take(gfp, 10).unwrap()]));
     for order in LISTED {
         let before = refills(&rig, order);
         assert_eq!(refills(&rig, order), before, "order {order}");
-        let marks = zone.watermarks();
-        let low = zone.free_frames();
-        rig.set_watermarks(zone, Watermarks { min: 0, low, high: 2 * low, promo: 2 * low });
-        touch(Gfp::ATOMIC);
+        let marks = rig.run(|_| press(&rig, zone));
         rig.drain_all_pages();
         let pressed = refills(&rig, order);
         // By more than a half where blocks are large.
         let times = if order == 0 { 2 } else { 4 };
         assert!(pressed >= (times * before).min(256), "order {order}: {pressed}, before {before}");
         rig.set_watermarks(zone, marks);
-        touch(Gfp::KERNEL);
+        // A free that goes to the buddy ends it.
+        rig.run(|_| burst(&rig, Gfp::KERNEL, 10, 1));
         assert_eq!(refills(&rig, order), before, "order {order}, afterwards");
     }
     rig.assert_conserved();
@@ -121,10 +116,7 @@ fn a_list_drained_under_pressure_stays_short() {
         burst(&rig, MOVABLE, 0, 1000);
         let (_, grown) = rig.pcp_limits(zone, 0);
         let held: Vec<_> = (0..grown).map(|_| rig.take(MOVABLE, 0).unwrap()).collect();
-        let marks = zone.watermarks();
-        let low = zone.free_frames();
-        rig.set_watermarks(zone, Watermarks { min: 0, low, high: 2 * low, promo: 2 * low });
-        rig.release([rig.take(Gfp::ATOMIC, 10).unwrap()]);
+        let marks = press(&rig, zone);
         rig.drain_this_cpu();
         rig.release(held);
         assert!(on_lists(&rig) < u64::from(grown) / 2, "{} of {grown}", on_lists(&rig));
@@ -159,7 +151,7 @@ fn a_machine_that_is_nearly_full_has_long_lists() {
         let before = [VmEvent::PcpRefill, VmEvent::PcpSpill].map(|e| rig.vm_event(e));
         rig.run(|_| {
             (0..20).for_each(|_| {
-                burst_of(&rig, 200);
+                burst(&rig, MOVABLE, 0, 200);
                 // Less than a batch rests.
                 rig.vmstat_update();
             });
@@ -178,11 +170,6 @@ fn a_machine_that_is_nearly_full_has_long_lists() {
     rig.assert_conserved();
 }
 
-fn burst_of(rig: &Rig, n: usize) {
-    let held: Vec<_> = (0..n).map(|_| rig.take(MOVABLE, 0).unwrap()).collect();
-    rig.release(held);
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
@@ -190,13 +177,15 @@ proptest! {
     #[test]
     fn lists_hold_an_eighth_of_a_zone_at_most(mib in 1..160_u64, cpus in 1..9_usize) {
         let rig = machine(mib, cpus);
-        let managed = rig.zone(ZoneType::Normal).managed_frames();
+        let zone = rig.zone(ZoneType::Normal);
+        let managed = zone.managed_frames();
         let mut most = 0;
         for cpu in 0..cpus {
             rig.run_on(Some(cpu), None, |_| {
                 for order in LISTED {
                     for gfp in [Gfp::KERNEL, MOVABLE, RECLAIMABLE] {
-                        burst(&rig, gfp, order, 400 >> order);
+                        // Half of what is free, so that nobody is short of memory.
+                        burst(&rig, gfp, order, 400.min(zone.free_frames() as usize / 2) >> order);
                     }
                 }
                 most = on_lists(&rig);

@@ -1,6 +1,7 @@
 //! A CPU's list against a queue with two ends \[P3\].
 
-use kmem::{Config, Gfp, Pfn, ZoneType, vmstat::VmEvent, zone::Watermarks};
+use super::press;
+use kmem::{Config, Gfp, Pfn, ZoneType, vmstat::VmEvent};
 use kmem_hosted::Shape;
 use kmem_test_support::{MIB, Rig};
 use proptest::{collection::vec, prelude::*};
@@ -186,11 +187,7 @@ fn pressure_shortens_a_list_that_grew() {
         let (_, grown) = limits();
         rig.release(held.drain(..grown as usize));
         assert_eq!(rig.audit().unwrap().pcp, u64::from(grown), "full");
-        // A request finds the zone below its low watermark.
-        let marks = zone.watermarks();
-        let low = zone.free_frames();
-        rig.set_watermarks(zone, Watermarks { min: 0, low, high: 2 * low, promo: 2 * low });
-        rig.release([rig.take(Gfp::ATOMIC, 4).unwrap()]);
+        let marks = press(&rig, zone);
         rig.release(held.pop());
         let (_, pressed) = limits();
         assert!(pressed < least, "{pressed} of {least}");

@@ -7,7 +7,11 @@ mod lists;
 mod nodes;
 mod resting;
 
-use kmem::{AllocError, Gfp, Page, Pfn, context::Task};
+use kmem::{
+    AllocError, Gfp, Page, Pfn,
+    context::Task,
+    zone::{Watermarks, Zone},
+};
 use kmem_test_support::Rig;
 
 const QUIET: Gfp = Gfp::NOWARN.union(Gfp::NORETRY);
@@ -16,6 +20,16 @@ const QUIET: Gfp = Gfp::NOWARN.union(Gfp::NORETRY);
 fn without_marks(rig: &Rig) {
     rig.set_watermark_scale_factor(0);
     rig.set_min_free_kbytes(0);
+}
+
+/// Puts a zone under pressure: a request finds it below its low watermark, and no free lifts it above the high one.
+/// Returns the watermarks to end that with.
+fn press(rig: &Rig, zone: &Zone) -> Watermarks {
+    let (marks, low) = (zone.watermarks(), zone.free_frames());
+    rig.set_watermarks(zone, Watermarks { min: 0, low, high: 2 * low, promo: 2 * low });
+    // Straight from the buddy, and back.
+    rig.release([rig.take(Gfp::ATOMIC, 10).unwrap()]);
+    marks
 }
 
 /// Where single pages come from until there are no more, on CPU 0 of a machine without watermarks: a

@@ -219,7 +219,8 @@ impl Rows {
     pub(crate) unsafe fn place(self, pb: PbFlags, order: u32) -> Option<HotPlace<'static>> {
         let i = pb.list() + order as usize * MOBILITIES;
         debug_assert!(i < self.0.len());
-        // SAFETY: by the contract the number is below that of the first list behind the last zone's row.
+        // SAFETY: by the contract the number of the row is one of those there are, and what is added to its first list's
+        // stays below `WHOLE`, which is in the row: a mobility is below `MOBILITIES`, an order no more than the largest.
         unsafe { self.0.get_unchecked(i) }.place()
     }
 }

@@ -77,9 +77,9 @@ impl Limits {
     ///
     /// A sixty-fourth of the zone is dealt out to all lists of all CPUs: what lies on lists cannot merge, and on replayed
     /// kernel traces that is the largest single cause of fragmentation. Half of it goes to order 0, the rest to the other
-    /// orders alike; of pageblocks, which few ask for, each list may have all of its CPU's. Where that is less than is enough, lists may grow to as much as is, or a
-    /// half, a quarter and so on of that: as long as all of them hold no more than an eighth of the zone, which is what
-    /// Linux's may hold of any. Of what there is nothing left so, the list is off.
+    /// orders alike; of pageblocks, which few ask for, each list may have all of its CPU's. Where that is less than is
+    /// enough, lists may grow to as much as is, or a half, a quarter and so on of that: as long as all of them hold no more
+    /// than an eighth of the zone, which is what Linux's may hold of any. Of what there is nothing left so, the list is off.
     pub(crate) fn for_zone(managed: u64, cpus: usize) -> Limits {
         let Lengths { share, enough } = Lengths::of(managed, cpus);
         let max = array::from_fn(|o| share[o].max(enough[o]));
@@ -92,7 +92,7 @@ impl Limits {
     /// What a zone with these limits has left.
     pub(crate) fn supply(&self, zone: &Zone) -> Supply {
         match zone.pressed.load(Relaxed) {
-            0 if zone.free_frames() >= zone.watermarks().high + self.all => Supply::Plenty,
+            0 if zone.free_frames() >= zone.high_mark() + self.all => Supply::Plenty,
             0 => Supply::Short,
             _ => Supply::Pressed,
         }
@@ -106,10 +106,9 @@ impl Limits {
     }
 }
 
-/// Frames on lists of so many blocks, one of each mobility.
+/// Frames on a CPU's lists, if they hold so many blocks by order.
 fn frames_of(blocks: [u32; PCP_ORDERS]) -> u64 {
-    let of = blocks.iter().enumerate();
-    of.map(|(o, n)| (u64::from(*n) << order_of(o)) * MIGRATE_PCPTYPES as u64).sum()
+    ListId::all().map(|list| u64::from(blocks[list.class()]) << list.order()).sum()
 }
 
 // `Room` numbers lines and blocks in 16 bits.
@@ -330,7 +329,7 @@ impl Pcp {
         let spilled = self.spilled.load(Relaxed);
         self.spilled.store(spilled & !list.bit(), Relaxed);
         let more = if spilled & list.bit() != 0 { self.batch(list, limits) } else { 0 };
-        self.grow(list, limits, supply, more, limits.max[list.class()]);
+        self.adapt(list, limits, supply, more, limits.max[list.class()]);
     }
 
     /// Notes that the list ran over. It grows if it did not run empty since it did last, until whole batches leave: beyond
@@ -341,13 +340,18 @@ impl Pcp {
         self.last.store(self.home.load(Relaxed), Relaxed);
         let (o, again) = (list.class(), spilled & list.bit() != 0);
         let more = if again { self.batch(list, limits) } else { 0 };
-        self.grow(list, limits, supply, more, limits.max[o].min(2 * limits.batch[o]));
+        self.adapt(list, limits, supply, more, limits.max[o].min(2 * limits.batch[o]));
+    }
+
+    /// Notes that all was taken off the list.
+    pub(crate) fn note_drain(&self, list: ListId, limits: &Limits, supply: Supply) {
+        self.adapt(list, limits, supply, 0, 0);
     }
 
     /// Lets a list hold `more` blocks, up to `most`, and what pressure took from it, if the zone has plenty; else takes off
     /// what it has too little for.
     #[inline]
-    fn grow(&self, list: ListId, limits: &Limits, supply: Supply, more: u32, most: u32) {
+    fn adapt(&self, list: ListId, limits: &Limits, supply: Supply, more: u32, most: u32) {
         let (o, high) = (list.class(), self.high(list));
         let to = match supply {
             Supply::Plenty => (high + more).min(most).max(high).max(limits.min[o]),
@@ -364,13 +368,6 @@ impl Pcp {
         let batch = self.batch(list, limits);
         if high > min && (rest >= batch || !used) {
             self.set_high(list, (high - batch).max(min));
-        }
-    }
-
-    /// Notes that all was taken off the list: under pressure it holds less from then on.
-    pub(crate) fn note_drain(&self, list: ListId, limits: &Limits, supply: Supply) {
-        if let Supply::Pressed = supply {
-            self.set_high(list, self.high(list).min(limits.pressed(list.class())));
         }
     }
 
