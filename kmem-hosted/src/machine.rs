@@ -1,4 +1,4 @@
-//! A whole machine: memory, CPUs, the memory manager, and its kswapd threads.
+//! A whole machine: memory, CPUs, the memory manager, and its threads.
 //!
 //! # Concepts
 //! [`Machine`] is what most users want: [`Hosted`] with a [`Kmem`] brought up on it, interrupts between
@@ -81,7 +81,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Brings a machine of the given shape up with default settings, kswapd running.
+    /// Brings a machine of the given shape up with default settings, kswapd and housekeeping running.
     pub fn new(shape: Shape) -> Result<Machine, MachineError> {
         Machine::with_config(shape, Config::default())
     }
@@ -93,6 +93,7 @@ impl Machine {
             machine
                 .start(format!("kswapd{node}"), move |kmem, stop| kmem.kswapd_run(node, stop))?;
         }
+        machine.start("vmstat".into(), |kmem, stop| kmem.vmstat_run(stop))?;
         if machine.kmem.kfence_stats().is_some() {
             machine.start("kfence".into(), Kmem::kfence_run)?;
         }
@@ -116,7 +117,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Brings a machine up on which nobody reclaims in the background: for tests that count frames.
+    /// Brings a machine up on which nobody reclaims or keeps house in the background: for tests that count frames.
     pub fn without_kswapd(shape: Shape, config: Config) -> Result<Machine, MachineError> {
         let boot = shape.memblock()?;
         Machine::from_boot(shape, config, boot)
@@ -211,9 +212,10 @@ impl Deref for Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Release pairs with the Acquire in `kswapd_run`.
+        // Release pairs with the Acquire in `kswapd_run` and its like.
         self.stop.store(true, Release);
         self.kmem.nudge_kswapd();
+        self.kmem.nudge_vmstat();
         self.kmem.nudge_kfence();
         for t in self.threads.drain(..) {
             let _ = t.join();

@@ -279,6 +279,8 @@ pub(crate) const DEFER_OBJECTS_BUSY: u32 = 4;
 pub(crate) const DEFER_SAMPLE: u32 = 16;
 /// It is to note its machine again, whatever came before.
 pub(crate) const DEFER_RECALL: u32 = 32;
+/// As `DEFER_DRAIN`, for what rests on the lists alone.
+pub(crate) const DEFER_REST: u32 = 64;
 /// A misuse is to panic once the CPU's lists are let go. Set by the CPU itself.
 pub(crate) const DEFER_PANIC: u32 = 8;
 

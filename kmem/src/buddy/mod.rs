@@ -281,11 +281,12 @@ impl<'a> Area<'a> {
 
     /// Takes up to `want` blocks of `order` (below a pageblock's) of mobility `mt` and hands them to `out` in runs: the
     /// first frame, and how many. Returns how many in all. Runs are taken whole: one search for as many blocks as the
-    /// free run holds.
+    /// free run holds. Beyond `need` blocks it takes only those that lie there by themselves.
     pub(crate) fn take_many(
         &mut self,
         order: u32,
         mt: MigrateType,
+        need: u32,
         want: u32,
         mut out: impl FnMut(u32, u32),
     ) -> u32 {
@@ -293,7 +294,7 @@ impl<'a> Area<'a> {
         while got < want {
             let index = match self.smallest(order, mt) {
                 Some(index) => index,
-                None if mixes(mt) => match self.claim_whole(mt) {
+                None if mixes(mt) && got < need => match self.claim_whole(mt) {
                     Some(index) => index,
                     None => break,
                 },
@@ -301,8 +302,11 @@ impl<'a> Area<'a> {
             };
             let (block, bits) = self.map.pageblock(index);
             let Some(from) = block.word().smallest(order) else { break };
-            let fits = order + (want - got).ilog2();
-            let take = from.min(fits);
+            let left = if from == order { want } else { need }.saturating_sub(got);
+            if left == 0 {
+                break;
+            }
+            let take = from.min(order + left.ilog2());
             let Some(pos) = bits.find(from) else { break };
             self.carve_at(index, block, bits, from, take, pos);
             let n = 1 << (take - order);

@@ -604,6 +604,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             watermark_scale: AtomicU64::new(config.watermark_scale_factor.min(3000)),
             idle,
             plain: Gated::open(idle),
+            stat_interval: super::housekeeping::Interval::new(),
             fault: Fault::new(),
             tracer: IrqLock::new(None),
             panic_on_misuse: AtomicBool::new(false),

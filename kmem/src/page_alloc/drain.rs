@@ -2,8 +2,7 @@
 //!
 //! # Concepts
 //! A list that runs over spills a batch from its cold end. A CPU that goes offline, and everyone when
-//! memory is short, drains all lists. About once a second a CPU gives back what rests on its lists: what lies
-//! there cannot merge, and a CPU whose traffic has ceased comes by none of the others.
+//! memory is short, drains all lists. What rests on them goes back from time to time (see `housekeeping`).
 //!
 //! # Locking
 //! Ownership of the CPU's lists, then an area's lock, held for all blocks of a chunk that belong there.
@@ -16,7 +15,7 @@ use super::{
 use crate::{
     buddy::Area,
     context::{
-        Cpu, DEFER_DRAIN, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, DEFER_PANIC, DEFER_RECALL,
+        Cpu, DEFER_DRAIN, DEFER_OBJECTS, DEFER_OBJECTS_BUSY, DEFER_PANIC, DEFER_RECALL, DEFER_REST,
         DEFER_SAMPLE, Path,
     },
     error::Misuse,
@@ -130,7 +129,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     ) {
         let before = cpu.set_path(Path::Drain);
         let limits = &self.limits[zone.slot];
-        pcp.note_spill(list, limits, limits.supply(zone));
+        let supply = limits.supply(zone);
+        pcp.note_spill(list, limits, supply);
+        if supply.is_little() && pcp.has_grown() {
+            self.put_lists_back(cpu, zone, pcp);
+        }
         let high = pcp.high(list);
         let over = (pcp.len(list) + 1).saturating_sub(high);
         let batch = pcp.batch(list, limits).max(over).max(more as u32);
@@ -146,9 +149,22 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         cpu.restore(before);
     }
 
+    /// Gives back what lists hold since they grew: those, too, that nobody uses now. For a zone that has little left. The
+    /// caller owns the lists.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn put_lists_back(&self, cpu: &Cpu, zone: &Zone, pcp: &Pcp) {
+        let before = cpu.set_path(Path::Drain);
+        for list in ListId::all() {
+            let over = pcp.put_back(list, &self.limits[zone.slot]);
+            self.give_back(zone, pcp, list, over);
+        }
+        cpu.restore(before);
+    }
+
     /// Gives up to `n` blocks from the cold end of a list to the buddy and returns the number of
     /// frames. The caller owns the lists.
-    fn give_back(&self, zone: &Zone, pcp: &Pcp, list: ListId, n: u32) -> u64 {
+    pub(super) fn give_back(&self, zone: &Zone, pcp: &Pcp, list: ListId, n: u32) -> u64 {
         let mut chunk = [0; CHUNK];
         let mut frames = 0;
         let mut left = n as usize;
@@ -266,7 +282,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     /// As [`give_owned`](Self::give_owned), of the CPU that the caller runs on, if its lists can be had.
-    fn give_here(&self, give: impl Fn(&Zone, &Pcp, ListId) -> u64) -> u64 {
+    pub(super) fn give_here(&self, give: impl Fn(&Zone, &Pcp, ListId) -> u64) -> u64 {
         let Some(cpu) = self.p.get_cpu() else { return 0 };
         let mut frames = 0;
         if !cpu.context().in_nmi()
@@ -283,20 +299,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// on none or the lists are owned beneath it. Any context but NMI.
     pub fn drain_this_cpu(&self) -> u64 {
         self.give_here(|zone, pcp, list| self.empty(zone, pcp, list))
-    }
-
-    /// Housekeeping of the CPU that the caller runs on, for the platform's timer, about once a second as the kernel's
-    /// (`vm.stat_interval`): gives back the blocks that rest on the CPU's lists, which are those that it had no use for
-    /// since the last time. Returns the number of frames; 0 when the caller runs on no CPU or its lists are owned
-    /// beneath it. Any context but NMI \[P3\].
-    ///
-    /// See [`stat_interval`](https://docs.kernel.org/admin-guide/sysctl/vm.html#stat-interval).
-    pub fn vmstat_update(&self) -> u64 {
-        self.give_here(|zone, pcp, list| {
-            let (rest, used) = pcp.resting(list);
-            pcp.note_rest(list, &self.limits[zone.slot], rest, used);
-            self.give_back(zone, pcp, list, rest)
-        })
     }
 
     /// Does what others left for this CPU, now that its lists are let go.
@@ -316,6 +318,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let Some(owned) = self.own(cpu, Path::Drain) else { return };
             self.give_owned(cpu, |zone, pcp, list| self.empty(zone, pcp, list));
             self.answered(owned, DEFER_DRAIN);
+        }
+        while cpu.deferred.load(Acquire) & DEFER_REST != 0 {
+            let Some(owned) = self.own(cpu, Path::Drain) else { return };
+            self.give_owned(cpu, |zone, pcp, list| self.give_rest(zone, pcp, list));
+            self.answered(owned, DEFER_REST);
         }
         let mut asked = cpu.deferred.load(Acquire) & (DEFER_SAMPLE | DEFER_RECALL);
         if cpu.path_raw() != 0 {
@@ -354,7 +361,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
     }
 
-    fn ask(&self, cpu: &Cpu, what: u32) {
+    pub(super) fn ask(&self, cpu: &Cpu, what: u32) {
         // AcqRel: the drain that answers sees all that the asker did before.
         cpu.deferred.fetch_or(what, AcqRel);
         self.p.kick(cpu.id());

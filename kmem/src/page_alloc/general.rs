@@ -350,7 +350,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Refills a list that ran empty, and takes one block of it. The caller owns the lists, and is about to take
     /// `need` blocks. Takes no more than an eighth of `room` frames beyond that one, so that a batch does not go below the
-    /// watermark that one block respected, and the last of a zone does not end on one CPU's list.
+    /// watermark that one block respected, and the last of a zone does not end on one CPU's list. Where the zone has little
+    /// left, larger blocks are broken up for what is needed only.
     #[cold]
     #[inline(never)]
     pub(super) fn refill(
@@ -370,9 +371,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if self.fault.strikes() {
             return None;
         }
-        pcp.note_refill(list, limits, limits.supply(zone));
+        let supply = limits.supply(zone);
+        pcp.note_refill(list, limits, supply);
+        if supply.is_little() && pcp.has_grown() {
+            self.put_lists_back(cpu, zone, pcp);
+        }
         let batch = pcp.batch(list, limits).max(need as u32).min(pcp.high(list)).max(1);
         let want = i64::from(batch).min((room >> order >> 3) + 1).max(1) as u32;
+        let need = if supply.is_little() { want.min(need as u32) } else { want };
         let mut got = 0;
         let first = Self::first_area(zone, pcp);
         for n in zone.areas_from(first) {
@@ -388,7 +394,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                     let taken = (0..want).map_while(|_| area.take_whole(order, mt));
                     taken.map(|pfn| put(pfn, 1)).count() as u32
                 } else {
-                    area.take_many(order, mt, want, &mut put)
+                    area.take_many(order, mt, need, want, &mut put)
                 }
             });
             if got > 0 {
@@ -399,9 +405,10 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         if got == 0 && order < PAGEBLOCK_ORDER {
             let stolen = self.steal(zone, first, order, mt);
             let stolen = stolen.map(|pfn| self.map.page_in_map(pfn));
+            got = u32::from(stolen.is_some());
             pcp.refill(list, 1).put(stolen.into_iter());
         }
-        counters.owned(VmEvent::PcpRefill, 1);
+        counters.owned(VmEvent::PcpRefill, u64::from(got > 0));
         if self.tracing() {
             let taken = pcp.blocks().filter(|(l, _)| *l == list);
             for (l, page) in taken {

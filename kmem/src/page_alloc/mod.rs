@@ -43,6 +43,7 @@ mod frames;
 mod free;
 mod general;
 mod highatomic;
+mod housekeeping;
 mod info;
 mod owner;
 mod pageref;
@@ -128,6 +129,8 @@ pub struct PageAllocator<P: Platform, R> {
     max_order: u32,
     min_free_kbytes: AtomicU64,
     watermark_scale: AtomicU64,
+    /// How often what rests on lists is looked for.
+    stat_interval: housekeeping::Interval,
     fault: Fault,
     tracer: IrqLock<Option<&'static dyn TraceSink>>,
     panic_on_misuse: AtomicBool,

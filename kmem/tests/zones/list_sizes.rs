@@ -166,7 +166,37 @@ fn a_machine_that_is_nearly_full_has_long_lists() {
         std::iter::from_fn(|| (!full()).then(|| rig.take(MOVABLE, 10).unwrap())).collect::<Vec<_>>()
     });
     assert_eq!(swing(), 0, "as it was");
+    rig.run(|_| rig.drain_this_cpu());
+    swing();
+    assert_eq!(swing(), 0, "and grows as long again");
     rig.run(|_| rig.release(held));
+    rig.assert_conserved();
+}
+
+/// Two CPUs' lists of all mobilities would hold more than an eighth of 64 MiB if each were as long as it may be.
+#[test]
+fn lists_that_nobody_uses_leave_room_to_those_in_use() {
+    let rig = machine(64, 2);
+    let (first, second) = rig
+        .run_on(Some(0), None, |_| {
+            // What the lists of a mobility hold after traffic that swings.
+            let kept = |gfp| {
+                for order in LISTED {
+                    (0..16).for_each(|_| burst(&rig, gfp, order, 400 >> order));
+                }
+                rig.drain_this_cpu();
+                LISTED.for_each(|order| burst(&rig, gfp, order, 400 >> order));
+                on_lists(&rig)
+            };
+            let first = kept(Gfp::KERNEL);
+            let crowded = kept(MOVABLE);
+            assert!(crowded < first * 2 / 3, "{crowded} of {first}");
+            // Housekeeping finds that the others are not used.
+            (0..64).for_each(|_| _ = rig.vmstat_update());
+            (first, kept(MOVABLE))
+        })
+        .unwrap();
+    assert_eq!(first, second);
     rig.assert_conserved();
 }
 

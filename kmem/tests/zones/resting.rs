@@ -94,6 +94,23 @@ fn the_other_cpus_lists_are_their_own() {
 }
 
 #[test]
+fn one_task_keeps_house_for_all_cpus() {
+    let rig = Rig::flat();
+    let on = |cpu, f: &dyn Fn()| rig.run_on(Some(cpu), None, |_| f()).unwrap();
+    (0..2).for_each(|cpu| on(cpu, &|| burst(&rig, BURST)));
+    let held = on_lists(&rig);
+    // As many were taken as lie there. Nobody is on any CPU.
+    rig.vmstat_shepherd();
+    assert_eq!(on_lists(&rig), held);
+    on(0, &|| burst(&rig, 2));
+    on(1, &|| rig.vmstat_shepherd());
+    assert_eq!(on_lists(&rig), 2, "those of CPU 0 that were in use");
+    rig.vmstat_shepherd();
+    assert_eq!(on_lists(&rig), 0);
+    rig.assert_conserved();
+}
+
+#[test]
 fn a_list_that_never_held_anything_takes_what_it_may() {
     let rig = Rig::flat();
     let page = rig.run(|_| rig.take(Gfp::KERNEL, 0).unwrap());

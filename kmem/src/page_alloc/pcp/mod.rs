@@ -45,9 +45,9 @@ struct Size {
 const SIZES: [Size; PCP_ORDERS] = [
     Size { batch: 32, enough: 64, longest: 256 },
     Size { batch: 16, enough: 32, longest: 128 },
-    Size { batch: 8, enough: 16, longest: 64 },
-    Size { batch: 8, enough: 8, longest: 32 },
-    Size { batch: 4, enough: 4, longest: 16 },
+    Size { batch: 8, enough: 32, longest: 64 },
+    Size { batch: 8, enough: 16, longest: 32 },
+    Size { batch: 4, enough: 16, longest: 16 },
     Size { batch: 1, enough: 0, longest: 2 },
 ];
 
@@ -61,6 +61,14 @@ pub(crate) enum Supply {
     Plenty,
 }
 
+impl Supply {
+    /// Whether lists are to hold no more than they do at first.
+    #[inline(always)]
+    pub(crate) fn is_little(self) -> bool {
+        !matches!(self, Supply::Plenty)
+    }
+}
+
 /// Limits of a zone's lists, in blocks, by order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
@@ -68,6 +76,8 @@ pub(crate) struct Limits {
     batch: [u32; PCP_ORDERS],
     min: [u32; PCP_ORDERS],
     max: [u32; PCP_ORDERS],
+    /// Frames by which all lists of a CPU together may be longer than their smallest.
+    growth: u32,
     /// Frames that all lists of all CPUs can hold.
     all: u64,
 }
@@ -78,21 +88,28 @@ impl Limits {
     /// A sixty-fourth of the zone is dealt out to all lists of all CPUs: what lies on lists cannot merge, and on replayed
     /// kernel traces that is the largest single cause of fragmentation. Half of it goes to order 0, the rest to the other
     /// orders alike; of pageblocks, which few ask for, each list may have all of its CPU's. Where that is less than is
-    /// enough, lists may grow to as much as is, or a half, a quarter and so on of that: as long as all of them hold no more
-    /// than an eighth of the zone, which is what Linux's may hold of any. Of what there is nothing left so, the list is off.
+    /// enough, lists may grow to as much as is, as long as all of them hold no more than an eighth of the zone, which is what
+    /// Linux's may hold of any. Mostly one or two mobilities are asked for, and their lists may have what the others do not
+    /// use. Lists begin with a quarter of what is enough. Where that would not fit, half of it is enough, or a quarter and
+    /// so on; of what there is nothing left so, the list is off.
     pub(crate) fn for_zone(managed: u64, cpus: usize) -> Limits {
-        let Lengths { share, enough } = Lengths::of(managed, cpus);
+        let cpus = cpus.max(1) as u64;
+        let (share, most) = (share(managed / 64 / cpus), managed / 8 / cpus);
+        let halved = |shift: u32| array::from_fn(|o| SIZES[o].enough >> shift);
+        let fits = |enough: &[u32; PCP_ORDERS]| frames_of(smallest(&share, enough)) <= most;
+        let enough = (0..u32::BITS).map(halved).find(fits).unwrap_or_default();
         let max = array::from_fn(|o| share[o].max(enough[o]));
         let batch = array::from_fn(|o| SIZES[o].batch.min(max[o] / 2).max(1));
-        let min =
-            array::from_fn(|o| share[o].max(enough[o].div_ceil(4)).min(2 * batch[o]).min(max[o]));
-        Limits { batch, min, max, all: frames_of(max) * cpus as u64 }
+        let min = smallest(&share, &enough);
+        let min = array::from_fn(|o| min[o].min(2 * batch[o]).min(max[o]));
+        let most = frames_of(max).min(most).max(frames_of(min));
+        Limits { batch, min, max, growth: (most - frames_of(min)) as u32, all: most * cpus }
     }
 
     /// What a zone with these limits has left.
     pub(crate) fn supply(&self, zone: &Zone) -> Supply {
         match zone.pressed.load(Relaxed) {
-            0 if zone.free_frames() >= zone.high_mark() + self.all => Supply::Plenty,
+            0 if zone.free_frames() >= zone.high_mark() + self.all / 2 => Supply::Plenty,
             0 => Supply::Short,
             _ => Supply::Pressed,
         }
@@ -106,6 +123,24 @@ impl Limits {
     }
 }
 
+/// Blocks that each list may hold, by order, where a CPU's all together may hold so many frames.
+fn share(frames: u64) -> [u32; PCP_ORDERS] {
+    array::from_fn(|o| {
+        let share = match o {
+            0 => frames / 2 / MIGRATE_PCPTYPES as u64,
+            // One mobility at a time asks for pageblocks, so a list may have the whole share.
+            _ if o == PCP_ORDERS - 1 => frames,
+            _ => frames / 2 / (PCP_ORDERS as u64 - 1) / MIGRATE_PCPTYPES as u64,
+        };
+        (share >> order_of(o)).min(u64::from(SIZES[o].longest)) as u32
+    })
+}
+
+/// What lists begin with, where so much is their share and so much is enough.
+fn smallest(share: &[u32; PCP_ORDERS], enough: &[u32; PCP_ORDERS]) -> [u32; PCP_ORDERS] {
+    array::from_fn(|o| share[o].max(enough[o].div_ceil(8)))
+}
+
 /// Frames on a CPU's lists, if they hold so many blocks by order.
 fn frames_of(blocks: [u32; PCP_ORDERS]) -> u64 {
     ListId::all().map(|list| u64::from(blocks[list.class()]) << list.order()).sum()
@@ -113,33 +148,6 @@ fn frames_of(blocks: [u32; PCP_ORDERS]) -> u64 {
 
 // `Room` numbers lines and blocks in 16 bits.
 const _: () = assert!(SIZES[0].longest * (PCP_ORDERS * MIGRATE_PCPTYPES) as u32 <= u16::MAX as u32);
-
-/// Blocks that the lists of a zone of so many frames may hold, by order.
-struct Lengths {
-    /// Of a sixty-fourth of the zone.
-    share: [u32; PCP_ORDERS],
-    /// As many as are enough, or what of that is left within an eighth of the zone.
-    enough: [u32; PCP_ORDERS],
-}
-
-impl Lengths {
-    fn of(frames: u64, cpus: usize) -> Lengths {
-        let cpus = cpus.max(1) as u64;
-        let (per_cpu, most) = (frames / 64 / cpus, frames / 8 / cpus);
-        let share = array::from_fn(|o| {
-            let share = match o {
-                0 => per_cpu / 2 / MIGRATE_PCPTYPES as u64,
-                // One mobility at a time asks for pageblocks, so a list may have the whole share.
-                _ if o == PCP_ORDERS - 1 => per_cpu,
-                _ => per_cpu / 2 / (PCP_ORDERS as u64 - 1) / MIGRATE_PCPTYPES as u64,
-            };
-            (share >> order_of(o)).min(u64::from(SIZES[o].longest)) as u32
-        });
-        let enough = |shift: u32| array::from_fn(|o| SIZES[o].enough >> shift);
-        let enough = (0..u32::BITS).map(enough).find(|e| frames_of(*e) <= most);
-        Lengths { share, enough: enough.unwrap_or_default() }
-    }
-}
 
 /// The room that the lists of a zone need of which no more than `frames` frames will be managed.
 pub(crate) fn room_for(frames: u64, cpus: usize) -> Room {
@@ -158,6 +166,8 @@ pub(crate) struct Pcp {
     home: AtomicU32,
     /// The area that had something last: where it looks first until blocks were spilled.
     last: AtomicU32,
+    /// Frames by which the lists together may be longer than their smallest.
+    grown: AtomicU32,
     /// Blocks that the fast paths took straight from the buddy.
     direct: AtomicU64,
 }
@@ -168,7 +178,8 @@ impl Pcp {
     pub(crate) fn new(lists: &'static [List; ROW], lines: &'static [Line], room: Room) -> Pcp {
         let zero = || AtomicU32::new(0);
         let (row, direct) = (Row::new(lists, lines, &room), AtomicU64::new(0));
-        Pcp { row, lines, room, spilled: zero(), home: zero(), last: zero(), direct }
+        let [spilled, home, last, grown] = array::from_fn(|_| zero());
+        Pcp { row, lines, room, spilled, home, last, grown, direct }
     }
 
     /// What the fast paths use.
@@ -308,15 +319,24 @@ impl Pcp {
     /// Sets every list to its smallest size.
     pub(crate) fn reset_high(&self, limits: &Limits) {
         for i in ListId::all() {
-            self.set_high(i, limits.min[i.class()]);
+            self.set_high(i, limits, limits.min[i.class()]);
         }
     }
 
     #[inline]
-    fn set_high(&self, list: ListId, high: u32) {
-        if high != self.high(list) {
-            self.stack(list).set_high(high);
+    fn set_high(&self, list: ListId, limits: &Limits, to: u32) {
+        let (min, now) = (limits.min[list.class()], self.high(list));
+        if to != now {
+            let grown = |high: u32| high.saturating_sub(min) << list.order();
+            let all = self.grown.load(Relaxed) + grown(to) - grown(now);
+            self.grown.store(all, Relaxed);
+            self.stack(list).set_high(to);
         }
+    }
+
+    /// Blocks by which a list may grow.
+    fn growth(&self, list: ListId, limits: &Limits) -> u32 {
+        limits.growth.saturating_sub(self.grown.load(Relaxed)) >> list.order()
     }
 
     /// Blocks to move between the list and the buddy at once: half of what it may hold, but no more than a batch.
@@ -354,11 +374,15 @@ impl Pcp {
     fn adapt(&self, list: ListId, limits: &Limits, supply: Supply, more: u32, most: u32) {
         let (o, high) = (list.class(), self.high(list));
         let to = match supply {
-            Supply::Plenty => (high + more).min(most).max(high).max(limits.min[o]),
+            Supply::Plenty if more == 0 => high.max(limits.min[o]),
+            Supply::Plenty => {
+                let more = more.min(self.growth(list, limits));
+                (high + more).min(most).max(high).max(limits.min[o])
+            }
             Supply::Short => high.min(limits.min[o]),
             Supply::Pressed => limits.pressed(o),
         };
-        self.set_high(list, to);
+        self.set_high(list, limits, to);
     }
 
     /// Notes how many blocks rest on the list, and whether any were taken off it: if that is a batch, or if nobody uses it,
@@ -367,8 +391,28 @@ impl Pcp {
         let (min, high) = (limits.min[list.class()], self.high(list));
         let batch = self.batch(list, limits);
         if high > min && (rest >= batch || !used) {
-            self.set_high(list, (high - batch).max(min));
+            self.set_high(list, limits, (high - batch).max(min));
         }
+    }
+
+    /// Whether any list is longer than its smallest.
+    pub(crate) fn has_grown(&self) -> bool {
+        self.grown.load(Relaxed) > 0
+    }
+
+    /// Whether housekeeping finds anything to do. Of another CPU's, about so.
+    pub(crate) fn wants_housekeeping(&self) -> bool {
+        self.has_grown() || !self.is_empty()
+    }
+
+    /// Puts a list back to its smallest if it is longer, and says how many blocks are too many.
+    pub(crate) fn put_back(&self, list: ListId, limits: &Limits) -> u32 {
+        let min = limits.min[list.class()];
+        if self.high(list) <= min {
+            return 0;
+        }
+        self.set_high(list, limits, min);
+        self.len(list).saturating_sub(min)
     }
 
     /// Whether nothing is on any list; see [`Stack::is_empty`].

@@ -1,0 +1,55 @@
+//! A machine's thread that gives back what rests on per-CPU lists \[P3\].
+
+mod common;
+
+use common::until;
+use kmem::Gfp;
+use kmem_hosted::{Machine, Shape};
+use std::{thread, time::Duration};
+
+const MILLISECOND: u64 = 1_000_000;
+
+fn on_lists(m: &Machine) -> u64 {
+    m.zones().iter().flat_map(|zone| m.pcp_frames(zone)).sum()
+}
+
+/// Takes single pages and gives them back.
+fn burst(m: &Machine) {
+    m.run(|_| {
+        let pages: Vec<_> = (0..16).map(|_| m.alloc_page(Gfp::KERNEL).unwrap()).collect();
+        pages.into_iter().for_each(|page| m.__free_page(page).unwrap());
+    })
+    .unwrap();
+}
+
+#[test]
+fn what_rests_goes_back_at_intervals() {
+    let m = Machine::new(Shape::no_dma(64 << 20)).unwrap();
+    let before = m.zones().iter().map(|zone| zone.free_frames()).sum::<u64>() + on_lists(&m);
+    m.set_stat_interval(MILLISECOND);
+    burst(&m);
+    until("empty lists", || on_lists(&m) == 0);
+    // Off, and the round that went on is over.
+    m.set_stat_interval(0);
+    thread::sleep(Duration::from_millis(5));
+    burst(&m);
+    thread::sleep(Duration::from_millis(20));
+    assert!(on_lists(&m) > 0);
+    m.set_stat_interval(MILLISECOND);
+    until("empty lists", || on_lists(&m) == 0);
+    assert_eq!(m.zones().iter().map(|zone| zone.free_frames()).sum::<u64>(), before);
+}
+
+/// CPUs that somebody runs on, in calls of the allocator and out of them, are asked by an interrupt.
+#[test]
+fn busy_cpus_keep_house_too() {
+    let m = Machine::new(Shape::no_dma(64 << 20).cpus(2)).unwrap();
+    m.set_stat_interval(MILLISECOND);
+    m.run(|_| {
+        let pages: Vec<_> = (0..16).map(|_| m.alloc_page(Gfp::KERNEL).unwrap()).collect();
+        pages.into_iter().for_each(|page| m.__free_page(page).unwrap());
+        // It does not sleep, and leaves the other CPU to the thread.
+        until("empty lists", || on_lists(&m) == 0);
+    })
+    .unwrap();
+}
