@@ -162,7 +162,7 @@ fn a_machine_that_is_nearly_full_has_long_lists() {
     swing();
     assert_eq!(swing(), 0, "it is long enough");
     let held = rig.run(|_| {
-        let full = || zone.free_frames() < zone.managed_frames() / 10;
+        let full = || zone.free_frames() < zone.managed_frames() / 16;
         std::iter::from_fn(|| (!full()).then(|| rig.take(MOVABLE, 10).unwrap())).collect::<Vec<_>>()
     });
     assert_eq!(swing(), 0, "as it was");

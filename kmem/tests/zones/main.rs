@@ -4,6 +4,7 @@ mod fallback;
 mod layouts;
 mod list_sizes;
 mod lists;
+mod little;
 mod nodes;
 mod resting;
 

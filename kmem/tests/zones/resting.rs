@@ -1,6 +1,6 @@
 //! What rests on a CPU's lists goes back to the buddy \[P3\].
 
-use kmem::{Gfp, vmstat::VmEvent};
+use kmem::{Gfp, ZoneType, vmstat::VmEvent};
 use kmem_test_support::Rig;
 
 /// More than a list starts with, fewer than it may hold.
@@ -107,6 +107,55 @@ fn one_task_keeps_house_for_all_cpus() {
     assert_eq!(on_lists(&rig), 2, "those of CPU 0 that were in use");
     rig.vmstat_shepherd();
     assert_eq!(on_lists(&rig), 0);
+}
+
+#[test]
+fn who_was_asked_to_keep_house_does_it_once() {
+    let rig = Rig::flat();
+    let on = |f: &dyn Fn()| rig.run_on(Some(1), None, |_| f()).unwrap();
+    on(&|| burst(&rig, BURST));
+    rig.vmstat_shepherd();
+    let held = on_lists(&rig);
+    on(&|| {
+        // Refills, after which requests of others are looked for.
+        let others = [Gfp::KERNEL | Gfp::MOVABLE, Gfp::KERNEL | Gfp::RECLAIMABLE];
+        let blocks = others.map(|gfp| rig.take(gfp, 0).unwrap());
+        assert!(on_lists(&rig) > held, "{} of {held}", on_lists(&rig));
+        rig.release(blocks);
+    });
+    rig.assert_conserved();
+}
+
+#[test]
+fn who_has_nothing_is_not_asked_to_keep_house() {
+    let rig = Rig::flat();
+    let zone = rig.zone(ZoneType::Normal);
+    let high = |cpu| rig.pcp_limits(zone, cpu).1;
+    let first = high(1);
+    let grow = |cpu| {
+        let movable = Gfp::KERNEL | Gfp::MOVABLE;
+        rig.run_on(Some(cpu), None, |_| {
+            rig.release((0..400).map(|_| rig.take(movable, 0).unwrap()).collect::<Vec<_>>());
+        })
+        .unwrap();
+        assert!(high(cpu) > first);
+        rig.drain_all_pages();
+    };
+    grow(1);
+    // An empty list is put back to what it was, and then nobody is asked any more.
+    (0..64).for_each(|_| rig.vmstat_shepherd());
+    assert_eq!(high(1), first);
+    let asked = || (0..2).map(|cpu| rig.hosted().stats(cpu).unwrap().ipis).sum::<u64>();
+    let before = asked();
+    rig.vmstat_shepherd();
+    assert_eq!(asked(), before);
+    // Nor is who is out of service.
+    grow(1);
+    rig.machine().cpu_down(1).unwrap();
+    let before = asked();
+    rig.vmstat_shepherd();
+    assert_eq!(asked(), before);
+    rig.machine().cpu_up(1).unwrap();
     rig.assert_conserved();
 }
 

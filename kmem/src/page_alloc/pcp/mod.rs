@@ -11,10 +11,12 @@
 //! does not); what they are made of is in [`lists`]. How many blocks a list may hold (`high`) tunes itself:
 //! - a refill that follows a spill says that the traffic swings wider than the list, so it grows;
 //! - a spill that follows a spill, that somebody only gives: it grows until whole batches leave at once;
-//! - where the zone has little above its watermarks, it is put back to what it had at first;
+//! - where the zone has little above its watermarks, all lists of a CPU are put back to what they had at first;
 //! - under pressure it holds half of that, and of large blocks fewer, since what lies on lists then keeps the last large
 //!   blocks from being whole; the next refill or spill after that gives it back the rest;
 //! - what rests on it is given back from time to time (`vmstat_update`), and it shrinks.
+//!
+//! What all lists of a CPU may grow by is one sum.
 //!
 //! # Locking
 //! A list is touched by its own CPU only, and only while [`Cpu::path`](crate::context::Cpu::path) says
@@ -56,7 +58,7 @@ const SIZES: [Size; PCP_ORDERS] = [
 pub(crate) enum Supply {
     /// Somebody found the zone below a watermark.
     Pressed,
-    /// No more above the watermarks than all its lists could hold.
+    /// Less above the watermarks than half of what all its lists could hold.
     Short,
     Plenty,
 }
