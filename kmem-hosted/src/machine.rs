@@ -2,12 +2,12 @@
 //!
 //! # Concepts
 //! [`Machine`] is what most users want: [`Hosted`] with a [`Kmem`] brought up on it, interrupts between
-//! CPUs wired to it, and one kswapd per node running on a thread of its own, with a KFENCE pool one thread more that
-//! keeps the time of samples. It dereferences to its [`Kmem`].
+//! CPUs wired to it, one kswapd per node running on a thread of its own, and a thread that has CPUs give back what rests on
+//! their lists; with a KFENCE pool one more that keeps the time of samples. It dereferences to its [`Kmem`].
 //!
 //! # Implementation
-//! These threads are tasks like any other: asleep they hold no CPU. Dropping the machine stops and joins
-//! them.
+//! These threads are tasks like any other, asleep they hold no CPU, but for the housekeeper, which never has one. Dropping
+//! the machine stops and joins them.
 //!
 //! # Locking
 //! None of its own.
@@ -55,8 +55,8 @@ pub enum MachineError {
     /// The process's faults cannot be looked at for one more machine.
     #[error("no fault handler")]
     Faults,
-    /// A kswapd thread could not be started.
-    #[error("kswapd")]
+    /// A thread could not be started.
+    #[error("a thread of the machine's")]
     Thread(#[from] std::io::Error),
 }
 
@@ -93,26 +93,35 @@ impl Machine {
             machine
                 .start(format!("kswapd{node}"), move |kmem, stop| kmem.kswapd_run(node, stop))?;
         }
-        machine.start("vmstat".into(), |kmem, stop| kmem.vmstat_run(stop))?;
+        // Aside: what rests goes back though nobody on any CPU ever sleeps.
+        machine.start_aside("vmstat".into(), |kmem, stop| kmem.vmstat_run(stop))?;
         if machine.kmem.kfence_stats().is_some() {
             machine.start("kfence".into(), Kmem::kfence_run)?;
         }
         Ok(machine)
     }
 
-    /// Starts a thread of the machine's own.
+    /// Starts a thread of the machine's own, a task like any other.
     fn start(
         &mut self,
         name: String,
         f: impl FnOnce(&Kmem<Hosted>, &AtomicBool) + Send + 'static,
     ) -> Result<(), MachineError> {
-        let (kmem, stop) = (self.kmem.clone(), self.stop.clone());
-        let run = move || {
+        self.start_aside(name, move |kmem, stop| {
             let task = Task::new();
-            let hosted = kmem.platform().clone();
             // A machine without any CPU online has nobody to work for.
-            let _ = hosted.run_on(None, Some(&task), |_| f(&kmem, &stop));
-        };
+            let _ = kmem.platform().run_on(None, Some(&task), |_| f(kmem, stop));
+        })
+    }
+
+    /// Starts a thread of the machine's own that is on none of its CPUs.
+    fn start_aside(
+        &mut self,
+        name: String,
+        f: impl FnOnce(&Kmem<Hosted>, &AtomicBool) + Send + 'static,
+    ) -> Result<(), MachineError> {
+        let (kmem, stop) = (self.kmem.clone(), self.stop.clone());
+        let run = move || f(&kmem, &stop);
         self.threads.push(std::thread::Builder::new().name(name).spawn(run)?);
         Ok(())
     }

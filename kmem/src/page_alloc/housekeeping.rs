@@ -89,7 +89,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Calls [`vmstat_shepherd`](Self::vmstat_shepherd) at each interval until `stop` is set: to be run on a task of its own.
     /// Reacts to `stop` within a second, or when it is [nudged](Self::nudge_vmstat) \[P3\].
     ///
-    /// Context: process context; sleeps.
+    /// Context: process context; sleeps. Also on no CPU, where the platform's [`wait`](Platform::wait) allows that.
     pub fn vmstat_run(&self, stop: &AtomicBool) {
         let Interval { ns, bell } = &self.stat_interval;
         let mut last = self.p.now_ns();
