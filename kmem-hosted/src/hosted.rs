@@ -440,6 +440,13 @@ impl Inner {
             slot.kick(protocol::IPI, self.signals.irq);
         }
     }
+
+    /// Kicks a CPU unless somebody is on it. Who comes at this moment may be signalled after all.
+    pub(crate) fn kick_idle(&self, cpu: usize) {
+        if let Some(slot) = self.slots.get(cpu).filter(|slot| !slot.is_held()) {
+            slot.kick(protocol::IPI, self.signals.irq);
+        }
+    }
 }
 
 /// Brings a CPU that was left in an atomic section back to process context.

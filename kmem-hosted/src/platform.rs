@@ -169,6 +169,11 @@ unsafe impl Platform for Hosted {
         self.inner.kick(cpu);
     }
 
+    /// A signal would end the host's calls that the CPU's thread sleeps in.
+    fn kick_idle(&self, cpu: usize) {
+        self.inner.kick_idle(cpu);
+    }
+
     fn wait(&self, word: &AtomicU32, expected: u32, timeout_ns: u64) {
         if word.load(Relaxed) != expected {
             return;

@@ -206,6 +206,11 @@ impl<W: Word> SlotWord<W> {
         self.0.fetch_or(bits, Relaxed);
     }
 
+    /// Whether a thread is on the slot, if only to pose.
+    pub(crate) fn is_held(&self) -> bool {
+        self.0.load(Relaxed) >> TID_SHIFT != 0
+    }
+
     /// Whether anything is pending.
     pub(crate) fn pending(&self) -> bool {
         self.0.load(Relaxed) & PENDING != 0

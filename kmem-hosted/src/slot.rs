@@ -148,6 +148,11 @@ impl Slot {
         self.word.release(&Holder { slot: self, leaving: true });
     }
 
+    /// Whether somebody is on it now.
+    pub(crate) fn is_held(&self) -> bool {
+        self.word.is_held()
+    }
+
     /// Sets pending bits and has them served, by `signo` if a thread is on the slot. Any context.
     pub(crate) fn kick(&self, bits: u32, signo: i32) {
         self.word.kick(bits, sys::gettid(), &Poser { slot: self, signo });

@@ -269,6 +269,7 @@ fn scenario(tasks: u32, kickers: u32, stays: u32, kicks: u32) {
     for thread in threads {
         thread.join().unwrap();
     }
+    assert!(!model.slot.is_held(), "everybody has left");
     assert!(!model.slot.pending(), "something is pending on a free slot");
     assert_eq!(model.seen.load(SC), model.asked.load(SC), "the hook missed a kick");
 }

@@ -254,6 +254,12 @@ pub unsafe trait Platform: Sync {
     /// between two calls, even if it never makes others than fast ones or none at all.
     fn kick(&self, cpu: usize);
 
+    /// As [`kick`](Platform::kick), for what can wait. Where an interrupt disturbs what a CPU runs, beyond taking its time, a CPU
+    /// that runs something may be left alone: it does what it was asked for when it comes by a slower path.
+    fn kick_idle(&self, cpu: usize) {
+        self.kick(cpu);
+    }
+
     /// Waits until `word` no longer holds `expected`, a wake-up on it, or `timeout_ns` nanoseconds.
     /// May return early. Called in process context only; gives the CPU to others meanwhile.
     fn wait(&self, word: &AtomicU32, expected: u32, timeout_ns: u64);

@@ -161,6 +161,7 @@ fn a_thread_of_the_machines_keeps_the_time() {
     let kfence = Some(KfenceConfig { objects: 7, sample_interval_ns: 1_000_000 });
     let config = Config { kfence, ..Config::default() };
     let rig = Rig::of(Machine::with_config(Shape::no_dma(64 * MIB), config).unwrap());
+    rig.set_stat_interval(0);
     let start = Instant::now();
     // On one CPU all the while: the other one is the thread's.
     rig.run(|_| {

@@ -281,7 +281,8 @@ impl<'a> Area<'a> {
 
     /// Takes up to `want` blocks of `order` (below a pageblock's) of mobility `mt` and hands them to `out` in runs: the
     /// first frame, and how many. Returns how many in all. Runs are taken whole: one search for as many blocks as the
-    /// free run holds. Beyond `need` blocks it takes only those that lie there by themselves.
+    /// free run holds. Beyond `need` blocks it takes only those that lie there by themselves, and a whole pageblock is
+    /// claimed for the first only.
     pub(crate) fn take_many(
         &mut self,
         order: u32,
@@ -294,7 +295,7 @@ impl<'a> Area<'a> {
         while got < want {
             let index = match self.smallest(order, mt) {
                 Some(index) => index,
-                None if mixes(mt) && got < need => match self.claim_whole(mt) {
+                None if mixes(mt) && got == 0 => match self.claim_whole(mt) {
                     Some(index) => index,
                     None => break,
                 },

@@ -130,7 +130,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let before = cpu.set_path(Path::Drain);
         let limits = &self.limits[zone.slot];
         let supply = limits.supply(zone);
-        pcp.note_spill(list, limits, supply);
+        if pcp.note_spill(list, limits, supply) {
+            self.make_room(cpu, zone, pcp, list);
+        }
         if supply.is_little() && pcp.has_grown() {
             self.put_lists_back(cpu, zone, pcp);
         }
@@ -158,6 +160,17 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         for list in ListId::all() {
             let over = pcp.put_back(list, &self.limits[zone.slot]);
             self.give_back(zone, pcp, list, over);
+        }
+        cpu.restore(before);
+    }
+
+    /// Makes room for a list that would grow but for others. The caller owns the lists.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn make_room(&self, cpu: &Cpu, zone: &Zone, pcp: &Pcp, list: ListId) {
+        let before = cpu.set_path(Path::Drain);
+        if let Some((other, over)) = pcp.make_room(list, &self.limits[zone.slot]) {
+            self.give_back(zone, pcp, other, over);
         }
         cpu.restore(before);
     }
@@ -311,18 +324,21 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         // Acquire pairs with the AcqRel in `ask`. The look is repeated after the flag has fallen:
         // the interrupt of a request made after the last one was done, and before that, found the lists
         // owned and left it to this.
-        while cpu.deferred.load(Acquire) & DEFER_OBJECTS != 0 {
-            self.reclaim.run_deferred(self, cpu);
-        }
-        while cpu.deferred.load(Acquire) & DEFER_DRAIN != 0 {
-            let Some(owned) = self.own(cpu, Path::Drain) else { return };
-            self.give_owned(cpu, |zone, pcp, list| self.empty(zone, pcp, list));
-            self.answered(owned, DEFER_DRAIN);
-        }
-        while cpu.deferred.load(Acquire) & DEFER_REST != 0 {
-            let Some(owned) = self.own(cpu, Path::Drain) else { return };
-            self.give_owned(cpu, |zone, pcp, list| self.give_rest(zone, pcp, list));
-            self.answered(owned, DEFER_REST);
+        loop {
+            let asked = cpu.deferred.load(Acquire);
+            if asked & DEFER_OBJECTS != 0 {
+                self.reclaim.run_deferred(self, cpu);
+            } else if asked & DEFER_DRAIN != 0 {
+                let Some(owned) = self.own(cpu, Path::Drain) else { return };
+                self.give_owned(cpu, |zone, pcp, list| self.empty(zone, pcp, list));
+                self.answered(owned, DEFER_DRAIN);
+            } else if asked & DEFER_REST != 0 {
+                let Some(owned) = self.own(cpu, Path::Drain) else { return };
+                self.give_owned(cpu, |zone, pcp, list| self.give_rest(zone, pcp, list));
+                self.answered(owned, DEFER_REST);
+            } else {
+                break;
+            }
         }
         let mut asked = cpu.deferred.load(Acquire) & (DEFER_SAMPLE | DEFER_RECALL);
         if cpu.path_raw() != 0 {
@@ -361,10 +377,17 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
     }
 
-    pub(super) fn ask(&self, cpu: &Cpu, what: u32) {
+    fn ask(&self, cpu: &Cpu, what: u32) {
         // AcqRel: the drain that answers sees all that the asker did before.
         cpu.deferred.fetch_or(what, AcqRel);
         self.p.kick(cpu.id());
+    }
+
+    /// As [`ask`](Self::ask), for what a CPU that runs something need not be interrupted for.
+    pub(super) fn ask_idle(&self, cpu: &Cpu, what: u32) {
+        // As above.
+        cpu.deferred.fetch_or(what, AcqRel);
+        self.p.kick_idle(cpu.id());
     }
 
     /// Drains every CPU's lists (`drain_all_pages`). Waits a little for CPUs that are busy with their

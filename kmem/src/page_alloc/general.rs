@@ -351,7 +351,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     /// Refills a list that ran empty, and takes one block of it. The caller owns the lists, and is about to take
     /// `need` blocks. Takes no more than an eighth of `room` frames beyond that one, so that a batch does not go below the
     /// watermark that one block respected, and the last of a zone does not end on one CPU's list. Where the zone has little
-    /// left, larger blocks are broken up for what is needed only.
+    /// left, larger blocks are broken up for what is needed or half of a batch only.
     #[cold]
     #[inline(never)]
     pub(super) fn refill(
@@ -372,13 +372,16 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return None;
         }
         let supply = limits.supply(zone);
-        pcp.note_refill(list, limits, supply);
+        if pcp.note_refill(list, limits, supply) {
+            self.make_room(cpu, zone, pcp, list);
+        }
         if supply.is_little() && pcp.has_grown() {
             self.put_lists_back(cpu, zone, pcp);
         }
         let batch = pcp.batch(list, limits).max(need as u32).min(pcp.high(list)).max(1);
         let want = i64::from(batch).min((room >> order >> 3) + 1).max(1) as u32;
-        let need = if supply.is_little() { want.min(need as u32) } else { want };
+        let need =
+            if supply.is_little() { want.min(want.div_ceil(2).max(need as u32)) } else { want };
         let mut got = 0;
         let first = Self::first_area(zone, pcp);
         for n in zone.areas_from(first) {

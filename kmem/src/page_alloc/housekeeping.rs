@@ -27,6 +27,9 @@ use core::sync::atomic::{
 /// How long [`PageAllocator::vmstat_run`] sleeps at a time while it is to do nothing.
 const NAP_NS: u64 = 1_000_000_000;
 
+/// The shortest interval: what keeps house is not to be all that a machine does.
+const LEAST_NS: u64 = 1_000_000;
+
 /// Time from one round of housekeeping to the next.
 pub(super) struct Interval {
     ns: AtomicU64,
@@ -54,14 +57,15 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
 
     /// Gives back what rests on one list. The caller owns the lists.
     pub(super) fn give_rest(&self, zone: &Zone, pcp: &Pcp, list: ListId) -> u64 {
-        let (rest, used) = pcp.resting(list);
-        pcp.note_rest(list, &self.limits[zone.slot], rest, used);
+        let (rest, taken) = pcp.resting(list);
+        pcp.note_rest(list, &self.limits[zone.slot], taken);
         self.give_back(zone, pcp, list, rest)
     }
 
     /// Has every CPU that is in service and has something on its lists do what [`vmstat_update`](Self::vmstat_update)
-    /// does: for machines on which one task keeps house for all CPUs, or a timer on one. Does not wait for them; a CPU that is
-    /// busy with its lists does it afterwards \[P3\].
+    /// does: for machines on which one task keeps house for all CPUs, or a timer on one. Does not wait for them: a CPU that is
+    /// busy with its lists, or that the platform [leaves alone](Platform::kick_idle) while it runs something, does it at its next
+    /// slower path. What it was asked for long ago counts from then on \[P3\].
     ///
     /// Context: any but NMI.
     pub fn vmstat_shepherd(&self) {
@@ -70,13 +74,13 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         for cpu in (0..self.p.nr_cpu_ids()).filter_map(|id| self.p.cpu(id)) {
             let mut pcps = self.zones.iter().filter_map(|zone| self.pcp_of(cpu.id(), zone.slot));
             if Some(cpu.id()) != here && cpu.online() && pcps.any(|pcp| pcp.wants_housekeeping()) {
-                self.ask(cpu, DEFER_REST);
+                self.ask_idle(cpu, DEFER_REST);
             }
         }
     }
 
     /// Sets how many nanoseconds [`vmstat_run`](Self::vmstat_run) lets go by from one round to the next, a second at first, or
-    /// 0 for no more rounds (`vm.stat_interval`) \[P3\].
+    /// 0 for no more rounds (`vm.stat_interval`). Less than a millisecond is one \[P3\].
     ///
     /// Context: any but NMI.
     ///
@@ -102,11 +106,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             let (every, now) = (ns.load(Relaxed), self.p.now_ns());
             let left = match every {
                 0 => NAP_NS,
-                _ => last.saturating_add(every).saturating_sub(now),
+                _ => last.saturating_add(every.max(LEAST_NS)).saturating_sub(now),
             };
             if left == 0 {
                 self.vmstat_shepherd();
-                last = now;
+                last = self.p.now_ns();
             } else {
                 self.p.wait(bell, rung, left.min(NAP_NS));
             }

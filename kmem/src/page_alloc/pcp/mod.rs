@@ -92,17 +92,21 @@ impl Limits {
     /// orders alike; of pageblocks, which few ask for, each list may have all of its CPU's. Where that is less than is
     /// enough, lists may grow to as much as is, as long as all of them hold no more than an eighth of the zone, which is what
     /// Linux's may hold of any. Mostly one or two mobilities are asked for, and their lists may have what the others do not
-    /// use. Lists begin with a quarter of what is enough. Where that would not fit, half of it is enough, or a quarter and
-    /// so on; of what there is nothing left so, the list is off.
+    /// use. Lists begin with an eighth of what is enough, or that halved as often as it takes to leave half of all for those
+    /// that grow; where there is nothing left of it, the list is off.
     pub(crate) fn for_zone(managed: u64, cpus: usize) -> Limits {
         let cpus = cpus.max(1) as u64;
         let (share, most) = (share(managed / 64 / cpus), managed / 8 / cpus);
-        let halved = |shift: u32| array::from_fn(|o| SIZES[o].enough >> shift);
-        let fits = |enough: &[u32; PCP_ORDERS]| frames_of(smallest(&share, enough)) <= most;
-        let enough = (0..u32::BITS).map(halved).find(fits).unwrap_or_default();
-        let max = array::from_fn(|o| share[o].max(enough[o]));
+        let begin =
+            |shift: u32| array::from_fn(|o| share[o].max((SIZES[o].enough >> shift).div_ceil(8)));
+        let fits = |min: &[u32; PCP_ORDERS]| frames_of(*min) <= most / 2;
+        let min = (0..u32::BITS).map(begin).find(fits).unwrap_or_default();
+        let max: [u32; PCP_ORDERS] = array::from_fn(|o| {
+            let single = most >> order_of(o);
+            let max = u64::from(share[o].max(SIZES[o].enough)).min(single);
+            if min[o] == 0 { 0 } else { max.max(1) as u32 }
+        });
         let batch = array::from_fn(|o| SIZES[o].batch.min(max[o] / 2).max(1));
-        let min = smallest(&share, &enough);
         let min = array::from_fn(|o| min[o].min(2 * batch[o]).min(max[o]));
         let most = frames_of(max).min(most).max(frames_of(min));
         Limits { batch, min, max, growth: (most - frames_of(min)) as u32, all: most * cpus }
@@ -136,11 +140,6 @@ fn share(frames: u64) -> [u32; PCP_ORDERS] {
         };
         (share >> order_of(o)).min(u64::from(SIZES[o].longest)) as u32
     })
-}
-
-/// What lists begin with, where so much is their share and so much is enough.
-fn smallest(share: &[u32; PCP_ORDERS], enough: &[u32; PCP_ORDERS]) -> [u32; PCP_ORDERS] {
-    array::from_fn(|o| share[o].max(enough[o].div_ceil(8)))
 }
 
 /// Frames on a CPU's lists, if they hold so many blocks by order.
@@ -250,12 +249,12 @@ impl Pcp {
         self.row.count_allocs(list, n);
     }
 
-    /// Blocks that lie on a list for no use: more than were taken off it since this was asked last; and whether any were.
-    pub(crate) fn resting(&self, list: ListId) -> (u32, bool) {
+    /// Blocks that lie on a list for no use, more than were taken off it since this was asked last; and how many were.
+    pub(crate) fn resting(&self, list: ListId) -> (u32, u32) {
         let l = self.list(list);
         let now = l.allocs.load(Relaxed) as u32;
         let taken = now.wrapping_sub(l.looked.swap(now, Relaxed));
-        (self.len(list).saturating_sub(taken), taken > 0)
+        (self.len(list).saturating_sub(taken), taken)
     }
 
     /// Counts `n` blocks put by frees.
@@ -346,53 +345,68 @@ impl Pcp {
         limits.batch[list.class()].min(self.high(list) / 2).max(1)
     }
 
-    /// Notes that the list ran empty; it grows if it ran over since it did last: traffic swings wider than it is long.
-    pub(crate) fn note_refill(&self, list: ListId, limits: &Limits, supply: Supply) {
+    /// Notes that the list ran empty; it grows if it ran over since it did last: traffic swings wider than it is long. Says
+    /// whether others have left it too little to grow by.
+    pub(crate) fn note_refill(&self, list: ListId, limits: &Limits, supply: Supply) -> bool {
         let spilled = self.spilled.load(Relaxed);
         self.spilled.store(spilled & !list.bit(), Relaxed);
         let more = if spilled & list.bit() != 0 { self.batch(list, limits) } else { 0 };
-        self.adapt(list, limits, supply, more, limits.max[list.class()]);
+        self.adapt(list, limits, supply, more, limits.max[list.class()])
     }
 
     /// Notes that the list ran over. It grows if it did not run empty since it did last, until whole batches leave: beyond
-    /// that a longer one is of no use to who only gives.
-    pub(crate) fn note_spill(&self, list: ListId, limits: &Limits, supply: Supply) {
+    /// that a longer one is of no use to who only gives. Says what `note_refill` does.
+    pub(crate) fn note_spill(&self, list: ListId, limits: &Limits, supply: Supply) -> bool {
         let spilled = self.spilled.load(Relaxed);
         self.spilled.store(spilled | list.bit(), Relaxed);
         self.last.store(self.home.load(Relaxed), Relaxed);
         let (o, again) = (list.class(), spilled & list.bit() != 0);
         let more = if again { self.batch(list, limits) } else { 0 };
-        self.adapt(list, limits, supply, more, limits.max[o].min(2 * limits.batch[o]));
+        self.adapt(list, limits, supply, more, limits.max[o].min(2 * limits.batch[o]))
     }
 
     /// Notes that all was taken off the list.
     pub(crate) fn note_drain(&self, list: ListId, limits: &Limits, supply: Supply) {
-        self.adapt(list, limits, supply, 0, 0);
+        let _ = self.adapt(list, limits, supply, 0, 0);
     }
 
     /// Lets a list hold `more` blocks, up to `most`, and what pressure took from it, if the zone has plenty; else takes off
-    /// what it has too little for.
+    /// what it has too little for. Says whether others have left it less to grow by than that.
     #[inline]
-    fn adapt(&self, list: ListId, limits: &Limits, supply: Supply, more: u32, most: u32) {
+    fn adapt(&self, list: ListId, limits: &Limits, supply: Supply, more: u32, most: u32) -> bool {
         let (o, high) = (list.class(), self.high(list));
-        let to = match supply {
-            Supply::Plenty if more == 0 => high.max(limits.min[o]),
-            Supply::Plenty => {
-                let more = more.min(self.growth(list, limits));
-                (high + more).min(most).max(high).max(limits.min[o])
-            }
+        let wanted = match supply {
+            Supply::Plenty => (high + more).min(most).max(high).max(limits.min[o]),
             Supply::Short => high.min(limits.min[o]),
             Supply::Pressed => limits.pressed(o),
         };
+        let to = match more {
+            0 => wanted,
+            _ => wanted.min((high + self.growth(list, limits)).max(limits.min[o])),
+        };
         self.set_high(list, limits, to);
+        to < wanted
     }
 
-    /// Notes how many blocks rest on the list, and whether any were taken off it: if that is a batch, or if nobody uses it,
-    /// it shrinks by a batch.
-    pub(crate) fn note_rest(&self, list: ListId, limits: &Limits, rest: u32, used: bool) {
+    /// Has the list that has grown most, if that is by a batch of its own more than `list` has, hold a batch less. Returns
+    /// that list and how many of its blocks are too many.
+    pub(crate) fn make_room(&self, list: ListId, limits: &Limits) -> Option<(ListId, u32)> {
+        let grown = |l: ListId| self.high(l).saturating_sub(limits.min[l.class()]) << l.order();
+        let longest = ListId::all().max_by_key(|l| grown(*l))?;
+        let batch = self.batch(longest, limits);
+        if grown(longest) < grown(list) + (batch << longest.order()) {
+            return None;
+        }
+        let high = (self.high(longest) - batch).max(limits.min[longest.class()]);
+        self.set_high(longest, limits, high);
+        Some((longest, self.len(longest).saturating_sub(high)))
+    }
+
+    /// Notes how many blocks were taken off the list: if it may hold a batch more than that, it shrinks by a batch.
+    pub(crate) fn note_rest(&self, list: ListId, limits: &Limits, taken: u32) {
         let (min, high) = (limits.min[list.class()], self.high(list));
         let batch = self.batch(list, limits);
-        if high > min && (rest >= batch || !used) {
+        if high > min && high.saturating_sub(taken) >= batch {
             self.set_high(list, limits, (high - batch).max(min));
         }
     }
