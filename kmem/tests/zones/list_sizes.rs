@@ -200,6 +200,27 @@ fn lists_that_nobody_uses_leave_room_to_those_in_use() {
     rig.assert_conserved();
 }
 
+/// However little an eighth of a zone is for each CPU, some of it is left to grow by, and the only list in use gets that and
+/// keeps it.
+#[test]
+fn lists_of_tiny_zones_grow_too() {
+    for (cpus, least) in [(22, 64), (30, 40)] {
+        let rig = machine(64, cpus);
+        let zone = rig.zone(ZoneType::Normal);
+        rig.run_on(Some(0), None, |_| {
+            let high = || rig.pcp_limits(zone, 0).1;
+            assert!(high() < 8);
+            (0..8).for_each(|_| burst(&rig, MOVABLE, 0, 400));
+            for _ in 0..8 {
+                burst(&rig, MOVABLE, 0, 400);
+                assert!(high() >= least, "{} with {cpus} CPUs", high());
+            }
+        })
+        .unwrap();
+        rig.assert_conserved();
+    }
+}
+
 /// Blocks of two mobilities come and go alike, and there is not room for long lists of both: neither is served better because
 /// it came first.
 #[test]

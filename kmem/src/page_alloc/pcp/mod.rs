@@ -101,11 +101,8 @@ impl Limits {
             |shift: u32| array::from_fn(|o| share[o].max((SIZES[o].enough >> shift).div_ceil(8)));
         let fits = |min: &[u32; PCP_ORDERS]| frames_of(*min) <= most / 2;
         let min = (0..u32::BITS).map(begin).find(fits).unwrap_or_default();
-        let max: [u32; PCP_ORDERS] = array::from_fn(|o| {
-            let single = most >> order_of(o);
-            let max = u64::from(share[o].max(SIZES[o].enough)).min(single);
-            if min[o] == 0 { 0 } else { max.max(1) as u32 }
-        });
+        let max: [u32; PCP_ORDERS] =
+            array::from_fn(|o| if min[o] == 0 { 0 } else { share[o].max(SIZES[o].enough) });
         let batch = array::from_fn(|o| SIZES[o].batch.min(max[o] / 2).max(1));
         let min = array::from_fn(|o| min[o].min(2 * batch[o]).min(max[o]));
         let most = frames_of(max).min(most).max(frames_of(min));
