@@ -9,7 +9,7 @@
 
 use super::{
     Owned, PageAllocator,
-    pcp::{ListId, Pcp},
+    pcp::{ListId, Pcp, Supply},
     slow::Reclaim,
 };
 use crate::{
@@ -131,10 +131,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let limits = &self.limits[zone.slot];
         let supply = limits.supply(zone);
         if pcp.note_spill(list, limits, supply) {
-            self.make_room(cpu, zone, pcp, list);
-        }
-        if supply.is_little() && pcp.has_grown() {
-            self.put_lists_back(cpu, zone, pcp);
+            self.settle(cpu, zone, pcp, list, supply);
         }
         let high = pcp.high(list);
         let over = (pcp.len(list) + 1).saturating_sub(high);
@@ -151,26 +148,19 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         cpu.restore(before);
     }
 
-    /// Gives back what lists hold since they grew: those, too, that nobody uses now. For a zone that has little left. The
-    /// caller owns the lists.
+    /// Has the lists of a CPU give back what one of them needs to grow by, or, in a zone that has little left, all that they
+    /// hold since they grew: those, too, that nobody uses now. The caller owns the lists.
     #[cold]
     #[inline(never)]
-    pub(super) fn put_lists_back(&self, cpu: &Cpu, zone: &Zone, pcp: &Pcp) {
+    pub(super) fn settle(&self, cpu: &Cpu, zone: &Zone, pcp: &Pcp, list: ListId, supply: Supply) {
         let before = cpu.set_path(Path::Drain);
-        for list in ListId::all() {
-            let over = pcp.put_back(list, &self.limits[zone.slot]);
-            self.give_back(zone, pcp, list, over);
-        }
-        cpu.restore(before);
-    }
-
-    /// Makes room for a list that would grow but for others. The caller owns the lists.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn make_room(&self, cpu: &Cpu, zone: &Zone, pcp: &Pcp, list: ListId) {
-        let before = cpu.set_path(Path::Drain);
-        if let Some((other, over)) = pcp.make_room(list, &self.limits[zone.slot]) {
-            self.give_back(zone, pcp, other, over);
+        let limits = &self.limits[zone.slot];
+        if supply.is_little() {
+            for list in ListId::all() {
+                self.give_back(zone, pcp, list, pcp.put_back(list, limits));
+            }
+        } else if let Some((longest, over)) = pcp.make_room(list, limits) {
+            self.give_back(zone, pcp, longest, over);
         }
         cpu.restore(before);
     }

@@ -373,10 +373,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         }
         let supply = limits.supply(zone);
         if pcp.note_refill(list, limits, supply) {
-            self.make_room(cpu, zone, pcp, list);
-        }
-        if supply.is_little() && pcp.has_grown() {
-            self.put_lists_back(cpu, zone, pcp);
+            self.settle(cpu, zone, pcp, list, supply);
         }
         let batch = pcp.batch(list, limits).max(need as u32).min(pcp.high(list)).max(1);
         let want = i64::from(batch).min((room >> order >> 3) + 1).max(1) as u32;

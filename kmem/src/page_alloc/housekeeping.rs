@@ -24,8 +24,8 @@ use core::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed},
 };
 
-/// How long [`PageAllocator::vmstat_run`] sleeps at a time while it is to do nothing.
-const NAP_NS: u64 = 1_000_000_000;
+/// The interval at first, as the kernel's, and how long [`PageAllocator::vmstat_run`] sleeps at a time at the most.
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// The shortest interval: what keeps house is not to be all that a machine does.
 const LEAST_NS: u64 = 1_000_000;
@@ -38,9 +38,8 @@ pub(super) struct Interval {
 }
 
 impl Interval {
-    /// A second, as the kernel's.
     pub(super) const fn new() -> Interval {
-        Interval { ns: AtomicU64::new(1_000_000_000), bell: AtomicU32::new(0) }
+        Interval { ns: AtomicU64::new(SECOND_NS), bell: AtomicU32::new(0) }
     }
 }
 
@@ -105,14 +104,14 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             }
             let (every, now) = (ns.load(Relaxed), self.p.now_ns());
             let left = match every {
-                0 => NAP_NS,
+                0 => SECOND_NS,
                 _ => last.saturating_add(every.max(LEAST_NS)).saturating_sub(now),
             };
             if left == 0 {
                 self.vmstat_shepherd();
                 last = self.p.now_ns();
             } else {
-                self.p.wait(bell, rung, left.min(NAP_NS));
+                self.p.wait(bell, rung, left.min(SECOND_NS));
             }
         }
     }

@@ -1,12 +1,11 @@
 //! How much the per-CPU lists hold \[P3\].
 
-use super::press;
+use super::{MOVABLE, burst, on_lists, press};
 use kmem::{Config, Gfp, ZoneType, vmstat::VmEvent, zone::Watermarks};
 use kmem_hosted::Shape;
 use kmem_test_support::{MIB, Rig};
 use proptest::prelude::*;
 
-const MOVABLE: Gfp = Gfp::KERNEL.union(Gfp::MOVABLE);
 const RECLAIMABLE: Gfp = Gfp::KERNEL.union(Gfp::RECLAIMABLE);
 
 /// The orders below a pageblock's whose blocks lie on lists.
@@ -14,16 +13,6 @@ const LISTED: std::ops::RangeInclusive<u32> = 0..=4;
 
 fn machine(mib: u64, cpus: usize) -> Rig {
     Rig::new(Shape::no_dma(mib * MIB).cpus(cpus), Config::default())
-}
-
-fn on_lists(rig: &Rig) -> u64 {
-    rig.audit().unwrap().pcp
-}
-
-/// Takes so many blocks and gives them back.
-fn burst(rig: &Rig, gfp: Gfp, order: u32, n: usize) {
-    let held: Vec<_> = (0..n).map(|_| rig.take(gfp, order).unwrap()).collect();
-    rig.release(held);
 }
 
 #[test]

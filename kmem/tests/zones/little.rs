@@ -1,18 +1,12 @@
 //! What per-CPU lists do while a zone has little left, which no watermark has noticed yet \[P3\].
 
-use super::{QUIET, without_marks};
+use super::{MOVABLE, QUIET, burst, on_lists, without_marks};
 use kmem::{Config, Gfp, Pfn, ZoneType, vmstat::VmEvent, zone::Zone};
 use kmem_hosted::Shape;
 use kmem_test_support::{Held, MIB, Rig};
 
-const MOVABLE: Gfp = Gfp::KERNEL.union(Gfp::MOVABLE);
-
 fn machine() -> Rig {
     Rig::new(Shape::no_dma(64 * MIB).cpus(1), Config::default())
-}
-
-fn on_lists(rig: &Rig) -> u64 {
-    rig.audit().unwrap().pcp
 }
 
 /// Takes blocks that no list has until this much is free above the high watermark.
@@ -24,11 +18,6 @@ fn leave(rig: &Rig, zone: &Zone, above: u64) -> Held {
         }
     }
     held
-}
-
-fn burst(rig: &Rig, gfp: Gfp, order: u32, n: usize) {
-    let held: Vec<_> = (0..n).map(|_| rig.take(gfp, order).unwrap()).collect();
-    rig.release(held);
 }
 
 /// Lists grow, then little is left, and `others` comes by a list of another mobility, given pages that it may free.

@@ -15,12 +15,24 @@ use kmem::{
 };
 use kmem_test_support::Rig;
 
+const MOVABLE: Gfp = Gfp::KERNEL.union(Gfp::MOVABLE);
 const QUIET: Gfp = Gfp::NOWARN.union(Gfp::NORETRY);
 
 /// Takes away every watermark, so that a zone can be used up to its last frame.
 fn without_marks(rig: &Rig) {
     rig.set_watermark_scale_factor(0);
     rig.set_min_free_kbytes(0);
+}
+
+/// Frames on all per-CPU lists of a quiet machine.
+fn on_lists(rig: &Rig) -> u64 {
+    rig.audit().unwrap().pcp
+}
+
+/// Takes so many blocks and gives them back.
+fn burst(rig: &Rig, gfp: Gfp, order: u32, n: usize) {
+    let held: Vec<_> = (0..n).map(|_| rig.take(gfp, order).unwrap()).collect();
+    rig.release(held);
 }
 
 /// Puts a zone under pressure: a request finds it below its low watermark, and no free lifts it above the high one.

@@ -1,5 +1,6 @@
 //! What rests on a CPU's lists goes back to the buddy \[P3\].
 
+use super::{MOVABLE, on_lists};
 use kmem::{Gfp, ZoneType, vmstat::VmEvent};
 use kmem_test_support::Rig;
 
@@ -10,10 +11,6 @@ const BURST: usize = 24;
 fn burst(rig: &Rig, n: usize) {
     let pages: Vec<_> = (0..n).map(|_| rig.alloc_page(Gfp::KERNEL).unwrap()).collect();
     pages.into_iter().for_each(|page| rig.__free_page(page).unwrap());
-}
-
-fn on_lists(rig: &Rig) -> u64 {
-    rig.audit().unwrap().pcp
 }
 
 #[test]
@@ -107,6 +104,7 @@ fn one_task_keeps_house_for_all_cpus() {
     assert_eq!(on_lists(&rig), 2, "those of CPU 0 that were in use");
     rig.vmstat_shepherd();
     assert_eq!(on_lists(&rig), 0);
+    rig.assert_conserved();
 }
 
 #[test]
@@ -133,11 +131,7 @@ fn who_has_nothing_is_not_asked_to_keep_house() {
     let high = |cpu| rig.pcp_limits(zone, cpu).1;
     let first = high(1);
     let grow = |cpu| {
-        let movable = Gfp::KERNEL | Gfp::MOVABLE;
-        rig.run_on(Some(cpu), None, |_| {
-            rig.release((0..400).map(|_| rig.take(movable, 0).unwrap()).collect::<Vec<_>>());
-        })
-        .unwrap();
+        rig.run_on(Some(cpu), None, |_| super::burst(&rig, MOVABLE, 0, 400)).unwrap();
         assert!(high(cpu) > first);
         rig.drain_all_pages();
     };

@@ -104,8 +104,8 @@ impl Limits {
         let max: [u32; PCP_ORDERS] =
             array::from_fn(|o| if min[o] == 0 { 0 } else { share[o].max(SIZES[o].enough) });
         let batch = array::from_fn(|o| SIZES[o].batch.min(max[o] / 2).max(1));
-        let min = array::from_fn(|o| min[o].min(2 * batch[o]).min(max[o]));
-        let most = frames_of(max).min(most).max(frames_of(min));
+        let min = array::from_fn(|o| min[o].min(2 * batch[o]));
+        let most = frames_of(max).min(most);
         Limits { batch, min, max, growth: (most - frames_of(min)) as u32, all: most * cpus }
     }
 
@@ -329,7 +329,15 @@ impl Pcp {
             let all = self.grown.load(Relaxed) + grown(to) - grown(now);
             self.grown.store(all, Relaxed);
             self.stack(list).set_high(to);
+            // Limits do not shrink with more frames, and the room is for no fewer than are managed.
+            debug_assert_eq!(self.high(list), to, "there is room for so many");
         }
+    }
+
+    /// Has a list hold no more than `to` blocks, and says how many are too many.
+    fn shorten(&self, list: ListId, limits: &Limits, to: u32) -> u32 {
+        self.set_high(list, limits, to);
+        self.len(list).saturating_sub(to)
     }
 
     /// Blocks by which a list may grow.
@@ -343,7 +351,7 @@ impl Pcp {
     }
 
     /// Notes that the list ran empty; it grows if it ran over since it did last: traffic swings wider than it is long. Says
-    /// whether others have left it too little to grow by.
+    /// whether other lists are to give something back: see `PageAllocator::settle`.
     pub(crate) fn note_refill(&self, list: ListId, limits: &Limits, supply: Supply) -> bool {
         let spilled = self.spilled.load(Relaxed);
         self.spilled.store(spilled & !list.bit(), Relaxed);
@@ -368,7 +376,8 @@ impl Pcp {
     }
 
     /// Lets a list hold `more` blocks, up to `most`, and what pressure took from it, if the zone has plenty; else takes off
-    /// what it has too little for. Says whether others have left it less to grow by than that.
+    /// what it has too little for. Says whether other lists are to give something back, since they have left it less to grow by
+    /// than that, or since they are longer than the zone has enough for.
     #[inline]
     fn adapt(&self, list: ListId, limits: &Limits, supply: Supply, more: u32, most: u32) -> bool {
         let (o, high) = (list.class(), self.high(list));
@@ -382,7 +391,7 @@ impl Pcp {
             _ => wanted.min((high + self.growth(list, limits)).max(limits.min[o])),
         };
         self.set_high(list, limits, to);
-        to < wanted
+        if supply.is_little() { self.has_grown() } else { to < wanted }
     }
 
     /// Has the list that has grown most, if that is by a batch of its own more than `list` has, hold a batch less. Returns
@@ -394,9 +403,8 @@ impl Pcp {
         if grown(longest) < grown(list) + (batch << longest.order()) {
             return None;
         }
-        let high = (self.high(longest) - batch).max(limits.min[longest.class()]);
-        self.set_high(longest, limits, high);
-        Some((longest, self.len(longest).saturating_sub(high)))
+        let to = (self.high(longest) - batch).max(limits.min[longest.class()]);
+        Some((longest, self.shorten(longest, limits, to)))
     }
 
     /// Notes how many blocks were taken off the list: if it may hold a batch more than that, it shrinks by a batch.
@@ -409,7 +417,7 @@ impl Pcp {
     }
 
     /// Whether any list is longer than its smallest.
-    pub(crate) fn has_grown(&self) -> bool {
+    fn has_grown(&self) -> bool {
         self.grown.load(Relaxed) > 0
     }
 
@@ -421,11 +429,7 @@ impl Pcp {
     /// Puts a list back to its smallest if it is longer, and says how many blocks are too many.
     pub(crate) fn put_back(&self, list: ListId, limits: &Limits) -> u32 {
         let min = limits.min[list.class()];
-        if self.high(list) <= min {
-            return 0;
-        }
-        self.set_high(list, limits, min);
-        self.len(list).saturating_sub(min)
+        if self.high(list) > min { self.shorten(list, limits, min) } else { 0 }
     }
 
     /// Whether nothing is on any list; see [`Stack::is_empty`].
