@@ -1,7 +1,7 @@
 //! Taking times fairly.
 //!
 //! # Concepts
-//! The contestants of a workload take turns, a few milliseconds each, in an order that rotates from round
+//! The contestants of a workload take turns, some milliseconds each, in an order that rotates from round
 //! to round. Whatever slows the machine for longer than a turn slows all of them. Time is the
 //! thread's processor time, so that a turn does not pay for other programs that run meanwhile; what it
 //! cannot leave out is what they do to caches and clock speed, hence the medians.

@@ -1,9 +1,15 @@
 //! A CPU's magazines: what happens when the loaded one is empty or full.
 //!
 //! # Implementation
-//! Empty: the previous one if it has objects, else a full one from the depot, else the loaded one is filled from the
-//! slabs of the CPU's shelf; what other shelves have is had when its own is bare. Full: the previous one if it is empty,
-//! else, where the CPU is busy with the cache, an empty one from the depot, else the older half goes back to the slabs: a
+//! Loaded and previous magazine are one stack, of which the fast paths see the upper part: what was freed last is given
+//! out first. Where they come to an end of what they see, the two share what there is so that the next one is far, whichever
+//! way the traffic goes. (Exchanged as they are, full for empty, they are exchanged again and again by traffic that swings
+//! around there.)
+//!
+//! Empty: the newer half of the previous one's objects, or all of it if that is not more; if it has none, a full magazine
+//! from the depot, else the loaded one is filled from the slabs of the CPU's shelf; what other shelves have is had when its
+//! own is bare. Full: the older half goes to the previous one, or as much as that has room for; if it is full as well, it is
+//! exchanged for an empty one from the depot, where the CPU is busy with the cache, else all of it goes back to the slabs: a
 //! free never asks for memory. Magazines are made on the way of an allocation, when the caller owns nothing.
 //!
 //! *Size.* A CPU whose exchanges go back and forth has traffic that swings wider than its magazines; after many such
@@ -311,22 +317,24 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         others.any(|at| self.fill(held, cc, at, whose, want))
     }
 
-    /// Takes an object off the previous magazine, which is then the loaded one.
+    /// Takes an object off the previous magazine, if that has any; the newer half of what is there is in the loaded one
+    /// then.
     #[inline]
     fn pop_previous(&self, held: Held<'_>, cc: &CpuCache) -> Option<Object> {
-        if cc.previous().nr() == 0 {
+        let previous = cc.previous();
+        let nr = previous.nr();
+        if nr == 0 {
             return None;
         }
-        Self::swap(held, cc);
+        let loaded = Self::settled(held, cc);
+        if nr <= previous.cap() / 2 {
+            cc.previous.store(loaded.place(), Relaxed);
+            Self::load(held, cc, previous);
+        } else {
+            previous.give_newest(loaded, nr.div_ceil(2));
+            Self::load(held, cc, loaded);
+        }
         held.loaded(cc.cache.id).pop()
-    }
-
-    /// Exchanges the loaded and the previous magazine.
-    #[inline]
-    fn swap(held: Held<'_>, cc: &CpuCache) {
-        let previous = cc.previous();
-        cc.previous.store(Self::settled(held, cc).place(), Relaxed);
-        Self::load(held, cc, previous);
     }
 
     /// Puts a cached object in the CPU's magazines; `false` if it has none.
@@ -348,39 +356,50 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
     pub(super) fn room_flushed<'c>(&self, held: Held<'c>, id: u16) -> Option<Room<'c>> {
         let cpu = held.cpu;
         let cc = self.cpu_cache(cpu, id)?;
-        let loaded = held.loaded(id);
-        let previous = cc.previous();
-        if previous.nr() == 0 {
-            Self::swap(held, cc);
-            return loaded.room();
+        let (loaded, previous) = (Self::settled(held, cc), cc.previous());
+        let room = previous.cap() - previous.nr();
+        if room > 0 {
+            loaded.give_oldest(previous, room.min(loaded.nr().div_ceil(2)));
+            Self::load(held, cc, loaded);
+            return held.loaded(id).room();
         }
         let d = cc.cache;
         if cc.flushed.swap(1, Relaxed) == 0 {
             cc.swings.store(cc.swings.load(Relaxed).saturating_add(1), Relaxed);
         }
-        if cc.busy()
-            && let Some(shelf) = d.shelves.get(d.shelf_of(cpu.node(), cpu.id()))
-        {
-            let mut lists = shelf.lists.lock(self.pages.platform());
-            if lists.nr_full_magazines < DEPOT
-                && let Some(empty) = pop_empty(&mut lists)
-            {
-                // The previous one is the older.
-                push_full(&mut lists, previous);
-                cc.previous.store(Self::settled(held, cc).place(), Relaxed);
-                Self::load(held, cc, empty);
-                return loaded.room();
-            }
-        }
-        // The older half of the older magazine goes, and that is loaded.
-        self.flush(d, previous, previous.nr().div_ceil(2));
-        Self::swap(held, cc);
-        loaded.room()
+        let empty = self.exchange_full(cpu, cc, previous).unwrap_or_else(|| {
+            self.flush(d, previous);
+            previous
+        });
+        cc.previous.store(loaded.place(), Relaxed);
+        Self::load(held, cc, empty);
+        held.loaded(id).room()
     }
 
-    /// Gives the oldest objects of a magazine back to their slabs: those of one shelf after the other under
-    /// one lock.
-    fn flush(&self, d: &'static Descriptor, m: &Magazine, n: u32) {
+    /// Gives a full magazine to the depot for an empty one, if the CPU is busy with the cache and both are to be had
+    /// there.
+    fn exchange_full(
+        &self,
+        cpu: &Cpu,
+        cc: &CpuCache,
+        full: &'static Magazine,
+    ) -> Option<&'static Magazine> {
+        let d = cc.cache;
+        if !cc.busy() {
+            return None;
+        }
+        let shelf = d.shelves.get(d.shelf_of(cpu.node(), cpu.id()))?;
+        let mut lists = shelf.lists.lock(self.pages.platform());
+        if lists.nr_full_magazines >= DEPOT {
+            return None;
+        }
+        let empty = pop_empty(&mut lists)?;
+        push_full(&mut lists, full);
+        Some(empty)
+    }
+
+    /// Gives the objects of a magazine back to their slabs: those of one shelf after the other under one lock.
+    fn flush(&self, d: &'static Descriptor, m: &Magazine) {
         let p = self.pages.platform();
         let map = self.pages.map();
         let mut held = None;
@@ -388,7 +407,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let mut nr = 0;
         // The slab that the last object went to: objects of one come together more often than not.
         let mut last = NONE;
-        m.drain_oldest(n, |object| {
+        m.drain(|object| {
             let offset = map.direct_offset(object.at.addr().get());
             let Some(pfn) = map.owned_frame(offset, P::PAGE_SHIFT) else { return };
             let head = d.head(pfn);
@@ -472,8 +491,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
             let Some(cc) = self.cpu_cache(held.cpu, id) else { continue };
             let d = cc.cache;
             let loaded = Self::settled(held, cc);
-            self.flush(d, loaded, loaded.nr());
-            self.flush(d, cc.previous(), cc.previous().nr());
+            self.flush(d, loaded);
+            self.flush(d, cc.previous());
             Self::load(held, cc, loaded);
             // Acquire pairs with the Release of the destroyer.
             if d.dying.load(Acquire) != 0 || self.bare(d) {
@@ -535,7 +554,7 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         loop {
             let full = pop_full(&mut lock());
             let Some(m) = full else { break };
-            self.flush(d, m, m.nr());
+            self.flush(d, m);
             self.free_magazine(root, m);
         }
         loop {

@@ -4,7 +4,7 @@
 //! A CPU takes objects from its *loaded* magazine and puts them back there. When that is empty (or full)
 //! it turns to the *previous* one, so that traffic that swings around the edge of a magazine stays on
 //! the CPU, and then exchanges a magazine with its shelf's *depot*: one lock for a magazine's worth of
-//! objects (Bonwick and Adams, Magazines and Vmem, 2001).
+//! objects (Bonwick and Adams, Magazines and Vmem, 2001). How the two share what there is: see `cpu`.
 //!
 //! # Implementation
 //! ```text
@@ -94,6 +94,14 @@ impl Slot {
     fn write(&self, at: *mut u8, state: State) {
         self.at.store(at.expose_provenance(), Relaxed);
         self.state.store(state.addr(), Relaxed);
+    }
+}
+
+impl Slot {
+    #[inline(always)]
+    fn copy_to(&self, to: &Slot) {
+        to.at.store(self.at.load(Relaxed), Relaxed);
+        to.state.store(self.state.load(Relaxed), Relaxed);
     }
 }
 
@@ -302,7 +310,7 @@ impl Magazine {
     /// Takes note of where its last object ends, when it was loaded until now.
     #[inline]
     pub(super) fn settle(&self, top: usize) {
-        self.nr.store(nr_between(self.first(), top) as u8, Relaxed);
+        self.set_nr(nr_between(self.first(), top));
     }
 
     /// Objects, of one that no CPU has loaded.
@@ -343,20 +351,45 @@ impl Magazine {
         (0..nr.min(self.cap())).filter_map(move |i| self.place_at(first, i).read())
     }
 
-    /// Takes the oldest `n` objects out, and gives each to `f`.
-    pub(super) fn drain_oldest(&self, n: u32, mut f: impl FnMut(Object)) {
-        let (first, nr) = (self.first(), self.nr().min(self.cap()));
-        let n = n.min(nr);
-        for i in 0..n {
-            if let Some(object) = self.place_at(first, i).read() {
-                f(object);
-            }
-        }
-        for i in n..nr {
-            let (from, to) = (self.place_at(first, i), self.place_at(first, i - n));
-            to.at.store(from.at.load(Relaxed), Relaxed);
-            to.state.store(from.state.load(Relaxed), Relaxed);
-        }
-        self.nr.store((nr - n) as u8, Relaxed);
+    /// Puts its newest `n` objects on top of those of another magazine, or as many as there are and as that has room for.
+    /// No CPU has either loaded.
+    pub(super) fn give_newest(&self, to: &Magazine, n: u32) {
+        let n = self.fitting(to, n);
+        let rest = self.nr() - n;
+        self.copy(rest, n, to);
+        self.set_nr(rest);
+    }
+
+    /// As [`give_newest`](Self::give_newest), the oldest.
+    pub(super) fn give_oldest(&self, to: &Magazine, n: u32) {
+        let n = self.fitting(to, n);
+        self.copy(0, n, to);
+        // The others take their places.
+        let (first, rest) = (self.first(), self.nr() - n);
+        (0..rest).for_each(|i| self.place_at(first, n + i).copy_to(self.place_at(first, i)));
+        self.set_nr(rest);
+    }
+
+    fn fitting(&self, to: &Magazine, n: u32) -> u32 {
+        n.min(self.nr()).min(to.cap() - to.nr())
+    }
+
+    /// Puts `n` objects, from the `from`-th on, on top of those of another magazine.
+    fn copy(&self, from: u32, n: u32, to: &Magazine) {
+        let (first, first_to, there) = (self.first(), to.first(), to.nr());
+        (0..n).for_each(|i| {
+            self.place_at(first, from + i).copy_to(to.place_at(first_to, there + i));
+        });
+        to.set_nr(there + n);
+    }
+
+    /// Takes all objects out, and gives each to `f`, the oldest first.
+    pub(super) fn drain(&self, f: impl FnMut(Object)) {
+        self.first_objects(self.nr()).for_each(f);
+        self.set_nr(0);
+    }
+
+    fn set_nr(&self, nr: u32) {
+        self.nr.store(nr as u8, Relaxed);
     }
 }

@@ -7,6 +7,7 @@ use kmem::{
 };
 use kmem_hosted::Shape;
 use kmem_test_support::{MIB, Rig};
+use proptest::{collection::vec, prelude::*, sample::select};
 use std::{
     collections::HashSet,
     ptr::NonNull,
@@ -57,6 +58,65 @@ fn objects_are_distinct_aligned_and_hold_what_is_written() {
             rig.kmem_cache_destroy(cache).unwrap();
         }
     });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whichever of the two magazines an object is in, and however they share what there is. Runs of frees and of
+    /// allocations, one after the other.
+    #[test]
+    fn a_cpus_magazines_are_one_stack(
+        size in select(&[16, 64, 300, 700, 4096]),
+        runs in vec(1..40_usize, 1..60),
+    ) {
+        let rig = Rig::flat();
+        rig.run(|_| {
+            let cache = rig.kmem_cache_create("stack", size, 0, SlabFlags::NO_MERGE, None).unwrap();
+            let alloc = || rig.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap();
+            let free = |at| {
+                // SAFETY: from `alloc`, and not used after.
+                unsafe { rig.kmem_cache_free(&cache, at).unwrap() };
+            };
+            let cached = || rig.kmem_cache_info(&cache).cached_objects;
+            let mut held: Vec<_> = (0..1000).map(|_| alloc()).collect();
+            let before = cached();
+            let mut freed = 0;
+            while cached() == before + freed {
+                free(held.pop().unwrap());
+                freed += 1;
+            }
+            let room = before + freed - 1;
+            assert!(room >= 2 && room.is_multiple_of(2), "{room}");
+            assert_eq!(cached(), room / 2 + 1, "the older one was full, and went");
+            held.extend((0..cached()).map(|_| alloc()));
+            assert_eq!(cached(), 0);
+
+            let mut stack: Vec<NonNull<u8>> = Vec::new();
+            for (i, n) in runs.into_iter().enumerate() {
+                if i.is_multiple_of(2) {
+                    for _ in 0..n.min(room as usize - stack.len()) {
+                        let at = held.swap_remove(i * n % held.len());
+                        stack.push(at);
+                        free(at);
+                    }
+                } else {
+                    for at in stack.drain(stack.len().saturating_sub(n)..).rev() {
+                        assert_eq!(alloc(), at, "the last is the first");
+                        held.push(at);
+                    }
+                }
+                assert_eq!(cached(), stack.len() as u64);
+            }
+            for at in stack.drain(..).rev() {
+                assert_eq!(alloc(), at);
+                held.push(at);
+            }
+            held.into_iter().for_each(free);
+            rig.audit_objects().unwrap();
+            rig.kmem_cache_destroy(cache).unwrap();
+        });
+    }
 }
 
 #[test]

@@ -56,11 +56,13 @@ impl Run {
 
 fn main() -> Result<()> {
     let Args { options } = Args::parse();
-    let rounds = if options.quick { 7 } else { 15 };
+    let rounds = if options.quick { 7 } else { 11 };
     let mut run = Run {
         only: options.only.clone(),
         rounds,
-        turn: Duration::from_millis(if options.quick { 2 } else { 4 }),
+        // Each turn finds the caches full of what others left there. What it takes to have a workload's two or three MiB
+        // there again is to be little of it.
+        turn: Duration::from_millis(if options.quick { 8 } else { 20 }),
         bar: spinner()?,
         report: Report { rounds, ..Report::default() },
     };
