@@ -40,8 +40,8 @@ use core::{
     },
 };
 
-/// Full magazines that a depot keeps for CPUs that are busy with the cache. For others it keeps none: with a few for all the
-/// layer held more pages than Linux on the recorded traces.
+/// Magazines that are made for a depot, full and empty ones, for CPUs that are busy with the cache. For others there are
+/// none: with a few for all the layer held more pages than Linux on the recorded traces.
 const DEPOT: u32 = 4;
 
 /// Slabs that became empty in one flush, kept in mind until the lock is let go.
@@ -390,9 +390,6 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         }
         let shelf = d.shelves.get(d.shelf_of(cpu.node(), cpu.id()))?;
         let mut lists = shelf.lists.lock(self.pages.platform());
-        if lists.nr_full_magazines >= DEPOT {
-            return None;
-        }
         let empty = pop_empty(&mut lists)?;
         push_full(&mut lists, full);
         Some(empty)

@@ -119,6 +119,48 @@ proptest! {
     }
 }
 
+/// Of a CPU that takes and gives a hundred objects by turns: its magazines grow, one after the other, and it has a depot.
+#[test]
+fn a_busy_cpu_keeps_more() {
+    const BURST: usize = 100;
+    let rig = Rig::flat();
+    rig.run(|_| {
+        let cache = rig.kmem_cache_create("busy", 4096, 0, SlabFlags::NO_MERGE, None).unwrap();
+        let alloc = || rig.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap();
+        let mut held: Vec<_> = (0..BURST).map(|_| alloc()).collect();
+        let mut kept = Vec::new();
+        for _ in 0..1200 {
+            for at in &held {
+                // SAFETY: from `alloc`, and not used after.
+                unsafe { rig.kmem_cache_free(&cache, *at).unwrap() };
+            }
+            let cached = rig.kmem_cache_info(&cache).cached_objects as usize;
+            if kept.last() != Some(&cached) {
+                kept.push(cached);
+            }
+            // What the depot has is older than what went back to the slabs.
+            let last = held.split_off(BURST - cached.min(14));
+            held.clear();
+            held.extend(last.iter().rev().map(|at| {
+                assert_eq!(alloc(), *at, "the last is the first");
+                *at
+            }));
+            held.resize_with(BURST, alloc);
+        }
+        assert!(kept.is_sorted(), "{kept:?}");
+        let (first, last) = (kept[0], kept[kept.len() - 1]);
+        assert!(first < 4 && last > 10 * first && last < BURST, "{kept:?}");
+        // One of its two magazines is empty or not quite full, and the depot's are full.
+        assert!(kept.len() > 4, "{kept:?}");
+        for at in held {
+            // SAFETY: as above.
+            unsafe { rig.kmem_cache_free(&cache, at).unwrap() };
+        }
+        rig.audit_objects().unwrap();
+        rig.kmem_cache_destroy(cache).unwrap();
+    });
+}
+
 #[test]
 fn freed_objects_come_again_and_slabs_go_back() {
     let rig = Rig::flat();
