@@ -2,15 +2,14 @@
 //!
 //! # Implementation
 //! Loaded and previous magazine are one stack, of which the fast paths see the upper part: what was freed last is given
-//! out first. Where they come to an end of what they see, the two share what there is so that the next one is far, whichever
-//! way the traffic goes. (Exchanged as they are, full for empty, they are exchanged again and again by traffic that swings
-//! around there.)
+//! out first.
 //!
-//! Empty: the newer half of the previous one's objects, or all of it if that is not more; if it has none, a full magazine
-//! from the depot, else the loaded one is filled from the slabs of the CPU's shelf; what other shelves have is had when its
-//! own is bare. Full: the older half goes to the previous one, or as much as that has room for; if it is full as well, it is
-//! exchanged for an empty one from the depot, where the CPU is busy with the cache, else all of it goes back to the slabs: a
-//! free never asks for memory. Magazines are made on the way of an allocation, when the caller owns nothing.
+//! Empty: the previous one if it has objects, else a full one from the depot, else the loaded one is filled from the
+//! slabs of the CPU's shelf; what other shelves have is had when its own is bare. Full: the older half goes to the previous
+//! one, or as much as that has room for. (Exchanged for an empty one it would be exchanged again and again by traffic that
+//! swings around there; with half of it both ends are far.) If that is full as well, it is exchanged for an empty one from
+//! the depot, where the CPU is busy with the cache, else all of it goes back to the slabs: a free never asks for memory.
+//! Magazines are made on the way of an allocation, when the caller owns nothing.
 //!
 //! *Size.* A CPU whose exchanges go back and forth has traffic that swings wider than its magazines; after many such
 //! swings it is busy, and asks for the next size.
@@ -317,23 +316,16 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         others.any(|at| self.fill(held, cc, at, whose, want))
     }
 
-    /// Takes an object off the previous magazine, if that has any; the newer half of what is there is in the loaded one
-    /// then.
+    /// Takes an object off the previous magazine, which is then the loaded one. Where both are empty, the smaller is the
+    /// previous one then: that is the one to be replaced.
     #[inline]
     fn pop_previous(&self, held: Held<'_>, cc: &CpuCache) -> Option<Object> {
         let previous = cc.previous();
-        let nr = previous.nr();
-        if nr == 0 {
+        if previous.nr() == 0 && previous.class() <= cc.loaded().class() {
             return None;
         }
-        let loaded = Self::settled(held, cc);
-        if nr <= previous.cap() / 2 {
-            cc.previous.store(loaded.place(), Relaxed);
-            Self::load(held, cc, previous);
-        } else {
-            previous.give_newest(loaded, nr.div_ceil(2));
-            Self::load(held, cc, loaded);
-        }
+        cc.previous.store(Self::settled(held, cc).place(), Relaxed);
+        Self::load(held, cc, previous);
         held.loaded(cc.cache.id).pop()
     }
 
@@ -357,9 +349,8 @@ impl<'a, P: Platform, R: Reclaim> Objects<'a, P, R> {
         let cpu = held.cpu;
         let cc = self.cpu_cache(cpu, id)?;
         let (loaded, previous) = (Self::settled(held, cc), cc.previous());
-        let room = previous.cap() - previous.nr();
-        if room > 0 {
-            loaded.give_oldest(previous, room.min(loaded.nr().div_ceil(2)));
+        if previous.nr() < previous.cap() {
+            loaded.give_older_half(previous);
             Self::load(held, cc, loaded);
             return held.loaded(id).room();
         }

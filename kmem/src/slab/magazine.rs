@@ -351,36 +351,17 @@ impl Magazine {
         (0..nr.min(self.cap())).filter_map(move |i| self.place_at(first, i).read())
     }
 
-    /// Puts its newest `n` objects on top of those of another magazine, or as many as there are and as that has room for.
-    /// No CPU has either loaded.
-    pub(super) fn give_newest(&self, to: &Magazine, n: u32) {
-        let n = self.fitting(to, n);
-        let rest = self.nr() - n;
-        self.copy(rest, n, to);
-        self.set_nr(rest);
-    }
-
-    /// As [`give_newest`](Self::give_newest), the oldest.
-    pub(super) fn give_oldest(&self, to: &Magazine, n: u32) {
-        let n = self.fitting(to, n);
-        self.copy(0, n, to);
+    /// Puts the older half of its objects on top of those of another magazine, or as many as that has room for. No CPU has
+    /// either loaded.
+    pub(super) fn give_older_half(&self, to: &Magazine) {
+        let (nr, there) = (self.nr(), to.nr());
+        let n = nr.div_ceil(2).min(to.cap() - there);
+        let (first, first_to) = (self.first(), to.first());
+        (0..n).for_each(|i| self.place_at(first, i).copy_to(to.place_at(first_to, there + i)));
         // The others take their places.
-        let (first, rest) = (self.first(), self.nr() - n);
-        (0..rest).for_each(|i| self.place_at(first, n + i).copy_to(self.place_at(first, i)));
-        self.set_nr(rest);
-    }
-
-    fn fitting(&self, to: &Magazine, n: u32) -> u32 {
-        n.min(self.nr()).min(to.cap() - to.nr())
-    }
-
-    /// Puts `n` objects, from the `from`-th on, on top of those of another magazine.
-    fn copy(&self, from: u32, n: u32, to: &Magazine) {
-        let (first, first_to, there) = (self.first(), to.first(), to.nr());
-        (0..n).for_each(|i| {
-            self.place_at(first, from + i).copy_to(to.place_at(first_to, there + i));
-        });
+        (n..nr).for_each(|i| self.place_at(first, i).copy_to(self.place_at(first, i - n)));
         to.set_nr(there + n);
+        self.set_nr(nr - n);
     }
 
     /// Takes all objects out, and gives each to `f`, the oldest first.

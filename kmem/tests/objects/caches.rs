@@ -123,35 +123,42 @@ proptest! {
 #[test]
 fn a_busy_cpu_keeps_more() {
     const BURST: usize = 100;
+    // Of its magazines, at last.
+    const LONGEST: usize = 14;
     let rig = Rig::flat();
     rig.run(|_| {
         let cache = rig.kmem_cache_create("busy", 4096, 0, SlabFlags::NO_MERGE, None).unwrap();
+        let cached = || rig.kmem_cache_info(&cache).cached_objects as usize;
         let alloc = || rig.kmem_cache_alloc(&cache, Gfp::KERNEL).unwrap();
         let mut held: Vec<_> = (0..BURST).map(|_| alloc()).collect();
-        let mut kept = Vec::new();
-        for _ in 0..1200 {
-            for at in &held {
+        // Frees the last so many of them, and takes as many.
+        let mut swing = |n: usize| {
+            let freed = held.split_off(BURST - n);
+            for at in &freed {
                 // SAFETY: from `alloc`, and not used after.
                 unsafe { rig.kmem_cache_free(&cache, *at).unwrap() };
             }
-            let cached = rig.kmem_cache_info(&cache).cached_objects as usize;
-            if kept.last() != Some(&cached) {
-                kept.push(cached);
-            }
+            let most = cached();
             // What the depot has is older than what went back to the slabs.
-            let last = held.split_off(BURST - cached.min(14));
-            held.clear();
-            held.extend(last.iter().rev().map(|at| {
-                assert_eq!(alloc(), *at, "the last is the first");
-                *at
-            }));
+            for at in freed.iter().rev().take(most.min(LONGEST)) {
+                held.push(alloc());
+                assert_eq!(held.last(), Some(at), "the last is the first");
+            }
             held.resize_with(BURST, alloc);
+            most
+        };
+        let mut kept = vec![0];
+        for _ in 0..1200 {
+            // Also while one magazine has grown and the other has not.
+            swing(LONGEST - 2);
+            let most = swing(BURST);
+            assert!(cached() <= 2 * LONGEST, "what the depot has is taken before new objects");
+            if kept.last() != Some(&most) {
+                kept.push(most);
+            }
         }
-        assert!(kept.is_sorted(), "{kept:?}");
-        let (first, last) = (kept[0], kept[kept.len() - 1]);
-        assert!(first < 4 && last > 10 * first && last < BURST, "{kept:?}");
-        // One of its two magazines is empty or not quite full, and the depot's are full.
-        assert!(kept.len() > 4, "{kept:?}");
+        assert!(kept.is_sorted() && kept.len() > 5 && kept[1] < 4, "{kept:?}");
+        assert!(kept[kept.len() - 1] > 5 * LONGEST, "two magazines and a depot: {kept:?}");
         for at in held {
             // SAFETY: as above.
             unsafe { rig.kmem_cache_free(&cache, at).unwrap() };
