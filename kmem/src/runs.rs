@@ -69,9 +69,22 @@ pub(crate) const fn around(word: u64, bit: u32) -> u32 {
     let below = bit.wrapping_sub((clear << (63 - bit)).leading_zeros());
     let (above, below) = (above ^ bit, below ^ bit);
     let nearer = if above < below { above } else { below };
-    let k = (nearer | 1).ilog2();
-    if k < MAX { k } else { MAX }
+    // `above` is at most 127.
+    LOG[nearer as usize % LOG.len()] as u32
 }
+
+/// The logarithm of each number, rounded down, and no more than `MAX`; of 0, too, that of 1. To look for the highest bit
+/// takes some processors as long as ten other instructions.
+const LOG: [u8; 128] = {
+    let mut log = [0; 128];
+    let mut n = 1;
+    while n < log.len() {
+        let k = n.ilog2();
+        log[n] = if k < MAX { k as u8 } else { MAX as u8 };
+        n += 1;
+    }
+    log
+};
 
 #[cfg(test)]
 mod tests {

@@ -356,7 +356,14 @@ impl<'a> Area<'a> {
             self.make_whole(index);
             return Ok(());
         }
-        self.update(index, block, word.merged(order, k));
+        // No block is larger than both the largest so far and this one, and this one took up smaller ones only.
+        let (have, word) = (word.bin(), word.merged(order, k));
+        debug_assert_eq!(word.wanted_bin(), have.max(k + 1));
+        if have > k {
+            block.store(word)
+        } else {
+            self.rebin(index, word, have, k + 1)
+        }
         Ok(())
     }
 
