@@ -204,7 +204,14 @@ impl<'a> Area<'a> {
     /// it is in another.
     #[inline(always)]
     fn update(&mut self, index: u32, block: &Pageblock, word: Word) {
-        let (have, want) = (word.bin(), word.wanted_bin());
+        self.update_to(index, block, word, word.wanted_bin());
+    }
+
+    /// As [`update`](Self::update), by who knows the bin.
+    #[inline(always)]
+    fn update_to(&mut self, index: u32, block: &Pageblock, word: Word, want: u32) {
+        debug_assert_eq!(want, word.wanted_bin());
+        let have = word.bin();
         if have == want {
             block.store(word);
         } else {
@@ -356,14 +363,9 @@ impl<'a> Area<'a> {
             self.make_whole(index);
             return Ok(());
         }
-        // No block is larger than both the largest so far and this one, and this one took up smaller ones only.
-        let (have, word) = (word.bin(), word.merged(order, k));
-        debug_assert_eq!(word.wanted_bin(), have.max(k + 1));
-        if have > k {
-            block.store(word)
-        } else {
-            self.rebin(index, word, have, k + 1)
-        }
+        let word = word.merged(order, k);
+        // What was the largest block still is, if it is larger than this one: that took up smaller ones only.
+        self.update_to(index, block, word, word.bin().max(k + 1));
         Ok(())
     }
 

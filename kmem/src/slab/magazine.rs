@@ -95,9 +95,7 @@ impl Slot {
         self.at.store(at.expose_provenance(), Relaxed);
         self.state.store(state.addr(), Relaxed);
     }
-}
 
-impl Slot {
     #[inline(always)]
     fn copy_to(&self, to: &Slot) {
         to.at.store(self.at.load(Relaxed), Relaxed);
@@ -310,7 +308,8 @@ impl Magazine {
     /// Takes note of where its last object ends, when it was loaded until now.
     #[inline]
     pub(super) fn settle(&self, top: usize) {
-        self.set_nr(nr_between(self.first(), top));
+        // What moves objects between magazines relies on there being no more than places.
+        self.set_nr(nr_between(self.first(), top).min(self.cap()));
     }
 
     /// Objects, of one that no CPU has loaded.
