@@ -62,14 +62,15 @@ pub(crate) const fn maximal(word: u64, k: u32, max: u32) -> u64 {
 /// all bits whose number differs from its own in the low k binary digits only, so what limits it is the nearest clear
 /// bit on either side, and the highest digit in which that differs.
 #[inline(always)]
-pub(crate) const fn around(word: u64, bit: u32) -> u32 {
+pub(crate) fn around(word: u64, bit: u32) -> u32 {
     let clear = !word;
-    // Where there is no clear bit: 64 further on, or back, which differs in a digit that no bit of the word has.
-    let above = bit + (clear >> bit).trailing_zeros();
-    let below = bit.wrapping_sub((clear << (63 - bit)).leading_zeros());
-    let (above, below) = (above ^ bit, below ^ bit);
+    let below = clear & ((1 << bit) - 1);
+    let above = clear ^ below;
+    // Where there is no clear bit: a number that differs in a digit that no bit of the word has.
+    let below = below.checked_ilog2().unwrap_or(127) ^ bit;
+    let above = above.trailing_zeros() ^ bit;
     let nearer = if above < below { above } else { below };
-    // `above` is at most 127.
+    // Both are at most 127.
     LOG[nearer as usize % LOG.len()] as u32
 }
 

@@ -331,7 +331,7 @@ impl<'a> Area<'a> {
     #[inline(always)]
     pub(crate) fn give(&mut self, pfn: u32, order: u32) -> Result<(), AlreadyFree> {
         match order {
-            // Most are of order 0, and all that depends on the order is a constant then.
+            // All that depends on the order is a constant then.
             0 => self.give_broken(pfn, 0),
             1..PAGEBLOCK_ORDER => self.give_part(pfn, order),
             _ => self.give_whole(pfn, order),
@@ -343,11 +343,38 @@ impl<'a> Area<'a> {
         self.give_broken(pfn, order)
     }
 
+    /// Gives single frames back; `refused` has those that are free already.
+    #[inline(always)]
+    pub(crate) fn give_frames(
+        &mut self,
+        pfns: impl Iterator<Item = u32>,
+        mut refused: impl FnMut(u32),
+    ) {
+        // What the loop uses of it stays in registers.
+        let map = *self.map;
+        let mut frames = 0;
+        for pfn in pfns {
+            match self.give_uncounted(&map, pfn, 0) {
+                Ok(()) => frames += 1,
+                Err(AlreadyFree) => refused(pfn),
+            }
+        }
+        self.lists.free.all += frames;
+    }
+
     /// Gives back a block of less than a pageblock.
     #[inline(always)]
     fn give_broken(&mut self, pfn: u32, order: u32) -> Result<(), AlreadyFree> {
-        let index = self.index(pfn);
-        let (block, bits) = self.map.pageblock(index);
+        self.give_uncounted(self.map, pfn, order)?;
+        self.lists.free.all += 1 << order;
+        Ok(())
+    }
+
+    /// As [`give_broken`](Self::give_broken), in the map given; the frames are still to be counted.
+    #[inline(always)]
+    fn give_uncounted(&mut self, map: &MemMap, pfn: u32, order: u32) -> Result<(), AlreadyFree> {
+        let index = (pfn >> PAGEBLOCK_ORDER) - map.base_block();
+        let (block, bits) = map.pageblock(index);
         let word = block.word();
         // A pageblock with free bits is broken; only one without any can be whole.
         if word.is_empty() && self.is_whole(index) {
@@ -355,7 +382,6 @@ impl<'a> Area<'a> {
         }
         let pos = pfn & (PAGEBLOCK_FRAMES - 1);
         let k = bits.give(pos, order).ok_or(AlreadyFree)?;
-        self.lists.free.all += 1 << order;
         if word.flags().mt_index() == MigrateType::HighAtomic as usize {
             self.lists.free.highatomic += 1 << order;
         }

@@ -26,9 +26,12 @@ use crate::{
     vmstat::VmEvent,
     zone::Zone,
 };
-use core::sync::atomic::{
-    Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
-    compiler_fence,
+use core::{
+    iter,
+    sync::atomic::{
+        Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
+        compiler_fence,
+    },
 };
 
 /// Blocks given back at a time: as many as a word has bits.
@@ -189,14 +192,15 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     #[inline]
     fn give_chunk(&self, zone: &Zone, chunk: &[u32], order: u32) -> u64 {
         let mut refused = Refused { pfns: [0; CHUNK], nr: 0 };
-        if order < JOINED && has_neighbours(chunk, order) {
-            self.give_joined(zone, chunk, order, &mut refused);
+        let neighbours = order < JOINED && has_neighbours(chunk, order);
+        if !neighbours && order < PAGEBLOCK_ORDER {
+            // Those that were freed here and there lie in as many pageblocks: now all their lines come at once.
+            self.map.prefetch_bits(chunk);
+        }
+        if order == 0 && !neighbours {
+            self.give_all::<true>(zone, chunk.len(), |i| (chunk[i], 0), 0, &mut refused);
         } else {
-            if order < PAGEBLOCK_ORDER {
-                // Those that were freed here and there lie in as many pageblocks: now all their lines come at once.
-                self.map.prefetch_bits(chunk);
-            }
-            self.give_all(zone, chunk.len(), |i| (chunk[i], order), order, &mut refused);
+            self.give_blocks(zone, chunk, order, neighbours, &mut refused);
         }
         if self.tracing() {
             let given = chunk.iter().filter(|pfn| !refused.pfns().contains(pfn));
@@ -209,16 +213,28 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
     }
 
     #[inline(never)]
-    fn give_joined(&self, zone: &Zone, chunk: &[u32], order: u32, refused: &mut Refused) {
-        let mut joined = [(0, 0); CHUNK];
-        let n = join(chunk, order, &mut joined);
-        self.give_all(zone, n, |i| joined[i], order, refused);
+    fn give_blocks(
+        &self,
+        zone: &Zone,
+        chunk: &[u32],
+        order: u32,
+        neighbours: bool,
+        refused: &mut Refused,
+    ) {
+        let mut blocks = [(0, 0); CHUNK];
+        let n = if neighbours {
+            join(chunk, order, &mut blocks)
+        } else {
+            blocks.iter_mut().zip(chunk).for_each(|(block, pfn)| *block = (*pfn, order));
+            chunk.len()
+        };
+        self.give_all::<false>(zone, n, |i| blocks[i], order, refused);
     }
 
     /// Gives `n` blocks, made of such of `order`, area by area. Notes which of those could not be given, since some of
-    /// them is free already.
+    /// them is free already. `FRAMES`: all are single frames.
     #[inline(always)]
-    fn give_all(
+    fn give_all<const FRAMES: bool>(
         &self,
         zone: &Zone,
         n: usize,
@@ -226,6 +242,9 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         order: u32,
         refused: &mut Refused,
     ) {
+        if zone.nr_areas() == 1 {
+            return self.give_to::<FRAMES>(zone, 0, (0..n).map(block), order, refused);
+        }
         let all = u32::MAX >> (CHUNK - n);
         let mut todo = all;
         while todo != 0 {
@@ -233,7 +252,6 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             // Without branches: of blocks that were freed here and there nothing is foreseen.
             let also = |mask: u32, i| mask << 1 | u32::from(zone.area_of(block(i).0) == area);
             let mut here = match zone.nr_areas() {
-                1 => todo,
                 2 if todo != all => todo,
                 2 => {
                     // All of a chunk are to do yet, so the first of them is meant.
@@ -244,18 +262,37 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
                 _ => (0..n).rev().fold(0, also),
             };
             todo &= !here;
-            zone.with_area_uncounted(&self.p, &self.map, area, |a| {
-                while here != 0 {
-                    let i = here.trailing_zeros();
-                    here &= here - 1;
-                    let (pfn, joined) = block(i as usize);
-                    if a.give(pfn, joined).is_err() {
-                        // With the lock at hand: what is free already may be somebody's the next moment.
-                        give_parts(a, pfn, joined, order, refused);
-                    }
-                }
-            });
+            let next = || {
+                let i = (here != 0).then(|| here.trailing_zeros())?;
+                here &= here - 1;
+                Some(block(i as usize))
+            };
+            self.give_to::<FRAMES>(zone, area, iter::from_fn(next), order, refused);
         }
+    }
+
+    /// Gives blocks to one area.
+    #[inline(always)]
+    fn give_to<const FRAMES: bool>(
+        &self,
+        zone: &Zone,
+        area: usize,
+        blocks: impl Iterator<Item = (u32, u32)>,
+        order: u32,
+        refused: &mut Refused,
+    ) {
+        zone.with_area_uncounted(&self.p, &self.map, area, |a| {
+            if FRAMES {
+                a.give_frames(blocks.map(|(pfn, _)| pfn), |pfn| refused.push(pfn));
+                return;
+            }
+            for (pfn, joined) in blocks {
+                if a.give(pfn, joined).is_err() {
+                    // With the lock at hand: what is free already may be somebody's the next moment.
+                    give_parts(a, pfn, joined, order, refused);
+                }
+            }
+        });
     }
 
     #[cold]

@@ -162,10 +162,10 @@ const MERGED: [u64; BLOCK_ORDERS] = {
 pub(crate) struct Word(u64);
 
 impl Word {
-    /// Whether nothing is free, or the pageblock is whole.
+    /// Whether nothing is free, or the pageblock is whole: then it is in no bin.
     #[inline(always)]
     pub(crate) const fn is_empty(self) -> bool {
-        self.0 & COUNTS == 0
+        self.bin() == 0
     }
 
     /// Maximal free blocks of `order`.
