@@ -66,7 +66,7 @@ pub struct Config {
     pub lowmem_reserve_ratio: [u32; MAX_NR_ZONES],
     /// Distance between two nodes; 10 is local.
     pub distance: fn(usize, usize) -> u32,
-    /// Areas (locks) that a zone is divided into at most; `None` for one for each CPU, of 32 pageblocks at least.
+    /// Areas (locks) that a zone is divided into at most; `None` for one for each CPU, of 16 pageblocks at least.
     /// Their number is a power of two, and 32 at most; each has room for a block of the largest order.
     pub areas: Option<usize>,
     /// Flags that requests may use at first (`gfp_allowed_mask`) \[G1\].
@@ -202,15 +202,17 @@ struct Plan {
 /// How many areas a zone of so many frames has, and the pageblocks of a region of it as a power of two.
 fn dealt_out(frames: u32, cpus: usize, config: &Config) -> (usize, u32) {
     /// Pageblocks worth an area, and the regions that each has at least where they can be so small.
-    const WORTH: u32 = 32;
+    const WORTH: u32 = 16;
     const EACH: u32 = 4;
+    /// The smallest region: as many pageblocks as have their descriptors in one cache line, which is then one area's.
+    const LINE: u32 = (64 / size_of::<Pageblock>()).ilog2();
     let blocks = frames >> PAGEBLOCK_ORDER;
     let areas = config.areas.unwrap_or((blocks / WORTH) as usize);
     let areas = areas.clamp(1, MAX_AREAS);
     // A power of two, if that is one for each CPU or less than there may be.
     let areas = (1 << areas.ilog2()).min(cpus.max(1).next_power_of_two());
     let enough = |shift: &u32| areas == 1 || blocks >> shift >= EACH * areas as u32;
-    let smallest = config.max_order - PAGEBLOCK_ORDER;
+    let smallest = (config.max_order - PAGEBLOCK_ORDER).max(LINE);
     let shift = (smallest..=MAX_REGION_SHIFT).rev().find(enough).unwrap_or(smallest);
     // None without a region.
     (areas.min(1 << (blocks >> shift).max(1).ilog2()), shift)

@@ -1,5 +1,6 @@
 //! Zones and nodes \[Z1, Z3, Z5\]: what lies where, and in which order requests look.
 
+mod areas;
 mod fallback;
 mod layouts;
 mod list_sizes;

@@ -280,10 +280,11 @@ impl Pcp {
         self.last.load(Relaxed) as usize
     }
 
-    /// Notes in which area something was found: those before it have nothing, and are not asked again soon.
+    /// Notes in which area something was found, and which was asked first: from that one on those before it have nothing, and
+    /// are not asked again soon.
     #[inline(always)]
-    pub(crate) fn note_area(&self, found: usize) {
-        if found != self.area() {
+    pub(crate) fn note_area(&self, first: usize, found: usize) {
+        if found != first {
             self.last.store(found as u32, Relaxed);
         }
     }
