@@ -464,8 +464,8 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return None;
         }
         let pcp = self.p.this_cpu().and_then(|cpu| self.pcp_of(cpu.id(), zone.slot));
-        let supply = self.limits[zone.slot].supply(zone);
-        let home = pcp.map_or(0, |pcp| Self::first_area(supply, pcp));
+        let supply = || self.limits[zone.slot].supply(zone);
+        let home = pcp.map_or(0, |pcp| Self::first_area(supply(), pcp));
         let pfn = self.marked(Path::BuddyAlloc, || take(home))?;
         self.count(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
         self.count(VmEvent::PcpBypass, 1);

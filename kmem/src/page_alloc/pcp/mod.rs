@@ -110,6 +110,7 @@ impl Limits {
     }
 
     /// What a zone with these limits has left.
+    #[inline]
     pub(crate) fn supply(&self, zone: &Zone) -> Supply {
         match zone.pressed.load(Relaxed) {
             0 if zone.free_frames() >= zone.high_mark() + self.all / 2 => Supply::Plenty,
