@@ -212,6 +212,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         ((chunk.len() - refused.nr) as u64) << order
     }
 
+    /// The same of larger blocks, or with neighbours joined.
     #[inline(never)]
     fn give_blocks(
         &self,
