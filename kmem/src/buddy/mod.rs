@@ -33,7 +33,7 @@
 //! bounded by constants \[P8\]: at most 3 steps of merging beyond a word, 8 words searched, one scan of a 10-bit mask per
 //! mobility.
 //! A zone's regions are dealt out over several areas, each with its own lock, so that CPUs working on
-//! their own frames do not meet (`zone::Zone::areas`). While the zone has little left all take from the first area, so that
+//! their own frames do not meet (`zone::Zone::areas`). While the zone is short all take from the first area, so that
 //! what is free elsewhere stays whole.
 //!
 //! How many blocks of which order there are is nobody's to keep: `/proc/buddyinfo` sums the descriptors, a region at a

@@ -222,7 +222,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let mt = *MigrateType::ALL.get(r.mt)?;
         let counters = self.counters_of(cpu);
         let before = cpu.set_path(Path::BuddyAlloc);
-        let first = Self::first_area(self.limits[zone.slot].supply(zone), pcp);
+        let first = Self::first_area(zone, pcp);
         let page = zone.areas_from(first).find_map(|n| {
             zone.with_area(&self.p, &self.map, n, |area| {
                 let pfn = if order >= PAGEBLOCK_ORDER {

@@ -10,7 +10,7 @@
 
 use super::{
     GATE_INIT_ALLOC, Owned, PageAllocator,
-    pcp::{ListId, Pcp, Supply},
+    pcp::{ListId, Pcp},
     slow::Reclaim,
 };
 use crate::{
@@ -380,7 +380,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         let need =
             if supply.is_little() { want.min(want.div_ceil(2).max(need as u32)) } else { want };
         let mut got = 0;
-        let first = Self::first_area(supply, pcp);
+        let first = Self::first_area(zone, pcp);
         for n in zone.areas_from(first) {
             got = zone.with_area(&self.p, &self.map, n, |area| {
                 let mut end = pcp.refill(list, want);
@@ -424,11 +424,11 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
         pcp.pop_hot(list)
     }
 
-    /// The area to look in first: the CPU's own, or the one that had something last. Where the zone has little left all CPUs
-    /// take from the same: what is left is kept together.
+    /// The area to look in first: the CPU's own, or the one that had something last. All CPUs take from the same while
+    /// the zone is short: what is left is kept together.
     #[inline(always)]
-    pub(super) fn first_area(supply: Supply, pcp: &Pcp) -> usize {
-        if supply.is_little() { 0 } else { pcp.area() }
+    pub(super) fn first_area(zone: &Zone, pcp: &Pcp) -> usize {
+        if zone.pressed.load(Relaxed) != 0 { 0 } else { pcp.area() }
     }
 
     /// Takes a block from another mobility's pageblocks.
@@ -464,8 +464,7 @@ impl<P: Platform, R: Reclaim> PageAllocator<P, R> {
             return None;
         }
         let pcp = self.p.this_cpu().and_then(|cpu| self.pcp_of(cpu.id(), zone.slot));
-        let supply = || self.limits[zone.slot].supply(zone);
-        let home = pcp.map_or(0, |pcp| Self::first_area(supply(), pcp));
+        let home = pcp.map_or(0, |pcp| Self::first_area(zone, pcp));
         let pfn = self.marked(Path::BuddyAlloc, || take(home))?;
         self.count(VmEvent::pgalloc(zone.zone_type()), 1 << r.order);
         self.count(VmEvent::PcpBypass, 1);

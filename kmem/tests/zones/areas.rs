@@ -1,6 +1,6 @@
 //! Areas of a zone \[P8\]: where CPUs take from, each in its own or all in the same.
 
-use super::{MOVABLE, on_lists};
+use super::{MOVABLE, on_lists, press};
 use kmem::{Config, Gfp, Pfn, ZoneType, context::Task};
 use kmem_hosted::Shape;
 use kmem_test_support::{MIB, Rig};
@@ -72,30 +72,19 @@ fn what_one_area_has_not_another_has() {
     rig.assert_conserved();
 }
 
-/// Takes all but one pageblock of either of two areas.
-fn leave_little(rig: &Rig) -> Vec<(Pfn, u32)> {
-    let kept = |pfn: u32| pfn == 0 || pfn == REGION;
-    let all = (0..64 << 8).step_by(1 << 9).filter(|pfn| !kept(*pfn));
-    let taken = all.filter(|pfn| rig.alloc_pages_at(Pfn(*pfn), 9, MOVABLE).is_ok());
-    taken.map(|pfn| (Pfn(pfn), 9)).collect()
-}
-
 #[test]
-fn where_little_is_left_all_take_from_the_same_area() {
+fn while_a_zone_is_short_all_take_from_the_same_area() {
     let rig = Rig::flat();
-    let held = rig.run(|_| leave_little(&rig));
     let zone = rig.zone(ZoneType::Normal);
-    let (free, low) = (zone.free_frames(), zone.watermarks().low);
-    assert!(free > low + 256, "{free} frames are not under pressure, low is {low}");
-    let (seen, some) = regions(&rig, 2, 8, 16);
+    let marks = rig.run(|_| press(&rig, zone));
+    rig.drain_all_pages();
+    let (seen, held) = regions(&rig, 2, 8, 16);
     // The areas have the regions in turn.
     assert!(seen.iter().flatten().all(|region| region % 2 == 0), "{seen:?}");
-    rig.run(|_| {
-        rig.release(some);
-        rig.release(held);
-    });
+    rig.set_watermarks(zone, marks);
+    rig.run(|_| rig.release(held));
     rig.drain_all_pages();
-    // With plenty each is back to its own.
+    // Then each is back to its own.
     let (seen, held) = regions(&rig, 2, 8, 64);
     assert!(seen[0].is_disjoint(&seen[1]), "{seen:?}");
     rig.run(|_| rig.release(held));
