@@ -39,7 +39,8 @@ fn interrupt(m: &Kmem<Hosted>, atomic: Atomic<'_>, pages: [&Page; 2], n: u64) {
     .unwrap();
 }
 
-/// The paths of high memory, and how long the storm lasts at most until an interrupt has landed in each.
+/// The paths of high memory, and how long the storm lasts at most until an interrupt has landed in each and a task that
+/// had run has slept.
 const PATHS: [Path; 2] = [Path::Kmap, Path::KmapLocal];
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -90,7 +91,8 @@ fn storm(rig: Rig) {
                 let work = |process: &mut _| {
                     let begin = Instant::now();
                     let mut round = 0_usize;
-                    let shown = || PATHS.iter().all(|path| landed(rig, *path) > 0);
+                    let slept = || rig.audit_highmem().unwrap().slept > TASKS as u64;
+                    let shown = || PATHS.iter().all(|path| landed(rig, *path) > 0) && slept();
                     while begin.elapsed() < Duration::from_millis(400)
                         || (!shown() && begin.elapsed() < PATIENCE)
                     {
