@@ -133,6 +133,12 @@ impl MemMap {
         (self.base, self.base + self.pages.len() as u32)
     }
 
+    /// Index into the pageblock tables for a frame known to be of the map.
+    #[inline(always)]
+    pub(crate) fn index(&self, pfn: u32) -> u32 {
+        (pfn >> PAGEBLOCK_ORDER) - self.base_block()
+    }
+
     /// Index into the pageblock tables; `None` outside the map.
     #[inline(always)]
     pub(crate) fn block_index(&self, pfn: u32) -> Option<usize> {

@@ -157,7 +157,7 @@ impl<'a> Area<'a> {
     /// Table index of a frame's pageblock. Callers pass frames of the zone only.
     #[inline(always)]
     fn index(&self, pfn: u32) -> u32 {
-        (pfn >> PAGEBLOCK_ORDER) - self.map.base_block()
+        self.map.index(pfn)
     }
 
     #[inline(always)]
@@ -373,7 +373,7 @@ impl<'a> Area<'a> {
     /// As [`give_broken`](Self::give_broken), in the map given; the frames are still to be counted.
     #[inline(always)]
     fn give_uncounted(&mut self, map: &MemMap, pfn: u32, order: u32) -> Result<(), AlreadyFree> {
-        let index = (pfn >> PAGEBLOCK_ORDER) - map.base_block();
+        let index = map.index(pfn);
         let (block, bits) = map.pageblock(index);
         let word = block.word();
         // A pageblock with free bits is broken; only one without any can be whole.

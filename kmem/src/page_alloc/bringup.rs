@@ -204,7 +204,8 @@ fn dealt_out(frames: u32, cpus: usize, config: &Config) -> (usize, u32) {
     /// Pageblocks worth an area, and the regions that each has at least where they can be so small.
     const WORTH: u32 = 16;
     const EACH: u32 = 4;
-    /// The smallest region: as many pageblocks as have their descriptors in one cache line, which is then one area's.
+    /// The smallest region: as many pageblocks as have their descriptors in one cache line, which is then one area's if the
+    /// map begins with a multiple of that, as memory mostly does.
     const LINE: u32 = (64 / size_of::<Pageblock>()).ilog2();
     let blocks = frames >> PAGEBLOCK_ORDER;
     let areas = config.areas.unwrap_or((blocks / WORTH) as usize);

@@ -59,7 +59,7 @@ fn cpus_with_less_share_an_area() {
     rig.assert_conserved();
 }
 
-/// A CPU whose area has nothing takes from the other's, and what it frees goes back there.
+/// A CPU whose area has nothing takes from the other's, and what is freed goes back to where it came from.
 #[test]
 fn what_one_area_has_not_another_has() {
     let rig = Rig::flat();
@@ -97,20 +97,20 @@ proptest! {
     /// What lies on one CPU's list may be of any area, in any order: all of it goes back where it came from.
     #[test]
     fn lists_of_frames_of_several_areas_are_drained(
-        (cpus, areas) in prop_oneof![Just((2, 2)), Just((4, 4)), Just((8, 8))],
+        areas in prop_oneof![Just(2), Just(4), Just(8)],
         order in 0u32..=4,
         picks in prop::collection::vec(any::<prop::sample::Index>(), 1..200),
     ) {
-        let shape = Shape::no_dma(areas * 32 * MIB).cpus(cpus);
+        let shape = Shape::no_dma(areas as u64 * 32 * MIB).cpus(areas);
         let rig = Rig::new(shape, Config::default());
         let mut held = Vec::new();
-        for cpu in 0..cpus {
+        for cpu in 0..areas {
             rig.on(cpu, &Task::new(), |_| {
                 held.extend((0..64).map(|_| rig.take(MOVABLE, order).unwrap()));
             });
         }
         let regions: HashSet<_> = held.iter().map(|(pfn, _)| pfn.0 / REGION).collect();
-        prop_assert!(regions.len() >= cpus, "{:?}", regions);
+        prop_assert!(regions.len() >= areas, "{:?}", regions);
         rig.run(|_| {
             let mut picked = Vec::new();
             for pick in &picks {
